@@ -1,0 +1,74 @@
+"""What an encoder is: a frozen spec, which loads into an object that turns payloads into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import pydantic
+
+from features.fingerprint import Execution, Spec, fingerprint
+
+Kind = Literal["text", "image", "audio"]
+
+
+class Encoder(Protocol):
+    """A loaded encoder: a pure function of its spec and weights.
+
+    `prepare` runs one payload at a time, in several threads at once and ahead of `encode`;
+    it takes what `features.payloads` decodes for the kind — text: `str`; image: uint8
+    `[H, W, 3]` RGB; audio: `Sound` (float32 `[channels, T]` in -1..1, and the rate in Hz) —
+    and raises ValueError, with a reason for a person, for a payload it cannot use.
+    """
+
+    dim: int
+    """Width D of an embedding."""
+
+    def prepare(self, payload: Any) -> Any:
+        """One decoded payload → what `encode` takes one of."""
+
+    def size(self, prepared: Any) -> int:
+        """How long one prepared payload is; batches are formed of rows of like size."""
+
+    def encode(self, batch: list[Any]) -> np.ndarray:
+        """B prepared payloads → float32 `[B, D]`, finite, row by row independent."""
+
+
+class EncoderSpec(Spec):
+    """Base of all encoder specs. A subclass is one encoder's name, options and loader.
+
+    A subclass gives `type` a `Literal` (its name in YAML), sets `kind`, and implements
+    `load`; one with weights implements `weights` too.
+    """
+
+    kind: ClassVar[Kind]
+    version: ClassVar[int] = 1
+    """Raised by one whenever the code changes in a way that can change a result."""
+    tolerance: ClassVar[float] = 1e-5
+    """How far a row may differ (absolute) when it is batched with other neighbours."""
+
+    type: str
+    dtype: Literal["float16", "float32"] = "float16"
+    """Type in which the embeddings are stored; computing is done in the encoder's precision."""
+    batch_size: Annotated[int, Execution, pydantic.Field(ge=1)] = 64
+    """Rows per forward pass at most. It does not enter the fingerprint."""
+
+    def weights(self) -> Mapping[str, str]:
+        """Content hash of each file of weights and configuration, by name; empty if there are none."""
+        return {}
+
+    def load(self) -> Encoder:
+        """Load the weights and return the encoder. Slow; called once a process."""
+        raise NotImplementedError(f"{type(self).__name__} has no load(); an encoder needs one")
+
+    def fingerprint(self) -> str:
+        """Identity of this encoder: type, version, options that matter, content of the weights."""
+        return fingerprint(
+            {
+                "encoder": self.type,
+                "version": self.version,
+                "options": self.identity(),
+                "weights": dict(self.weights()),
+            }
+        )

@@ -1,0 +1,94 @@
+"""What a dataset is and how its modalities are encoded: the `dataset` and `features` of the YAML."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import pydantic
+
+from features.encoders import EncoderField
+from features.fingerprint import Execution, Spec
+
+SPLITS = ("train", "validation", "test")
+"""The names of the splits, as they stand in a split column."""
+
+Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+class SplitSpec(Spec):
+    """How samples are divided: by a column that says so, or by a hash of a group's name.
+
+    Give `column`, or `group` with the two shares. A group (a speaker, a patient, a document)
+    is never divided between splits; `group` may be the id column if all samples are independent.
+    """
+
+    column: str | None = None
+    """Column that holds `train`, `validation` or `test`; a sample with null is not used."""
+    group: str | None = None
+    """Column whose value decides, by its hash, the split of all samples that share it."""
+    validation: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
+    """Expected share of groups in the validation split (with `group`)."""
+    test: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
+    """Expected share of groups in the test split (with `group`)."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.column is None) == (self.group is None):
+            raise ValueError("give either `column` or `group`, one of the two")
+        if self.validation + self.test >= 1:
+            raise ValueError("`validation` and `test` together leave nothing to train on")
+        return self
+
+
+class ShardSize(Spec):
+    """How many consecutive samples a shard holds.
+
+    Boundaries fall where the hash of a sample's id says so, on average every `target` samples
+    after the first `min`, and at `max` at the latest; so an inserted sample moves the
+    boundaries near it and no others.
+    """
+
+    min: Annotated[int, pydantic.Field(ge=1)] = 1024
+    target: Annotated[int, pydantic.Field(ge=1)] = 3072
+    max: Annotated[int, pydantic.Field(ge=1)] = 16384
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min <= self.target <= self.max:
+            raise ValueError("`min`, `target` and `max` must not decrease in that order")
+        return self
+
+
+class DatasetSpec(Spec):
+    """The user's table: where it is, what identifies a sample, and how it is divided."""
+
+    path: str
+    """A file, a folder of files or a glob; relative to the folder of the YAML file."""
+    format: Literal["parquet", "csv", "jsonl"] | None = None
+    """Format of the files; taken from their names if it is not given."""
+    id: str = "sample_id"
+    """Column of unique ids, text or integers."""
+    split: SplitSpec
+    slices: tuple[str, ...] = ()
+    """Columns by whose values the results are broken down (language, device, ward)."""
+    max_bad_fraction: Annotated[float, Execution, pydantic.Field(ge=0, le=1)] = 0.01
+    """Largest share of a modality's payloads that may be bad before the job fails (exit code 4)."""
+    payload_key: Literal["stat", "content"] = "stat"
+    """What stands for a payload behind a URI: its name, size and time of change, or its bytes.
+
+    `content` reads every file each time; an inline payload always stands for itself."""
+    shard_rows: ShardSize = ShardSize()
+    """Size of the shards, in samples."""
+
+    @pydantic.field_validator("split", mode="before")
+    @classmethod
+    def _column_for_short(cls, value: object) -> object:
+        return {"column": value} if isinstance(value, str) else value
+
+
+class FeatureSpec(Spec):
+    """One modality: the column of its payloads, and the encoder that embeds them."""
+
+    column: str
+    """Column of payloads: text, bytes, or paths and URIs (relative to the table's folder)."""
+    encoder: EncoderField

@@ -1,0 +1,137 @@
+"""One folder of immutable files: list, read, write once, replace a pointer.
+
+All paths are relative, with `/` between parts, and mean the same on disk and in a bucket:
+there are no folders to make, and nothing is visible before it is whole. A `Storage` holds
+only its root, so it travels to workers as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.fs
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+class Storage(Protocol):
+    """A place for files that are written whole, once. Errors of the medium are OSError."""
+
+    root: str
+
+    def list(self, folder: str) -> set[str]:
+        """Names of the files directly in a folder; empty if there is none. One listing."""
+
+    def exists(self, path: str) -> bool:
+        """Whether a whole file is there."""
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes; FileNotFoundError if it is not there."""
+
+    def open(self, path: str) -> pa.NativeFile:
+        """A file to seek and read in, for Parquet."""
+
+    def write_once(self, path: str, data: bytes | pa.Buffer) -> bool:
+        """Write a whole file if it is not there; False if it was, and then nothing is touched."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a whole file, over an older one if there is one: for pointers only."""
+
+    def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """The pyarrow filesystem and the root within it, for libraries that write themselves."""
+
+
+class LocalStorage:
+    """A folder on a disk that all workers share; made when the first file is written.
+
+    A file is written beside its place under a temporary name, flushed to the disk and
+    hard-linked to its name, which fails if that is taken: of several writers one wins, and
+    a reader sees nothing or the whole.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(root)
+
+    def list(self, folder: str) -> set[str]:
+        try:
+            with os.scandir(self._at(folder)) as entries:
+                return {
+                    entry.name
+                    for entry in entries
+                    if entry.is_file() and not entry.name.endswith(TEMPORARY_SUFFIX)
+                }
+        except FileNotFoundError:
+            return set()
+
+    def exists(self, path: str) -> bool:
+        return os.path.isfile(self._at(path))
+
+    def read(self, path: str) -> bytes:
+        return Path(self._at(path)).read_bytes()
+
+    def open(self, path: str) -> pa.NativeFile:
+        return pa.OSFile(self._at(path), "rb")
+
+    def write_once(self, path: str, data: bytes | pa.Buffer) -> bool:
+        target = self._at(path)
+        if os.path.exists(target):
+            return False
+        temporary = self._write_temporary(target, data)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+        _flush_folder(os.path.dirname(target))
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        target = self._at(path)
+        os.replace(self._write_temporary(target, data), target)
+        _flush_folder(os.path.dirname(target))
+
+    def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        return pyarrow.fs.LocalFileSystem(), self.root
+
+    def _at(self, path: str) -> str:
+        return os.path.join(self.root, path)
+
+    @staticmethod
+    def _write_temporary(target: str, data: bytes | pa.Buffer) -> str:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        temporary = f"{target}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+        return temporary
+
+
+def open_storage(root: str) -> Storage:
+    """The storage at a root: a folder's path. ValueError for a scheme that is not supported."""
+    scheme, separator, _ = root.partition("://")
+    if separator and scheme != "file":
+        raise ValueError(
+            f"{root!r}: a store on {scheme}:// is not supported; give the path of a folder "
+            "that all workers share"
+        )
+    return LocalStorage(root.removeprefix("file://"))
+
+
+def _flush_folder(folder: str) -> None:
+    """Make a new name in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
