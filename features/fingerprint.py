@@ -8,14 +8,16 @@ out. What has no canonical form (a lambda, an object with a default repr) is ref
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pydantic
+from pydantic_core import PydanticCustomError
 
 DIGEST_BYTES = 16
 
@@ -31,6 +33,24 @@ class Spec(pydantic.BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            for name in value:
+                if name not in cls.model_fields:
+                    allowed = sorted(cls.model_fields)
+                    raise PydanticCustomError(
+                        "unknown_field",
+                        "unknown field; {hint}allowed: {allowed}",
+                        {
+                            "field": name,
+                            "hint": nearest_hint(str(name), allowed),
+                            "allowed": ", ".join(allowed),
+                        },
+                    )
+        return value
+
     def identity(self) -> dict[str, Any]:
         """The fields that can change a result, by name."""
         return {
@@ -38,6 +58,12 @@ class Spec(pydantic.BaseModel):
             for name, field in type(self).model_fields.items()
             if Execution not in field.metadata
         }
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? ` for the known name nearest to a wrong one; empty if none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""
 
 
 def fingerprint(value: object) -> str:

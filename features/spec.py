@@ -1,4 +1,4 @@
-"""What a dataset is and how its modalities are encoded: the `dataset` and `features` of the YAML."""
+"""A dataset and how its modalities are encoded: the `dataset` and `features` of the YAML."""
 
 from __future__ import annotations
 

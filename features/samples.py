@@ -1,0 +1,321 @@
+"""The table → sample shards: ids, targets, splits, slices and what stands for each payload.
+
+Shard boundaries follow the hash of the sample's id alone, so that all modalities share them
+and neither a changed payload nor a changed label moves them. A scan costs one pass over the
+table, one `stat` a payload behind a URI, and 24 bytes of memory a row to prove that the ids
+are unique.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features import payloads
+from features.encoders import Kind
+from features.fingerprint import DIGEST_BYTES, fingerprint, nearest_hint
+from features.sources import RowRange, Source, SourceError
+from features.spec import SPLITS, DatasetSpec, ShardSize, SplitSpec
+
+KEY = pa.binary(DIGEST_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PayloadColumn:
+    """Where a modality's payloads stand in the table, and what they are."""
+
+    column: str
+    kind: Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleShard:
+    """A run of consecutive samples."""
+
+    fingerprint: str
+    """Hash of all that the shard's file holds."""
+    rows: int
+    ranges: tuple[RowRange, ...]
+    """Where the samples stand in the source."""
+    keys: Mapping[str, str]
+    """Per modality with at least one payload here: hash of the payload keys, in order."""
+    payloads: Mapping[str, int]
+    """Per modality: how many payloads are not missing."""
+
+    @property
+    def path(self) -> str:
+        return f"samples/{self.fingerprint}.parquet"
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    """Rows that wait for the end of their shard."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    ranges: list[RowRange] = field(default_factory=list)
+    rows: int = 0
+
+
+def scan_samples(
+    source: Source,
+    *,
+    dataset: DatasetSpec,
+    payload_columns: Mapping[str, PayloadColumn],
+    target: str | None,
+) -> Iterator[tuple[SampleShard, pa.Table]]:
+    """Read the table in order and yield its sample shards, each with its rows.
+
+    The rows' columns are `sample_id`, `split`, `target.<column>`, `slice.<column>` and
+    `key.<modality>`. Raises SourceError for a null or repeated id and an unknown split;
+    repeated ids are found at the end of the scan.
+    """
+    names = [dataset.id, *dataset.slices, *(c.column for c in payload_columns.values())]
+    names += [name for name in (target, dataset.split.column, dataset.split.group) if name]
+    columns = list(dict.fromkeys(names))
+    text = [name for name in columns if name != target]
+    id_hashes: list[np.ndarray] = []
+    pending = _Pending()
+    rows_before = 0
+    for chunk in source.scan(columns=columns, text=text):
+        ids = _ids(chunk.table[dataset.id], name=dataset.id, first_row=rows_before)
+        digests = [hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids.to_pylist()]
+        hashes = np.frombuffer(b"".join(digests), dtype="<u8")
+        id_hashes.append(hashes)
+        rows = _sample_rows(
+            chunk.table,
+            ids=ids,
+            dataset=dataset,
+            payload_columns=payload_columns,
+            target=target,
+            folder=source.folder,
+        )
+        start = 0
+        for stop, ends in _cut(hashes, size=dataset.shard_rows, pending_rows=pending.rows):
+            pending.tables.append(rows.slice(start, stop - start))
+            pending.ranges.append(
+                RowRange(
+                    file=chunk.file, start=chunk.first_row + start, stop=chunk.first_row + stop
+                )
+            )
+            pending.rows += stop - start
+            start = stop
+            if ends:
+                yield _finish(pending, modalities=payload_columns)
+                pending = _Pending()
+        rows_before += chunk.table.num_rows
+    if pending.rows:
+        yield _finish(pending, modalities=payload_columns)
+    if rows_before == 0:
+        raise SourceError(f"{source.files[0]}: the table has no rows")
+    _refuse_repeated(np.concatenate(id_hashes), source=source, column=dataset.id)
+
+
+def payload_key(value: str | bytes, *, kind: Kind, folder: str, by: str = "stat") -> bytes:
+    """What stands for a payload: 16 bytes, equal only if the payload is.
+
+    An inline payload (text, or bytes) stands for itself. One behind a URI is known by the
+    URI as the table gives it, its size and its time of change (`by="stat"`), or by its bytes
+    (`by="content"`); a file that is not there has a key too, another than when it is.
+    """
+    if isinstance(value, bytes):
+        return _hash(b"inline", value)
+    if kind == "text":
+        return _hash(b"inline", value.encode())
+    path = payloads.local_path(value, base=folder)
+    try:
+        if by == "content":
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(
+                    file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
+                )
+            return _hash(b"content", digest.digest())
+        status = os.stat(path)
+        return _hash(b"file", value.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return _hash(b"absent", value.encode())
+
+
+def split_of(group: str, *, split: SplitSpec) -> str:
+    """The split of a group: where the hash of its name falls in 0..1."""
+    digest = hashlib.blake2b(group.encode(), digest_size=8, person=b"split").digest()
+    place = int.from_bytes(digest, "little") / 2**64
+    if place < split.test:
+        return "test"
+    return "validation" if place < split.test + split.validation else "train"
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def _ids(column: pa.ChunkedArray, *, name: str, first_row: int) -> pa.Array:
+    ids = _as_text(column, name=name)
+    if ids.null_count:
+        row = first_row + pc.index(pc.is_null(ids), True).as_py()
+        raise SourceError(f"column {name!r}, row {row}: the id is null; every sample needs one")
+    return ids
+
+
+def _sample_rows(
+    table: pa.Table,
+    *,
+    ids: pa.Array,
+    dataset: DatasetSpec,
+    payload_columns: Mapping[str, PayloadColumn],
+    target: str | None,
+    folder: str,
+) -> pa.Table:
+    columns: dict[str, pa.Array] = {"sample_id": ids, "split": _splits(table, dataset=dataset)}
+    if target is not None:
+        columns[f"target.{target}"] = _plain(table[target])
+    for name in dataset.slices:
+        columns[f"slice.{name}"] = _as_text(table[name], name=name)
+    for modality, payload in payload_columns.items():
+        values = _plain(table[payload.column])
+        _check_payloads(values, column=payload.column, kind=payload.kind)
+        keys = [
+            None
+            if value is None
+            else payload_key(value, kind=payload.kind, folder=folder, by=dataset.payload_key)
+            for value in values.to_pylist()
+        ]
+        columns[f"key.{modality}"] = pa.array(keys, KEY)
+    return pa.table(columns)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """One array without a dictionary encoding."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array
+
+
+def _as_text(column: pa.ChunkedArray, *, name: str) -> pa.Array:
+    array = _plain(column)
+    try:
+        return array.cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise SourceError(f"column {name!r} holds {array.type}, not text or numbers") from error
+
+
+def _check_payloads(values: pa.Array, *, column: str, kind: Kind) -> None:
+    found = values.type
+    text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
+    if not (text or binary or pa.types.is_null(found)):
+        wanted = "text" if kind == "text" else "paths, URIs or bytes"
+        raise SourceError(f"column {column!r} holds {found}; {kind} payloads are {wanted}")
+
+
+def _splits(table: pa.Table, *, dataset: DatasetSpec) -> pa.Array:
+    if dataset.split.group is not None:
+        groups = _as_text(table[dataset.split.group], name=dataset.split.group)
+        return pa.array(
+            [None if g is None else split_of(g, split=dataset.split) for g in groups.to_pylist()],
+            pa.string(),
+        )
+    assert dataset.split.column is not None
+    splits = _as_text(table[dataset.split.column], name=dataset.split.column)
+    for found in pc.unique(splits).to_pylist():
+        if found is not None and found not in SPLITS:
+            raise SourceError(
+                f"column {dataset.split.column!r} holds {found!r}; {nearest_hint(found, SPLITS)}"
+                f"a split is one of {', '.join(SPLITS)}, or null for a sample that is not used"
+            )
+    return splits
+
+
+def _cut(hashes: np.ndarray, *, size: ShardSize, pending_rows: int) -> Iterator[tuple[int, bool]]:
+    """Ends (exclusive) of the shards' parts in a chunk, and whether the shard ends there."""
+    rows = pending_rows
+    candidates = hashes % np.uint64(size.target) == 0
+    for i, candidate in enumerate(candidates.tolist(), start=1):
+        rows += 1
+        if (candidate and rows >= size.min) or rows >= size.max:
+            yield i, True
+            rows = 0
+    if rows and len(hashes):
+        yield len(hashes), False
+
+
+def _finish(pending: _Pending, *, modalities: Sequence[str]) -> tuple[SampleShard, pa.Table]:
+    table = pa.concat_tables(pending.tables, promote_options="permissive").combine_chunks()
+    digests = {name: _column_digest(table[name]) for name in table.column_names}
+    payload_counts = {m: table.num_rows - table[f"key.{m}"].null_count for m in modalities}
+    shard = SampleShard(
+        fingerprint=fingerprint(
+            {"columns": digests, "types": [str(t) for t in table.schema.types]}
+        ),
+        rows=table.num_rows,
+        ranges=tuple(_joined(pending.ranges)),
+        keys={m: digests[f"key.{m}"] for m in modalities if payload_counts[m]},
+        payloads=payload_counts,
+    )
+    return shard, table
+
+
+def _joined(ranges: Sequence[RowRange]) -> Iterator[RowRange]:
+    """The ranges, with those that continue one another made one."""
+    current: RowRange | None = None
+    for following in ranges:
+        if current and (current.file, current.stop) == (following.file, following.start):
+            current = RowRange(file=current.file, start=current.start, stop=following.stop)
+            continue
+        if current:
+            yield current
+        current = following
+    if current:
+        yield current
+
+
+def _column_digest(column: pa.ChunkedArray) -> str:
+    """Hash of a column's values and nulls, whatever its chunks and buffers are."""
+    array = _plain(column)
+    nulls = np.packbits(array.is_null().to_numpy(zero_copy_only=False))
+    values = array if pa.types.is_fixed_size_binary(array.type) else array.cast(pa.string())
+    values = pc.fill_null(values.cast(pa.binary()), b"")
+    lengths = pc.binary_length(values).to_numpy()
+    data = b"".join(values.to_pylist())
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in (len(array).to_bytes(8, "little"), nulls, lengths.astype("<i4"), data):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _refuse_repeated(hashes: np.ndarray, *, source: Source, column: str) -> None:
+    """Raise SourceError, with ids and rows, if an id stands in two rows."""
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    if not len(same):
+        return
+    suspects = sorted({int(row) for place in same for row in order[place : place + 2]})
+    wanted = set(suspects)
+    rows_by_id: dict[str, list[int]] = {}
+    row = 0
+    for chunk in source.scan(columns=[column], text=[column]):
+        for value in _as_text(chunk.table[column], name=column).to_pylist():
+            if row in wanted:
+                rows_by_id.setdefault(value, []).append(row)
+            row += 1
+    repeated = {value: rows for value, rows in rows_by_id.items() if len(rows) > 1}
+    if not repeated:
+        return
+    shown = [f"{value!r} in rows {', '.join(map(str, rows))}" for value, rows in repeated.items()]
+    more = f", and {len(shown) - 5} more" if len(shown) > 5 else ""
+    raise SourceError(
+        f"column {column!r}: ids must be unique, but {'; '.join(shown[:5])}{more} "
+        "(rows are counted from 0)"
+    )
