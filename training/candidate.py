@@ -1,0 +1,238 @@
+"""Fitted candidates in the store: what identifies one, and how it is written and read.
+
+    candidates/<candidate>/model.safetensors     weights, with the input statistics
+    candidates/<candidate>/predictions.parquet   answers for the labelled evaluation rows
+    candidates/<candidate>/record.json           everything else; written last: it is done
+
+Planning and reading records imports no torch, so that a run with nothing to do costs little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from features.fingerprint import fingerprint
+from features.store import Snapshot, Store, parquet_bytes
+from training.spec import CandidateSpec, InputSpec, TaskSpec, TrainingSpec, parse_candidate
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+MODEL_FILE = "model.safetensors"
+PREDICTIONS_FILE = "predictions.parquet"
+RECORD_FILE = "record.json"
+FORMAT = 1
+"""Raised by one whenever training's code changes in a way that can change a result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRecord:
+    """All that is known of a fitted (or failed) candidate, but its weights and predictions."""
+
+    fingerprint: str
+    name: str
+    spec: Mapping[str, Any]
+    """The candidate's spec, as JSON."""
+    training: Mapping[str, Any]
+    task: Mapping[str, Any]
+    snapshot: str
+    part: str
+    """Identity of the samples and modalities that the candidate has seen."""
+    classes: Sequence[Any]
+    """The labels as they stand in the table; a class index is a place in this list."""
+    modalities: Mapping[str, Mapping[str, Any]]
+    """Per modality: `kind`, `dim` and `encoder_fingerprint`."""
+    parameters: int
+    status: Literal["fitted", "failed"]
+    failure: Mapping[str, Any] | None
+    """`reason`, `epoch`, `step`, `learning_rate` and the batch's `sample_ids`."""
+    best_epoch: int | None
+    epochs: Sequence[Mapping[str, Any]]
+    """Per epoch: `epoch`, `train_loss`, `validation_loss`, `validation_accuracy` (None for an
+    alignment), `learning_rate`, `seconds`."""
+    seconds: float
+    workers: int
+    metrics: Mapping[str, Mapping[str, float]] | None
+    """Per split: `accuracy`, `loss` (negative log likelihood), `top_3_accuracy`, `rows`."""
+    retrieval: Sequence[Mapping[str, Any]] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCandidate:
+    """A candidate over a snapshot, with its record if it has been fitted."""
+
+    spec: CandidateSpec
+    fingerprint: str
+    modalities: tuple[str, ...]
+    record: CandidateRecord | None
+
+
+def candidate_fingerprint(
+    spec: CandidateSpec, *, snapshot: Snapshot, task: TaskSpec, training: TrainingSpec
+) -> str:
+    """Identity of a fitted candidate: its name and the number of workers do not enter it."""
+    modalities = spec.resolved_modalities(tuple(snapshot.modalities))
+    return fingerprint(
+        {
+            "format": FORMAT,
+            "version": spec.version,
+            "candidate": spec.model_copy(update={"modalities": modalities}),
+            "task": task,
+            "training": training,
+            "data": snapshot.part(modalities=modalities),
+        }
+    )
+
+
+def plan_candidates(
+    store: Store,
+    *,
+    snapshot: Snapshot,
+    task: TaskSpec,
+    candidates: Sequence[CandidateSpec],
+    training: TrainingSpec,
+) -> list[PlannedCandidate]:
+    """What is fitted and what is not, in the order given; a record bears its present name."""
+    planned = []
+    for spec in candidates:
+        name = candidate_fingerprint(spec, snapshot=snapshot, task=task, training=training)
+        record = read_record(store, name)
+        planned.append(
+            PlannedCandidate(
+                spec=spec,
+                fingerprint=name,
+                modalities=spec.resolved_modalities(tuple(snapshot.modalities)),
+                record=record and dataclasses.replace(record, name=spec.name),
+            )
+        )
+    return planned
+
+
+def candidate_path(fingerprint: str, file: str) -> str:
+    """Where a file of a candidate lies in the store."""
+    return f"candidates/{fingerprint}/{file}"
+
+
+def read_record(store: Store, fingerprint: str) -> CandidateRecord | None:
+    """The record of a candidate that is done; None if there is none."""
+    try:
+        text = store.storage.read(candidate_path(fingerprint, RECORD_FILE))
+    except FileNotFoundError:
+        return None
+    return parse_record(text)
+
+
+def parse_record(text: str | bytes) -> CandidateRecord:
+    """The record that JSON text holds."""
+    return CandidateRecord(**json.loads(text))
+
+
+def read_predictions(store: Store, fingerprint: str) -> pa.Table:
+    """The answers of a fitted candidate for all labelled validation and test rows.
+
+    Columns: `row` (int64, within the snapshot), `split`, `target` (int32 class index),
+    `probabilities` (fixed-size list of float32 `[C]`), and for each modality, if there are
+    several, `without.<modality>`: the probabilities with that modality taken away.
+    """
+    return store.read_table(candidate_path(fingerprint, PREDICTIONS_FILE))
+
+
+def write_candidate(
+    store: Store,
+    record: CandidateRecord,
+    *,
+    model: nn.Module | None = None,
+    predictions: pa.Table | None = None,
+) -> bool:
+    """Write a candidate's files, the record last; False if it was done already.
+
+    Weights and predictions that an attempt left without a record are written over.
+    """
+    path = candidate_path(record.fingerprint, RECORD_FILE)
+    if store.storage.exists(path):
+        return False
+    if model is not None:
+        weights = model_bytes(model)
+        store.storage.replace(candidate_path(record.fingerprint, MODEL_FILE), weights)
+    if predictions is not None:
+        body = parquet_bytes(predictions).to_pybytes()
+        store.storage.replace(candidate_path(record.fingerprint, PREDICTIONS_FILE), body)
+    text = json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    return store.storage.write_once(path, (text + "\n").encode())
+
+
+def model_bytes(model: nn.Module) -> bytes:
+    """A model's weights and buffers as a safetensors file."""
+    import safetensors.torch
+
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def load_model(store: Store, fingerprint: str) -> nn.Module:
+    """A fitted candidate's model from the store, ready to answer."""
+    record = read_record(store, fingerprint)
+    if record is None:
+        raise FileNotFoundError(f"candidate {fingerprint} is not in the store {store.storage.root}")
+    if record.status != "fitted":
+        raise ValueError(f"candidate {record.name!r} failed and has no model: {record.failure}")
+    weights = store.storage.read(candidate_path(fingerprint, MODEL_FILE))
+    return restore_model(record, weights=weights)
+
+
+def load_model_files(folder: str | os.PathLike[str]) -> nn.Module:
+    """A fitted candidate's model from a folder that holds its record and weights."""
+    record = parse_record((Path(folder) / RECORD_FILE).read_bytes())
+    return restore_model(record, weights=(Path(folder) / MODEL_FILE).read_bytes())
+
+
+def restore_model(record: CandidateRecord, *, weights: bytes) -> nn.Module:
+    """The model that a record describes, with its weights, in evaluation mode."""
+    import safetensors.torch
+    import torch
+
+    spec = parse_candidate(record.spec)
+    inputs = {name: InputSpec(dim=int(part["dim"])) for name, part in record.modalities.items()}
+    with torch.random.fork_rng(devices=[]):
+        model = spec.build(inputs=inputs, classes=len(record.classes))
+    model.load_state_dict(safetensors.torch.load(weights))
+    return model.eval().requires_grad_(False)
+
+
+def predict(
+    model: nn.Module,
+    *,
+    embeddings: Mapping[str, np.ndarray | torch.Tensor],
+    presence: Mapping[str, np.ndarray | torch.Tensor],
+) -> np.ndarray:
+    """Probabilities float32 `[B, C]` for embeddings `{modality: [B, D]}` of any float type.
+
+    `presence` `{modality: bool [B]}` says which rows have the modality; what stands in the
+    embeddings of the others has no influence.
+    """
+    import torch
+
+    def tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
+        return values if isinstance(values, torch.Tensor) else torch.tensor(values)
+
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits = model.eval()(
+            {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
+            {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
+        )
+        return logits.float().softmax(-1).cpu().numpy()

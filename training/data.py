@@ -1,0 +1,233 @@
+"""A snapshot in memory, and the plan of which rows are in which step on which worker.
+
+The embeddings are read once, in the snapshot's row order, and never moved: a batch is an index
+into them. All draws are functions of (seed, epoch, step), so every worker knows the whole plan
+before the first step, and the number of workers changes no batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from features.spec import SPLITS
+from features.store import Embeddings, Snapshot, Store
+from training.spec import InputSpec, TaskSpec
+
+ABSENT = -1
+"""Stands for no embedding in an index, and for no label among the targets."""
+
+CONSTANT = 1e-4
+"""A dimension whose deviation is below this share of the modality's largest is left unscaled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some rows of a table, modality by modality."""
+
+    embeddings: Mapping[str, torch.Tensor]
+    """Per modality float32 `[B, D]`; rows that are not present hold anything."""
+    presence: Mapping[str, torch.Tensor]
+    """Per modality bool `[B]`."""
+    targets: torch.Tensor
+    """int64 `[B]`, -1 where there is no label."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingTable:
+    """The samples of a snapshot in their common row order, all in memory."""
+
+    sample_ids: pa.Array
+    """Text `[N]`."""
+    embeddings: Mapping[str, torch.Tensor]
+    """Per modality float32 `[P, D]`: the rows that are present, and no others."""
+    index: Mapping[str, torch.Tensor]
+    """Per modality int64 `[N]`: where a row's embedding stands, -1 if it has none."""
+    targets: torch.Tensor
+    """int64 `[N]`: class index, -1 for an unlabelled row."""
+    split: Mapping[str, torch.Tensor]
+    """Row numbers of each split, int64, ascending; labelled and unlabelled."""
+    classes: tuple[Any, ...]
+    """The labels as they stand in the table, sorted."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.targets)
+
+    def labelled(self, split: str) -> torch.Tensor:
+        """Numbers of a split's labelled rows, ascending."""
+        rows = self.split[split]
+        return rows[self.targets[rows] != ABSENT]
+
+    def with_modalities(self, split: str, *, modalities: Sequence[str], least: int) -> torch.Tensor:
+        """Numbers of a split's rows that have at least so many of the modalities, ascending."""
+        rows = self.split[split]
+        present = sum((self.index[m][rows] != ABSENT).long() for m in modalities)
+        return rows[torch.as_tensor(present >= least)]
+
+    def batch(
+        self,
+        rows: torch.Tensor,
+        *,
+        modalities: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """The rows of some numbers `[B]`, in that order; all modalities if none are named."""
+        embeddings, presence = {}, {}
+        for modality in self.embeddings if modalities is None else modalities:
+            place = self.index[modality][rows]
+            values = self.embeddings[modality]
+            if len(values):
+                embeddings[modality] = values[place.clamp(min=0)].to(device)
+            else:
+                embeddings[modality] = values.new_empty(len(rows), values.shape[1], device=device)
+            presence[modality] = (place != ABSENT).to(device)
+        return Batch(
+            embeddings=embeddings, presence=presence, targets=self.targets[rows].to(device)
+        )
+
+    def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
+        """Per modality the width, mean and deviation of the present training rows.
+
+        ValueError for a modality that no training row has.
+        """
+        return {modality: self._input(modality) for modality in modalities}
+
+    def _input(self, modality: str) -> InputSpec:
+        place = self.index[modality][self.split["train"]]
+        values = self.embeddings[modality][place[place != ABSENT]].double()
+        if not len(values):
+            raise ValueError(
+                f"modality {modality!r}: none of the {len(place)} training rows has an embedding; "
+                "take it out of the candidates, or see the quarantine"
+            )
+        std, mean = torch.std_mean(values, dim=0, correction=0)
+        scale = torch.where(std > CONSTANT * std.max(), std, torch.ones_like(std))
+        return InputSpec(dim=values.shape[1], mean=mean.float(), std=scale.float())
+
+
+def load_table(
+    store: Store, snapshot: Snapshot, *, task: TaskSpec, modalities: Sequence[str]
+) -> EmbeddingTable:
+    """Read a snapshot's samples and the embeddings of some modalities, once.
+
+    ValueError if a split has no labelled row, or there are fewer than two classes.
+    """
+    column = f"target.{task.target}"
+    samples = store.read_samples(snapshot, columns=["sample_id", "split", column])
+    return table_of(
+        sample_ids=samples["sample_id"],
+        split=samples["split"],
+        labels=samples[column],
+        embeddings={
+            modality: store.read_embeddings(snapshot, modality=modality) for modality in modalities
+        },
+        target=task.target,
+    )
+
+
+def table_of(
+    *,
+    sample_ids: pa.ChunkedArray | pa.Array,
+    split: pa.ChunkedArray | pa.Array,
+    labels: pa.ChunkedArray | pa.Array,
+    embeddings: Mapping[str, Embeddings],
+    target: str = "label",
+) -> EmbeddingTable:
+    """A table of columns in row order and embeddings with their row numbers."""
+    classes = _classes(labels, target=target)
+    codes = pc.index_in(labels, value_set=pa.array(classes, labels.type))
+    targets = torch.from_numpy(
+        codes.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int64)
+        if isinstance(codes, pa.Array)
+        else codes.fill_null(ABSENT).to_numpy().astype(np.int64)
+    )
+    names = np.asarray(split.to_pylist(), dtype=object)
+    splits = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLITS}
+    for name, rows in splits.items():
+        if not (targets[rows] != ABSENT).any():
+            raise ValueError(
+                f"the {name} split has no row with a label in column {target!r} "
+                f"({len(rows)} rows without); all of {', '.join(SPLITS)} need some"
+            )
+    index = {}
+    values = {}
+    for modality, part in embeddings.items():
+        place = np.full(len(targets), ABSENT, np.int64)
+        place[part.rows] = np.arange(len(part.rows))
+        index[modality] = torch.from_numpy(place)
+        values[modality] = torch.from_numpy(part.values.astype(np.float32))
+    return EmbeddingTable(
+        sample_ids=sample_ids.combine_chunks()
+        if isinstance(sample_ids, pa.ChunkedArray)
+        else sample_ids,
+        embeddings=values,
+        index=index,
+        targets=targets,
+        split=splits,
+        classes=classes,
+    )
+
+
+def _classes(labels: pa.ChunkedArray | pa.Array, *, target: str) -> tuple[Any, ...]:
+    """All labels there are, sorted."""
+    kind = labels.type
+    if not (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+    ):
+        raise ValueError(
+            f"column {target!r} holds {kind}; a class is text, an integer or a boolean"
+        )
+    classes = tuple(sorted(pc.unique(labels.drop_null()).to_pylist()))
+    if len(classes) < 2:
+        raise ValueError(
+            f"column {target!r} holds {len(classes)} classes {list(classes)}; at least 2 are needed"
+        )
+    return classes
+
+
+def step_count(rows: int, *, batch_size: int) -> int:
+    """Number of global batches in which all the rows are taken once."""
+    return math.ceil(rows / batch_size)
+
+
+def step_rows(rows: torch.Tensor, *, step: int, steps: int) -> torch.Tensor:
+    """The rows of one global batch out of `steps`, whose sizes differ by one at most."""
+    start, stop = step * len(rows) // steps, (step + 1) * len(rows) // steps
+    return rows[start:stop]
+
+
+def worker_slice(rows: int, *, rank: int, workers: int) -> slice:
+    """A worker's contiguous part of a global batch; the parts' sizes differ by one at most."""
+    return slice(rank * rows // workers, (rank + 1) * rows // workers)
+
+
+def epoch_order(rows: torch.Tensor, *, seed: int, epoch: int) -> torch.Tensor:
+    """The rows in the order of an epoch: a permutation drawn from (seed, epoch)."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+    return rows[torch.from_numpy(order)]
+
+
+def kept_modalities(
+    *, modalities: Sequence[str], rows: int, probability: float, seed: int, epoch: int, step: int
+) -> dict[str, torch.Tensor]:
+    """Per modality bool `[rows]` over a global batch: False where modality dropout takes it away.
+
+    ModDrop: Neverova et al. 2015, https://arxiv.org/abs/1501.00102, section 3.3.
+    """
+    drawn = np.random.default_rng([seed, epoch, step, 1]).random((len(modalities), rows))
+    return {m: torch.from_numpy(row >= probability) for m, row in zip(modalities, drawn)}
