@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -11,6 +13,16 @@ import pydantic
 from features.fingerprint import Execution, Spec, fingerprint
 
 Kind = Literal["text", "image", "audio"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sound:
+    """A decoded recording."""
+
+    samples: np.ndarray
+    """float32 `[channels, T]`, finite; full scale is -1..1."""
+    rate: int
+    """Samples a second, in Hz."""
 
 
 class Encoder(Protocol):
@@ -45,17 +57,19 @@ class EncoderSpec(Spec):
     kind: ClassVar[Kind]
     version: ClassVar[int] = 1
     """Raised by one whenever the code changes in a way that can change a result."""
-    tolerance: ClassVar[float] = 1e-5
-    """How far a row may differ (absolute) when it is batched with other neighbours."""
-
     type: str
     dtype: Literal["float16", "float32"] = "float16"
     """Type in which the embeddings are stored; computing is done in the encoder's precision."""
     batch_size: Annotated[int, Execution, pydantic.Field(ge=1)] = 64
     """Rows per forward pass at most. It does not enter the fingerprint."""
 
+    @property
+    def tolerance(self) -> float:
+        """How far a row may differ (absolute) when it is batched with other neighbours."""
+        return 1e-5
+
     def weights(self) -> Mapping[str, str]:
-        """Content hash of each file of weights and configuration, by name; empty if there are none."""
+        """Content hash of each file of weights and configuration, by name; empty without any."""
         return {}
 
     def load(self) -> Encoder:
@@ -72,3 +86,16 @@ class EncoderSpec(Spec):
                 "weights": dict(self.weights()),
             }
         )
+
+
+def import_extra(name: str, *, extra: str) -> Any:
+    """An optional module, imported; ImportError with the `pip install` line if it is not there."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+            raise  # the module is there, and misses one of its own
+        raise ImportError(
+            f"{name} is not installed, and {extra} payloads or encoders need it: "
+            f"pip install 'sensorium[{extra}]'"
+        ) from error

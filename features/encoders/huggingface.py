@@ -1,0 +1,267 @@
+"""What all Hugging Face encoders share: which weights, from where, what they are, and loading.
+
+The weights are named by a hub id with a commit, or by a folder, and identified by content:
+the same files in another place are the same encoder.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pydantic
+
+from features.encoders.base import EncoderSpec, import_extra
+from features.fingerprint import DIGEST_BYTES, Execution, fingerprint
+
+NAMES_OF_ORIGIN = frozenset(
+    {
+        "_name_or_path",
+        "name_or_path",
+        "_commit_hash",
+        "transformers_version",
+        "special_tokens_map_file",
+        "tokenizer_file",
+    }
+)
+"""Keys of configuration files that say where a model came from, and change no result."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HuggingFaceSpec(EncoderSpec):
+    """Base of the encoders whose model is loaded by transformers."""
+
+    companions: ClassVar[tuple[str, ...]]
+    """Patterns of the files beside config.json and the weights that decide the result."""
+    needs: ClassVar[tuple[str, ...]]
+    """Patterns of which at least one has to match a file."""
+
+    model: Annotated[str, Execution]
+    """Hub id such as `sentence-transformers/all-MiniLM-L6-v2`, or a folder with the model's files.
+
+    Weights count by their content, so where they lie does not enter the fingerprint. A relative
+    path starts from the YAML's folder, or the current one where there is no YAML."""
+    revision: Annotated[str | None, Execution] = None
+    """Commit of the hub's model, 40 hexadecimal digits; a branch or tag could move. None for a
+    folder."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the model computes."""
+    normalize: bool = False
+    """Whether an embedding is scaled to length 1."""
+    trust_remote_code: bool = False
+    """Whether to run Python code that comes with the model. Read the code first."""
+    allow_pickle: Annotated[bool, Execution] = False
+    """Whether weights that are no safetensors may be loaded. A pickle can run any code."""
+
+    @pydantic.field_validator("model")
+    @classmethod
+    def _make_folder_absolute(cls, value: str, info: pydantic.ValidationInfo) -> str:
+        base = (info.context or {}).get("folder") or os.getcwd()
+        path = os.path.normpath(os.path.join(base, os.path.expanduser(value)))
+        if value.startswith((".", "/", "~")) or os.path.isdir(path):
+            return path
+        if not _HUB_ID.fullmatch(value):
+            raise ValueError(f"{value!r} is neither a folder that is there nor the id of a model")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if os.path.isabs(self.model):
+            if self.revision is not None:
+                raise ValueError(
+                    f"`revision` is for models of the hub, and {self.model!r} is a folder; "
+                    "leave it out"
+                )
+        elif self.revision is None or not _COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"pin the commit of {self.model!r}: `revision` is the 40 hexadecimal digits that "
+                f"the model's page shows under Files, History; not {self.revision!r}. (If a "
+                "folder was meant: there is none of that name.)"
+            )
+        return self
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-4 if self.precision == "float32" else 5e-2
+
+    def weights(self) -> Mapping[str, str]:
+        """Content hash of each file that decides the result; downloads them if they are missing.
+
+        Raises ValueError if the folder does not hold a model that may be loaded.
+        """
+        folder = self.folder()
+        return {name: _hash_file(os.path.join(folder, name)) for name in self._files(folder)}
+
+    def folder(self) -> str:
+        """The folder that holds the files, downloaded if need be."""
+        if os.path.isabs(self.model):
+            if not os.path.isdir(self.model):
+                raise ValueError(f"`model`: there is no folder {self.model!r}")
+            return self.model
+        hub = import_extra("huggingface_hub", extra=self.kind)
+        errors = import_extra("huggingface_hub.errors", extra=self.kind)
+        patterns = ["config.json", *self.companions, *self._weight_patterns()]
+        if self.trust_remote_code:
+            patterns.append("*.py")
+
+        def snapshot(*, local_files_only: bool) -> str:
+            folder: str = hub.snapshot_download(
+                self.model,
+                revision=self.revision,
+                allow_patterns=patterns,
+                local_files_only=local_files_only,
+            )
+            return folder
+
+        try:
+            folder = snapshot(local_files_only=True)
+            self._files(folder)
+        except (errors.LocalEntryNotFoundError, ValueError):
+            return snapshot(local_files_only=False)
+        return folder
+
+    def _weight_patterns(self) -> list[str]:
+        stems = ["model*.safetensors"]
+        if self.allow_pickle:
+            stems.append("pytorch_model*.bin")
+        return [name for stem in stems for name in (stem, f"{stem.replace('*', '')}.index.json")]
+
+    def _files(self, folder: str) -> list[str]:
+        """Names of the files that transformers will read."""
+        there = set(os.listdir(folder))
+        if "config.json" not in there:
+            raise ValueError(f"`model`: {self.model!r} has no config.json")
+        if "adapter_config.json" in there:
+            raise ValueError(f"`model`: {self.model!r} is an adapter; merge it into its base model")
+        found = {name for name in there if _matches(name, self.companions)}
+        if not any(_matches(name, self.needs) for name in found):
+            raise ValueError(f"`model`: {self.model!r} has none of {', '.join(self.needs)}")
+        if self.trust_remote_code:
+            found |= {name for name in there if name.endswith(".py")}
+            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+                code = json.dumps(json.load(file).get("auto_map", {}))
+            if "--" in code:
+                raise ValueError(
+                    f"`model`: the code of {self.model!r} lies in another repository, which no "
+                    f"revision pins ({code}); copy model and code into one folder"
+                )
+        return sorted({"config.json", *found, *self._weight_files(folder, there)})
+
+    def _weight_files(self, folder: str, there: set[str]) -> list[str]:
+        """The weights, in the order of preference that transformers has."""
+        candidates = ["model.safetensors"] + ["pytorch_model.bin"] * self.allow_pickle
+        for name in candidates:
+            if name in there:
+                return [name]
+            index = f"{name}.index.json"
+            if index in there:
+                with open(os.path.join(folder, index), encoding="utf-8") as file:
+                    parts = sorted(set(json.load(file)["weight_map"].values()))
+                missing = [part for part in parts if part not in there]
+                if missing:
+                    raise ValueError(f"`model`: {self.model!r} lacks {', '.join(missing)}")
+                return [index, *parts]
+        hint = ""
+        if any(name.endswith((".bin", ".pt", ".pth")) for name in there):
+            hint = " (`allow_pickle: true` loads pytorch_model.bin, which can run any code)"
+        raise ValueError(f"`model`: {self.model!r} has no model.safetensors{hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A transformers model in evaluation mode, and where it came from and runs."""
+
+    model: Any
+    folder: str
+    device: str
+    normalize: bool
+
+    def with_model(self, model: Any) -> LoadedModel:
+        """The same with another module, such as the encoder of an encoder and decoder."""
+        return replace(self, model=model)
+
+    def finish(self, pooled_BD: Any) -> np.ndarray:
+        """Tensor `[B, D]` → float32 array, of length 1 if the spec says so."""
+        import torch
+
+        if self.normalize:
+            pooled_BD = torch.nn.functional.normalize(pooled_BD, dim=1)
+        array: np.ndarray = pooled_BD.cpu().numpy()
+        return array
+
+
+def load_model(spec: HuggingFaceSpec) -> LoadedModel:
+    """The model, on the GPU if there is one. Raises ValueError if its weights are not all there."""
+    import torch
+
+    transformers = import_extra("transformers", extra=spec.kind)
+    folder = spec.folder()
+    spec._files(folder)
+    with quiet_loading():
+        model, loading = transformers.AutoModel.from_pretrained(
+            folder,
+            dtype=getattr(torch, spec.precision),
+            trust_remote_code=spec.trust_remote_code,
+            use_safetensors=None if spec.allow_pickle else True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    # transformers fills what is missing with random numbers. A pooler is often not trained.
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    if missing or (loading["missing_keys"] and getattr(spec, "pooling", None) == "pooler"):
+        names = missing or sorted(loading["missing_keys"])
+        raise ValueError(
+            f"`model`: the weights of {spec.model!r} lack {len(names)} tensors of "
+            f"{type(model).__name__}, such as {names[0]!r}"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.eval().requires_grad_(False).to(device)
+    return LoadedModel(model=model, folder=folder, device=device, normalize=spec.normalize)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """transformers without progress bars and notices, which would come from every worker."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _hash_file(path: str) -> str:
+    status = os.stat(path)
+    return _hash_content(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_content(path: str, size: int, changed: int) -> str:
+    """Hash of a file, or of what a JSON configuration says; read once while it does not change."""
+    if path.endswith("config.json"):
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        return fingerprint({k: v for k, v in config.items() if k not in NAMES_OF_ORIGIN})
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES))
+    return digest.hexdigest()
