@@ -127,8 +127,8 @@ def payload_key(value: str | bytes, *, kind: Kind, folder: str, by: str = "stat"
         return _hash(b"inline", value)
     if kind == "text":
         return _hash(b"inline", value.encode())
-    path = payloads.local_path(value, base=folder)
     try:
+        path = payloads.local_path(value, base=folder)
         if by == "content":
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(
@@ -137,8 +137,10 @@ def payload_key(value: str | bytes, *, kind: Kind, folder: str, by: str = "stat"
             return _hash(b"content", digest.digest())
         status = os.stat(path)
         return _hash(b"file", value.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, payloads.BadPayload):
         return _hash(b"absent", value.encode())
+    except ValueError as error:
+        raise SourceError(str(error)) from error
 
 
 def split_of(group: str, *, split: SplitSpec) -> str:

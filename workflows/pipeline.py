@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,10 @@ Location = tuple[str | int, ...]
 
 class ConfigurationError(ValueError):
     """The configuration or the table cannot be used; the message is for the one who wrote it."""
+
+
+class StageError(RuntimeError):
+    """A stage cannot run, or has failed, for a reason that is told to the one who started it."""
 
 
 class TrackingSpec(Spec):
@@ -208,9 +212,8 @@ def _explain(error: pydantic.ValidationError) -> Iterator[tuple[Location, str]]:
             yield where, "this field is required"
         else:
             value = problem["input"]
-            shown = "" if isinstance(value, Mapping | Sequence) and not isinstance(value, str) else (
-                f" (value: {value!r})"
-            )  # fmt: skip
+            simple = isinstance(value, str | int | float | bool | None)
+            shown = f" (value: {value!r})" if simple else ""
             yield where, problem["msg"].removeprefix("Value error, ") + shown
 
 

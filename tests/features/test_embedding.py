@@ -1,0 +1,344 @@
+"""From table to snapshot without Ray: what is computed, copied, quarantined, and what it says."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import ClassVar, Literal
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from features.embedding import embed_shard
+from features.encoders import EncoderSpec
+from features.plan import count_quarantine, make_plan, make_snapshot
+from features.sources import RowReader, SourceError, open_source
+from features.spec import DatasetSpec, FeatureSpec, ShardSize
+from features.storage import LocalStorage
+from features.store import Store, parquet_bytes
+
+ROWS = 900
+
+
+class Letters:
+    """Counts letters; fails in the ways in which encoders fail."""
+
+    dim = 4
+
+    def __init__(self, log):
+        self.log = log
+
+    def prepare(self, payload):
+        if payload == "unusable":
+            raise ValueError("too odd to use")
+        return payload
+
+    def size(self, prepared):
+        return len(prepared)
+
+    def encode(self, batch):
+        if len(batch) > 8 and "memory" in batch:
+            raise MemoryError
+        if "poison" in batch:
+            raise RuntimeError("cannot swallow this")
+        self.log += batch
+        rows = np.array([[text.count(c) for c in "aeio"] for text in batch], dtype=np.float32)
+        for row, text in zip(rows, batch, strict=True):
+            if text == "not finite":
+                row[0] = np.nan
+            if text == "huge":
+                row[0] = 1e6
+        return rows
+
+
+class LettersSpec(EncoderSpec):
+    kind: ClassVar = "text"
+    type: Literal["tests.Letters"] = "tests.Letters"
+    scale: int = 1
+    log: ClassVar[list] = []
+
+    def load(self):
+        return Letters(self.log)
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+class World:
+    """A table in a folder, a store beside it, and stage 1 over both in this process."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.store = Store(LocalStorage(folder / "store"))
+        self.frame = pd.DataFrame(
+            {
+                "id": [f"s{i}" for i in range(ROWS)],
+                "text": [None if i % 10 == 0 else f"a text, e.g. {i:04}" for i in range(ROWS)],
+                "note": [f"note {i}" for i in range(ROWS)],
+                "label": [i % 3 for i in range(ROWS)],
+                "split": "train",
+            }
+        )
+        self.specs = {"text": LettersSpec(), "note": LettersSpec(scale=2)}
+
+    def plan(self, *, write=True):
+        self.frame.to_parquet(self.folder / "table.parquet", index=False)
+        size = ShardSize(min=20, target=50, max=200)
+        return make_plan(
+            name="world",
+            source=open_source("table.parquet", folder=str(self.folder)),
+            dataset=DatasetSpec(path="table.parquet", id="id", split="split", shard_rows=size),
+            features={m: FeatureSpec(column=m, encoder=spec) for m, spec in self.specs.items()},
+            target="label",
+            store=self.store,
+            write_samples=write,
+        )
+
+    def run(self):
+        plan = self.plan()
+        LettersSpec.log.clear()
+        results = [self.embed(plan, work) for work in plan.work]
+        snapshot = make_snapshot(
+            plan, store=self.store, quarantine=count_quarantine(plan, store=self.store)
+        )
+        self.store.commit(snapshot)
+        return plan, results, snapshot
+
+    def embed(self, plan, work):
+        spec = self.specs[work.modality]
+        return embed_shard(
+            work,
+            store=self.store,
+            spec=spec,
+            encoder=spec.load(),
+            source=plan.source,
+            reader=RowReader(plan.source, columns=[work.modality]),
+            column=work.modality,
+            payload_key_by="stat",
+        )
+
+    def expected(self, modality):
+        texts = self.frame[modality]
+        rows = np.flatnonzero(texts.notna())
+        return rows, np.array([[texts[r].count(c) for c in "aeio"] for r in rows], np.float16)
+
+    def files(self):
+        found = {}
+        for path in sorted((self.folder / "store").rglob("*.parquet")):
+            status = path.stat()
+            found[str(path.relative_to(self.folder))] = (status.st_ino, status.st_mtime_ns)
+        return found
+
+
+def test_embeddings_stand_at_their_rows(world):
+    plan, results, snapshot = world.run()
+    assert len(plan.samples) > 8 and sum(r.embedded for r in results) == ROWS + ROWS * 9 // 10
+    for modality in world.specs:
+        rows, values = world.expected(modality)
+        found = world.store.read_embeddings(snapshot, modality=modality)
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.values, values)
+    assert snapshot.rows == ROWS
+    assert (snapshot.modalities["text"].present, snapshot.modalities["text"].missing) == (810, 90)
+    samples = world.store.read_samples(snapshot)
+    assert samples["sample_id"].to_pylist() == world.frame["id"].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_other_readers_read_the_shards(world, dtype):
+    """DuckDB and pandas, which know nothing of this project, agree with the table."""
+    world.specs["text"] = LettersSpec(dtype=dtype)
+    _, _, snapshot = world.run()
+    encoder = snapshot.modalities["text"].encoder_fingerprint
+    rows, values = world.expected("text")
+    for first, shard, (name,) in zip(
+        snapshot.first_rows, snapshot.samples, snapshot.modalities["text"].shards, strict=True
+    ):
+        path = str(world.folder / f"store/embeddings/{encoder}/{name}.parquet")
+        here = (rows >= first) & (rows < first + shard.rows)
+        by_duckdb = duckdb.sql(f"SELECT row, embedding FROM '{path}'").fetchall()
+        assert [row + first for row, _ in by_duckdb] == rows[here].tolist()
+        assert [list(vector) for _, vector in by_duckdb] == values[here].tolist()
+        by_pandas = pd.read_parquet(path)
+        assert (by_pandas["row"] + first).tolist() == rows[here].tolist()
+        np.testing.assert_array_equal(np.stack(by_pandas["embedding"]), values[here])
+        ids = duckdb.sql(
+            f"SELECT sample_id, \"key.text\" IS NULL FROM '{world.folder}/store/{shard.path}'"
+        ).fetchall()
+        part = world.frame[first : first + shard.rows]
+        assert [i for i, _ in ids] == part["id"].tolist()
+        assert [missing for _, missing in ids] == part["text"].isna().tolist()
+
+
+def test_a_second_run_does_nothing(world):
+    _, _, snapshot = world.run()
+    before = world.files()
+    plan, results, again = world.run()
+    assert plan.work == () and results == [] and LettersSpec.log == []
+    assert again.id == snapshot.id and world.files() == before
+    assert not world.store.commit(again)
+
+
+def test_planning_alone_writes_nothing(world):
+    world.plan(write=False)
+    assert not (world.folder / "store").exists()
+
+
+def test_a_changed_text_is_embedded_alone_and_its_neighbours_are_copied(world):
+    world.run()
+    before = world.files()
+    world.frame.loc[501, "text"] = "other"
+    plan, results, snapshot = world.run()
+    assert LettersSpec.log == ["other"]
+    assert {work.modality for work in plan.work} == {"text"} and len(plan.work) == 1
+    part = plan.modalities["text"]
+    assert part.to_embed == 1 and part.copied == results[0].copied > 10
+    assert plan.modalities["note"].reused == ROWS and part.reason == "payloads changed"
+    rows, values = world.expected("text")
+    np.testing.assert_array_equal(
+        world.store.read_embeddings(snapshot, modality="text").values, values
+    )
+    assert {path: status for path, status in world.files().items() if path in before} == before
+
+
+def test_inserted_and_deleted_rows_cost_about_themselves(world):
+    world.run()
+    new = world.frame[:9].assign(id=[f"n{i}" for i in range(9)], text="neu", note="neu")
+    world.frame = pd.concat([world.frame[:300], new, world.frame[300:600], world.frame[650:]])
+    world.frame = world.frame.reset_index(drop=True)
+    _, _, snapshot = world.run()
+    assert LettersSpec.log == ["neu"] * 18
+    for modality in world.specs:
+        found = world.store.read_embeddings(snapshot, modality=modality)
+        rows, values = world.expected(modality)
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.values, values)
+
+
+def test_a_changed_label_embeds_nothing_and_makes_a_new_snapshot(world):
+    _, _, before = world.run()
+    world.frame.loc[7, "label"] = 2
+    plan, _, after = world.run()
+    assert plan.work == () and after.id != before.id
+    assert world.store.latest("world").id == after.id
+
+
+def test_a_changed_encoder_recomputes_one_modality(world):
+    world.run()
+    world.specs["note"] = LettersSpec(scale=3)
+    plan, _, _ = world.run()
+    assert {work.modality for work in plan.work} == {"note"}
+    assert plan.modalities["note"].to_embed == ROWS and plan.modalities["note"].copied == 0
+    assert plan.modalities["note"].reason == "encoder changed: scale 2 → 3"
+
+
+def test_batch_size_is_not_identity(world):
+    world.run()
+    world.specs["text"] = LettersSpec(batch_size=3)
+    assert world.plan().work == ()
+
+
+def test_bad_payloads_are_quarantined_with_their_reasons(world):
+    for row, text in {
+        5: "unusable", 200: "", 301: "poison", 402: "not finite", 503: "huge"
+    }.items():  # fmt: skip
+        world.frame.loc[row, "text"] = text
+    _, results, snapshot = world.run()
+    found = world.store.read_quarantine(snapshot).to_pylist()
+    assert [(row["sample_id"], row["modality"], row["stage"]) for row in found] == [
+        ("s5", "text", "prepare"),
+        ("s200", "text", "decode"),
+        ("s301", "text", "encode"),
+        ("s402", "text", "encode"),
+        ("s503", "text", "encode"),
+    ]
+    reasons = [row["reason"] for row in found]
+    assert reasons[0] == "too odd to use" and "empty" in reasons[1]
+    assert reasons[2] == "RuntimeError: cannot swallow this"
+    assert "not finite" in reasons[3] and "dtype: float32" in reasons[4]
+    assert sum(result.bad for result in results) == 5
+    part = snapshot.modalities["text"]
+    assert (part.bad, part.missing) == (5, 89) and part.present == ROWS - 89 - 5
+    embedded = set(world.store.read_embeddings(snapshot, modality="text").rows.tolist())
+    assert not embedded & {5, 200, 301, 402, 503} and len(embedded) == part.present
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(world):
+    world.frame.loc[33, "text"] = "memory"
+    _, _, snapshot = world.run()
+    assert snapshot.modalities["text"].bad == 0
+    assert LettersSpec.log.count("memory") == 1
+
+
+def test_an_encoder_that_always_fails_fails_the_job(world, monkeypatch):
+    def broken(self, batch):
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(Letters, "encode", broken)
+    with pytest.raises(TypeError, match="no such argument"):
+        world.run()
+    assert not list((world.folder / "store").glob("embeddings/*/*"))
+
+
+def test_a_table_that_changes_after_the_planning_fails_the_job(world):
+    plan = world.plan()
+    world.frame["text"] = world.frame["text"].shift(1)
+    world.frame.to_parquet(world.folder / "table.parquet", index=False)
+    with pytest.raises(SourceError, match="not the one that the job was planned for"):
+        world.embed(plan, plan.work[0])
+
+
+def test_a_shard_does_not_depend_on_who_computes_it(world, tmp_path):
+    """Two stores in two places, the second filled backwards: the same names, the same bytes."""
+    _, _, snapshot = world.run()
+    other = Store(LocalStorage(tmp_path / "elsewhere"))
+    world.store, plain = other, world.store
+    plan = world.plan()
+    for work in reversed(plan.work):
+        world.embed(plan, work)
+        path = f"embeddings/{work.encoder}/{work.shard}.parquet"
+        for column in ("row", "payload_key", "embedding"):
+            tables = [store.read_table(path, columns=[column]) for store in (plain, other)]
+            assert tables[0].combine_chunks().equals(tables[1].combine_chunks())
+    assert make_snapshot(plan, store=other, quarantine=count_quarantine(plan, store=other)).id == (
+        snapshot.id
+    )
+
+
+def test_patches_join_their_shard_in_row_order(world):
+    world.frame.loc[50, "text"] = "unusable"
+    _, _, snapshot = world.run()
+    part = snapshot.modalities["text"]
+    place = next(i for i, first in enumerate(snapshot.first_rows) if first > 50) - 1
+    row = 50 - snapshot.first_rows[place]
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(4, np.float16)), 4)
+    table = pa.table(
+        {
+            "row": pa.array([row], pa.int32()),
+            "payload_key": pa.array([b"0" * 16], pa.binary(16)),
+            "embedding": vector,
+        }
+    )
+    path = f"embeddings/{part.encoder_fingerprint}/{'f' * 32}.parquet"
+    world.store.storage.write_once(path, parquet_bytes(table))
+    shards = list(part.shards)
+    shards[place] = (*shards[place], "f" * 32)
+    patched = dataclasses.replace(part, shards=tuple(shards))
+    snapshot = dataclasses.replace(snapshot, modalities={"text": patched})
+    found = world.store.read_embeddings(snapshot, modality="text")
+    rows, values = world.expected("text")
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.values[rows == 50], np.ones((1, 4)))
+
+
+def test_the_store_s_modules_load_no_model_library():
+    code = (
+        "import sys, features.plan, features.store, features.embedding; "
+        "print([m for m in ('torch', 'transformers', 'ray', 'mlflow') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

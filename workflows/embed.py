@@ -1,0 +1,160 @@
+"""Stage 1: plan, compute the missing shards, check the bad-row budget, commit the snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from features.plan import Plan, QuarantineCount, count_quarantine, make_plan, make_snapshot
+from features.samples import payload_key as payload_key
+from features.sources import SourceError
+from features.storage import open_storage
+from features.store import Snapshot, Store
+from workflows import cluster
+from workflows.console import count, duration, progress, share, size, table
+from workflows.pipeline import ConfigurationError, Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What stage 1 leaves behind."""
+
+    plan: Plan
+    snapshot: Snapshot
+    quarantine: Mapping[str, QuarantineCount]
+    changed: bool
+    """Whether anything was computed or a new snapshot committed."""
+
+
+class BudgetExceeded(Exception):
+    """More payloads are bad than `dataset.max_bad_fraction` allows."""
+
+    def __init__(self, counts: Mapping[str, QuarantineCount], *, limit: float) -> None:
+        over = [item for item in counts.values() if item.fraction > limit]
+        parts = [f"{item.modality}: {item.bad} of {item.payloads} payloads" for item in over]
+        super().__init__(
+            f"more bad payloads than max_bad_fraction {limit:g} allows: {'; '.join(parts)}"
+        )
+        self.counts = counts
+
+
+def open_store(pipeline: Pipeline) -> Store:
+    try:
+        return Store(open_storage(pipeline.store_root))
+    except ValueError as error:
+        raise ConfigurationError(f"{pipeline.path}: store: {error}") from error
+
+
+def plan_embedding(pipeline: Pipeline, *, write_samples: bool) -> Plan:
+    """Compare the table with the store; ConfigurationError for a table that is not as described."""
+    source = pipeline.open_source()
+    spec = pipeline.spec
+    try:
+        return make_plan(
+            name=pipeline.name,
+            source=source,
+            dataset=spec.dataset,
+            features=spec.features,
+            target=spec.task.target,
+            store=open_store(pipeline),
+            write_samples=write_samples,
+        )
+    except SourceError as error:
+        raise ConfigurationError(f"{pipeline.path}: dataset: {error}") from error
+
+
+def embed(pipeline: Pipeline, *, console: Console) -> Embedded:
+    """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad."""
+    plan = plan_embedding(pipeline, write_samples=True)
+    store = open_store(pipeline)
+    console.print(
+        f"[bold]embed[/bold]    {count(plan.rows)} samples in {count(len(plan.samples))} shards, "
+        f"{len(plan.modalities)} modalities (read in {duration(plan.seconds)})"
+    )
+    if plan.work:
+        console.print(plan_table(plan))
+        _compute(plan, store=store, console=console)
+    quarantine = count_quarantine(plan, store=store)
+    _check_budget(quarantine, limit=plan.dataset.max_bad_fraction)
+    snapshot = make_snapshot(plan, store=store, quarantine=quarantine)
+    committed = store.commit(snapshot)
+    bad = sum(item.bad for item in quarantine.values())
+    if not plan.work:
+        console.print("         nothing to do: every embedding is in the store")
+    if bad:
+        parts = ", ".join(f"{q.modality} {q.bad}" for q in quarantine.values() if q.bad)
+        console.print(f"         {count(bad)} bad payloads in quarantine ({parts})")
+    console.print(f"         snapshot {snapshot.id[:12]}{'' if committed else ', unchanged'}")
+    return Embedded(
+        plan=plan,
+        snapshot=snapshot,
+        quarantine=quarantine,
+        changed=bool(plan.work) or committed,
+    )
+
+
+def plan_table(plan: Plan) -> Table:
+    """What would be embedded, modality by modality, in rows."""
+    made = table(
+        "modality", "encoder", "payloads", "missing", "reused", "copied", "to embed", "why",
+        "bytes", "time",
+        numbers=("payloads", "missing", "reused", "copied", "to embed", "bytes", "time"),
+    )  # fmt: skip
+    for part in plan.modalities.values():
+        made.add_row(
+            part.modality,
+            part.feature.encoder.type,
+            count(part.payloads),
+            count(part.missing),
+            f"{count(part.reused)} ({share(part.reused, part.payloads)})",
+            count(part.copied),
+            f"[bold]{count(part.to_embed)}[/bold]" if part.to_embed else "0",
+            part.reason,
+            "" if not part.bytes else size(part.bytes),
+            "" if not part.seconds else f"≈ {duration(part.seconds)}",
+        )
+    return made
+
+
+def quarantine_table(counts: Mapping[str, QuarantineCount]) -> Table:
+    """Bad payloads by modality, stage and reason."""
+    made = table("modality", "stage", "reason", "rows", "of payloads", numbers=("rows",))
+    for item in counts.values():
+        for (stage, reason), rows in sorted(item.reasons.items(), key=lambda pair: -pair[1]):
+            made.add_row(item.modality, stage, reason, count(rows), share(rows, item.payloads))
+    return made
+
+
+def _compute(plan: Plan, *, store: Store, console: Console) -> None:
+    from features.job import embed as run_job
+
+    begun = time.perf_counter()
+    with progress(console) as bar:
+        task = bar.add_task("embed", total=len(plan.work), note="starting Ray")
+        rows = 0
+
+        def on_shard(result: object) -> None:
+            nonlocal rows
+            rows += result.embedded + result.copied
+            bar.update(task, advance=1, note=f"{count(rows)} rows")
+
+        with cluster.connected():
+            results = run_job(plan, storage=store.storage, on_shard=on_shard)
+    embedded = sum(result.embedded for result in results)
+    copied = sum(result.copied for result in results)
+    parts = [f"{count(embedded)} payloads embedded"]
+    if copied:
+        parts.append(f"{count(copied)} copied")
+    console.print(
+        f"         {', '.join(parts)}, {count(len(results))} shards written in "
+        f"{duration(time.perf_counter() - begun)}"
+    )
+
+
+def _check_budget(counts: Mapping[str, QuarantineCount], *, limit: float) -> None:
+    if any(item.fraction > limit for item in counts.values()):
+        raise BudgetExceeded(counts, limit=limit)

@@ -1,0 +1,142 @@
+"""Stage 2: fit the candidates that are not yet fitted to a snapshot, and show them side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from features.store import Snapshot, Store
+from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
+from workflows import cluster
+from workflows.console import count, duration, progress, table
+from workflows.embed import open_store
+from workflows.findings import Estimate
+from workflows.pipeline import Pipeline, StageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What stage 2 leaves behind."""
+
+    records: tuple[CandidateRecord, ...]
+    """In the order of the YAML."""
+    changed: bool
+    """Whether anything was fitted."""
+
+
+def last_snapshot(pipeline: Pipeline) -> Snapshot:
+    """The snapshot that stage 1 committed last; StageError if it is not of these encoders."""
+    snapshot = open_store(pipeline).latest(pipeline.name)
+    command = f"sensorium embed {pipeline.path.name}"
+    if snapshot is None:
+        raise StageError(f"{pipeline.name} has no snapshot yet; run `{command}` first")
+    for modality, feature in pipeline.spec.features.items():
+        part = snapshot.modalities.get(modality)
+        if part is None or part.encoder_fingerprint != feature.encoder.fingerprint():
+            raise StageError(
+                f"the last snapshot does not have {modality!r} by this encoder; run `{command}`"
+            )
+    return snapshot
+
+
+def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]:
+    """The pipeline's candidates over a snapshot: which are fitted, which are not."""
+    spec = pipeline.spec
+    return plan_candidates(
+        open_store(pipeline),
+        snapshot=snapshot,
+        task=spec.task,
+        candidates=spec.candidates,
+        training=spec.training,
+    )
+
+
+def train(pipeline: Pipeline, *, snapshot: Snapshot, console: Console) -> Trained:
+    """Run stage 2. StageError if not a single candidate could be fitted."""
+    before = planned(pipeline, snapshot=snapshot)
+    missing = [candidate for candidate in before if candidate.record is None]
+    workers = pipeline.spec.training.workers
+    console.print(
+        f"[bold]train[/bold]    {len(before)} candidates, {len(missing)} to fit"
+        + (f" on {workers} workers" if missing else "")
+    )
+    if missing:
+        _fit(pipeline, snapshot=snapshot, missing=missing, console=console)
+    else:
+        console.print("         nothing to do: every candidate is in the store")
+    done = planned(pipeline, snapshot=snapshot) if missing else before
+    records = tuple(candidate.record for candidate in done if candidate.record is not None)
+    assert len(records) == len(done), "a candidate has no record after the training"
+    failed = [record for record in records if record.status == "failed"]
+    for record in failed:
+        failure = record.failure or {}
+        console.print(
+            f"         [red]{record.name} failed[/red]: {failure.get('reason')} "
+            f"(epoch {failure.get('epoch')}, step {failure.get('step')})"
+        )
+    if len(failed) == len(records):
+        raise StageError("no candidate could be fitted")
+    return Trained(records=records, changed=bool(missing))
+
+
+def candidate_table(
+    records: Sequence[CandidateRecord], *, test: dict[str, Estimate], winner: str | None
+) -> Table:
+    """The candidates side by side: what they are, and their accuracy with its interval."""
+    made = table(
+        "candidate", "validation", "test accuracy", "95 % interval", "parameters", "epochs",
+        "fitted in",
+        numbers=("validation", "test accuracy", "parameters", "epochs", "fitted in"),
+    )  # fmt: skip
+    for record in records:
+        style = "bold green" if record.name == winner else None
+        if record.status == "failed" or record.metrics is None:
+            made.add_row(record.name, "", "failed", "", "", "", "", style="red")
+            continue
+        estimate = test[record.name]
+        made.add_row(
+            record.name,
+            f"{record.metrics['validation']['accuracy']:.3f}",
+            f"{estimate.value:.3f}",
+            f"{estimate.low:.3f} – {estimate.high:.3f}",
+            count(record.parameters),
+            f"{len(record.epochs)}",
+            duration(record.seconds),
+            style=style,
+        )
+    return made
+
+
+def _fit(
+    pipeline: Pipeline,
+    *,
+    snapshot: Snapshot,
+    missing: Sequence[PlannedCandidate],
+    console: Console,
+) -> None:
+    from training.job import fit
+
+    begun = time.perf_counter()
+    store: Store = open_store(pipeline)
+    with progress(console) as bar:
+        task = bar.add_task("train", total=len(missing), note="starting Ray")
+
+        def on_progress(update: object) -> None:
+            bar.update(task, completed=update.done, note=update.note)
+
+        with cluster.connected():
+            fit(
+                store_root=store.storage.root,
+                snapshot_id=snapshot.id,
+                task=pipeline.spec.task,
+                candidates=[candidate.spec for candidate in missing],
+                training=pipeline.spec.training,
+                on_progress=on_progress,
+            )
+    console.print(
+        f"         {len(missing)} candidates fitted in {duration(time.perf_counter() - begun)}"
+    )
