@@ -1,0 +1,266 @@
+"""A tiny pipeline with a table, a store and fitted candidates, for the tests of stage 3."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from features.embedding import embed_shard
+from features.plan import count_quarantine, make_plan, make_snapshot
+from features.sources import RowReader
+from features.storage import LocalStorage
+from features.store import Snapshot, Store
+from training.candidate import (
+    CandidateRecord,
+    PlannedCandidate,
+    plan_candidates,
+    predict,
+    write_candidate,
+)
+from training.spec import InputSpec
+from workflows.pipeline import Pipeline, load_pipeline
+
+ROWS = 240
+YAML = """
+name: shapes
+dataset:
+  path: table.parquet
+  split: split
+  slices: [language]
+  shard_rows: {{min: 32, target: 64, max: 128}}
+features:
+  caption: {{column: text, encoder: {{type: hashing, dim: 64}}}}
+  photo: {{column: picture, encoder: {{type: hog, size: {size}, pixels_per_cell: 8}}}}
+task: {{target: shape}}
+candidates:
+  - {{type: single, modality: caption, width: 8}}
+  - {{type: single, modality: photo, width: 8}}
+  - {{type: early, width: 16}}
+training: {{max_epochs: 5}}
+promotion: {{{promotion}}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """A folder with a table of shapes, drawn and described, and what was made of it."""
+
+    folder: Path
+    pipeline: Pipeline
+    store: Store
+    snapshot: Snapshot
+    planned: Sequence[PlannedCandidate]
+
+    @property
+    def records(self) -> list[CandidateRecord]:
+        return [plan.record for plan in self.planned if plan.record is not None]
+
+    def table(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "table.parquet")
+
+
+@pytest.fixture(scope="session")
+def shapes_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 drawings of bars with a sentence each; some of either are missing, one is broken."""
+    folder = tmp_path_factory.mktemp("table")
+    rng = np.random.default_rng(7)
+    (folder / "pictures").mkdir()
+    rows = []
+    for i in range(ROWS):
+        shape = int(rng.integers(3)) + 10
+        drawn = rng.integers(0, 120, size=(16, 16)).astype(np.uint8)
+        if shape == 10:
+            drawn[6:10] = 255
+        elif shape == 11:
+            drawn[:, 6:10] = 255
+        else:
+            np.fill_diagonal(drawn, 255)
+        picture = f"pictures/{i}.png"
+        Image.fromarray(drawn).save(folder / picture)
+        said = shape if rng.random() < 0.8 else int(rng.integers(3)) + 10
+        word = {10: "flat", 11: "upright", 12: "slanted"}[said]
+        rows.append(
+            {
+                "sample_id": f"s{i:03}",
+                "text": None if rng.random() < 0.15 else f"a {word} bar, number {i}",
+                "picture": None if rng.random() < 0.15 else picture,
+                "shape": shape,
+                "language": "en" if i % 3 else "fr",
+                "split": "train" if i < 120 else "validation" if i < 160 else "test",
+            }
+        )
+    (folder / "pictures" / "200.png").write_bytes(b"\x89PNG cut short")
+    rows[200]["picture"] = "pictures/200.png"
+    rows[201]["shape"] = None
+    table = pa.Table.from_pylist(rows)
+    pa.parquet.write_table(table, folder / "table.parquet")
+    return folder
+
+
+def make_shapes(folder: Path, *, promotion: str = "", size: int = 16) -> Shapes:
+    """Embed the table of a folder into the store beside it and fit the candidates, without Ray."""
+    (folder / "shapes.yaml").write_text(YAML.format(promotion=promotion, size=size))
+    pipeline = load_pipeline(folder / "shapes.yaml")
+    store = Store(LocalStorage(pipeline.store_root))
+    source = pipeline.open_source()
+    plan = make_plan(
+        name=pipeline.name,
+        source=source,
+        dataset=pipeline.spec.dataset,
+        features=pipeline.spec.features,
+        target=pipeline.spec.task.target,
+        store=store,
+        write_samples=True,
+    )
+    for work in plan.work:
+        feature = pipeline.spec.features[work.modality]
+        embed_shard(
+            work,
+            store=store,
+            spec=feature.encoder,
+            encoder=feature.encoder.load(),
+            source=source,
+            reader=RowReader(source, columns=[feature.column]),
+            column=feature.column,
+            payload_key_by="stat",
+        )
+    snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))
+    store.commit(snapshot)
+    for planned in _plan(pipeline, store, snapshot):
+        if planned.record is None:
+            fit(store, snapshot=snapshot, planned=planned, pipeline=pipeline)
+    planned = _plan(pipeline, store, snapshot)
+    return Shapes(folder=folder, pipeline=pipeline, store=store, snapshot=snapshot, planned=planned)
+
+
+def _plan(pipeline: Pipeline, store: Store, snapshot: Snapshot) -> list[PlannedCandidate]:
+    return plan_candidates(
+        store,
+        snapshot=snapshot,
+        task=pipeline.spec.task,
+        candidates=pipeline.spec.candidates,
+        training=pipeline.spec.training,
+    )
+
+
+def fit(
+    store: Store,
+    *,
+    snapshot: Snapshot,
+    planned: PlannedCandidate,
+    pipeline: Pipeline,
+    steps: int = 60,
+) -> None:
+    """Fit a candidate by plain full-batch steps, and write it as training would."""
+    import torch
+
+    torch.manual_seed(0)
+    samples = store.read_samples(snapshot)
+    labels = samples["target.shape"].to_pylist()
+    classes = sorted({int(label) for label in labels if label is not None})
+    splits = np.array(samples["split"].to_pylist())
+    labelled = np.array([label is not None for label in labels])
+    targets = np.array([classes.index(int(y)) if y is not None else -1 for y in labels])
+    values: dict[str, np.ndarray] = {}
+    present: dict[str, np.ndarray] = {}
+    inputs: dict[str, InputSpec] = {}
+    for name in planned.modalities:
+        held = store.read_embeddings(snapshot, modality=name)
+        values[name] = np.zeros((len(labels), held.values.shape[1]), np.float32)
+        values[name][held.rows] = held.values
+        present[name] = np.isin(np.arange(len(labels)), held.rows)
+        inputs[name] = InputSpec(
+            dim=held.values.shape[1],
+            mean=torch.tensor(held.values.astype(np.float32).mean(0)),
+            std=torch.tensor(held.values.astype(np.float32).std(0) + 1e-2),
+        )
+    model = planned.spec.build(inputs=inputs, classes=len(classes))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    chosen = (splits == "train") & labelled
+    for _ in range(steps):
+        logits = model(
+            {m: torch.tensor(x[chosen]) for m, x in values.items()},
+            {m: torch.tensor(p[chosen]) for m, p in present.items()},
+        )
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(targets[chosen]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    rows = np.flatnonzero(labelled & (splits != "train"))
+    answers = predict(
+        model,
+        embeddings={m: x[rows] for m, x in values.items()},
+        presence={m: p[rows] for m, p in present.items()},
+    )
+    right = answers.argmax(1) == targets[rows]
+    metrics: Mapping[str, Mapping[str, float]] = {
+        split: {
+            "accuracy": float(right[splits[rows] == split].mean()),
+            "rows": int((splits[rows] == split).sum()),
+        }
+        for split in ("validation", "test")
+    }
+    epoch = {"validation_loss": 0.5, "validation_accuracy": 0.9, "learning_rate": 1e-3}
+    record = CandidateRecord(
+        fingerprint=planned.fingerprint,
+        name=planned.spec.name,
+        spec=planned.spec.model_dump(mode="json"),
+        training=pipeline.spec.training.model_dump(mode="json"),
+        task=pipeline.spec.task.model_dump(mode="json"),
+        snapshot=snapshot.id,
+        part=snapshot.part(modalities=planned.modalities),
+        classes=classes,
+        modalities={
+            name: {
+                "kind": snapshot.modalities[name].kind,
+                "dim": snapshot.modalities[name].dim,
+                "encoder_fingerprint": snapshot.modalities[name].encoder_fingerprint,
+            }
+            for name in planned.modalities
+        },
+        parameters=sum(p.numel() for p in model.parameters()),
+        status="fitted",
+        failure=None,
+        best_epoch=1,
+        epochs=[{"epoch": e, "train_loss": 1 / (e + 1), "seconds": 0.1, **epoch} for e in (0, 1)],
+        seconds=0.2,
+        workers=1,
+        metrics=metrics,
+        retrieval=None,
+    )
+    flat = pa.array(answers.reshape(-1))
+    table = pa.table(
+        {
+            "row": rows,
+            "split": pa.array(splits[rows].tolist()),
+            "target": pa.array(targets[rows], pa.int32()),
+            "probabilities": pa.FixedSizeListArray.from_arrays(flat, len(classes)),
+        }
+    )
+    write_candidate(store, record, model=model, predictions=table)
+
+
+def failed(record: CandidateRecord) -> CandidateRecord:
+    """The record of a candidate whose loss became infinite."""
+    return dataclasses.replace(
+        record,
+        status="failed",
+        failure={"reason": "the loss is inf", "epoch": 1, "step": 7, "sample_ids": ["s001"]},
+        best_epoch=None,
+        metrics=None,
+        epochs=[{"epoch": 0, "train_loss": float("nan"), "seconds": 0.1}],
+    )
+
+
+@pytest.fixture(scope="session")
+def fitted_shapes(shapes_table: Path) -> Shapes:
+    """The tiny pipeline, embedded and fitted; nothing is recorded in MLflow yet."""
+    return make_shapes(shapes_table)

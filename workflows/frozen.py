@@ -1,0 +1,138 @@
+"""The frozen test rows of a snapshot, and what challenger and champion answer to them.
+
+A champion is asked again each time; numbers of the day it was promoted are of other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from features.sources import RowReader, Source
+from features.store import Snapshot, Store
+from training.candidate import CandidateRecord, predict, read_predictions
+from workflows.gate import FrozenRows, Predictions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workflows.scoring import LoadedModel
+
+RawRows = Callable[[np.ndarray, Sequence[str]], "pd.DataFrame"]
+"""Row numbers of the snapshot, ascending, and columns → those cells of the user's table."""
+
+
+class TableChanged(RuntimeError):
+    """The table is no longer the one that the snapshot was made of."""
+
+
+def frozen_rows(
+    store: Store, *, snapshot: Snapshot, target: str, modalities: Sequence[str]
+) -> FrozenRows:
+    """The labelled test rows of a snapshot, with their slices and the modalities they lack."""
+    columns = ["split", f"target.{target}", *(f"slice.{name}" for name in snapshot.slices)]
+    table = store.read_samples(snapshot, columns=columns)
+    targets = _objects(table[f"target.{target}"])
+    tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
+    rows = np.flatnonzero(tested & np.array([label is not None for label in targets], dtype=bool))
+    return FrozenRows(
+        rows=rows,
+        targets=targets[rows],
+        slices={name: _objects(table[f"slice.{name}"])[rows] for name in snapshot.slices},
+        missing={
+            name: ~np.isin(rows, store.read_embeddings(snapshot, modality=name).rows)
+            for name in modalities
+        },
+    )
+
+
+def stored_predictions(store: Store, *, record: CandidateRecord) -> Predictions:
+    """A candidate's answers to the test rows, written when it was fitted to this snapshot."""
+    table = read_predictions(store, record.fingerprint)
+    tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
+    rows = table["row"].to_numpy().astype(np.int64)[tested]
+    column = table["probabilities"].combine_chunks()
+    probabilities = column.flatten().to_numpy().reshape(len(table), -1)[tested]
+    order = np.argsort(rows)
+    return Predictions(rows=rows[order], labels=_labels(record, probabilities[order]))
+
+
+def champion_predictions(
+    model: LoadedModel, *, store: Store, snapshot: Snapshot, rows: np.ndarray, raw_rows: RawRows
+) -> Predictions:
+    """A registered model's answers to rows of this snapshot.
+
+    From the snapshot's embeddings if its encoders are those of the snapshot, else from the raw
+    rows, through encoders of its own. Raises EncoderMismatch if those are no longer there.
+    """
+    if all(
+        name in snapshot.modalities
+        and snapshot.modalities[name].encoder_fingerprint == item.encoder_fingerprint
+        for name, item in model.inputs.items()
+    ):
+        embeddings, presence = {}, {}
+        for name in model.inputs:
+            embeddings[name], presence[name] = _take(store, snapshot, modality=name, rows=rows)
+        probabilities = predict(model.fitted(), embeddings=embeddings, presence=presence)
+        return Predictions(rows=rows, labels=_labels(model.record, probabilities))
+    columns = list(dict.fromkeys(item.column for item in model.inputs.values()))
+    answers = model.predict(raw_rows(rows, columns))
+    return Predictions(rows=rows, labels=np.array(answers["prediction"].tolist(), dtype=object))
+
+
+def table_rows(source: Source, *, store: Store, snapshot: Snapshot, id_column: str) -> RawRows:
+    """A reader of the table that a snapshot was made of.
+
+    It leaves out columns that the table does not have, and raises TableChanged if the rows are
+    no longer those of the snapshot.
+    """
+
+    def read(rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
+        there = set(source.columns())
+        wanted = [name for name in columns if name in there]
+        reader = RowReader(source, columns=list(dict.fromkeys([id_column, *wanted])))
+        found = []
+        for shard, first in zip(snapshot.samples, snapshot.first_rows, strict=True):
+            chosen = rows[(rows >= first) & (rows < first + shard.rows)] - first
+            if len(chosen) == 0:
+                continue
+            table = reader.read(shard.ranges).take(pa.array(chosen))
+            ids = store.read_table(shard.path, columns=["sample_id"])["sample_id"]
+            if table[id_column].cast(pa.string()).to_pylist() != ids.take(chosen).to_pylist():
+                raise TableChanged(
+                    f"the rows of {', '.join(source.files[:3])} are no longer those of snapshot "
+                    f"{snapshot.id}; embed first, so that champion and challenger are compared "
+                    "on the same rows"
+                )
+            found.append(table)
+        frame = pa.concat_tables(found, promote_options="permissive").to_pandas()
+        return frame.drop(columns=set(frame.columns) - set(wanted))
+
+    return read
+
+
+def _take(
+    store: Store, snapshot: Snapshot, *, modality: str, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A modality's embeddings of some rows, float32 `[N, D]`, and whether each is present."""
+    held = store.read_embeddings(snapshot, modality=modality)
+    values = np.zeros((len(rows), held.values.shape[1]), dtype=np.float32)
+    present = np.isin(rows, held.rows)
+    values[present] = held.values[np.searchsorted(held.rows, rows[present])]
+    return values, present
+
+
+def _labels(record: CandidateRecord, probabilities: np.ndarray) -> np.ndarray:
+    """The most probable class of each row, as it stands in the table, `[N]`."""
+    classes = np.empty(len(record.classes), dtype=object)
+    classes[:] = list(record.classes)
+    return classes[probabilities.argmax(axis=1)]
+
+
+def _objects(column: pa.ChunkedArray) -> np.ndarray:
+    values = np.empty(len(column), dtype=object)
+    values[:] = column.to_pylist()
+    return values

@@ -1,0 +1,81 @@
+"""A candidate's record as a run takes it: flat parameters, and metrics as points in time."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.candidate import CandidateRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One finite value of a metric."""
+
+    key: str
+    value: float
+    time: int
+    """Milliseconds since 1970."""
+    step: int
+
+
+def epoch_metrics(record: CandidateRecord, *, start: int) -> Iterator[Point]:
+    """The learning curves: a point per epoch and metric, without values that are not finite.
+
+    `start` is the run's start in milliseconds. A point's time follows from it, so that a point
+    logged again after an interruption is the same point and not a second one.
+    """
+    seconds = 0.0
+    for epoch in record.epochs:
+        seconds += float(epoch.get("seconds") or 0.0)
+        for key, value in epoch.items():
+            if key != "epoch" and is_finite(value):
+                time = start + int(1000 * seconds)
+                yield Point(key=key, value=float(value), time=time, step=int(epoch["epoch"]))
+
+
+def final_metrics(record: CandidateRecord, *, start: int) -> Iterator[Point]:
+    """What the fitted candidate reached: `test.accuracy`, `retrieval.test.a_to_b.recall_at_1`."""
+    found: dict[str, Any] = {}
+    for split, values in (record.metrics or {}).items():
+        found |= {f"{split}.{key}": value for key, value in values.items()}
+    for item in record.retrieval or ():
+        place = f"retrieval.{item['split']}.{item['query']}_to_{item['target']}"
+        for measure in ("recall", "class_recall"):
+            values = item.get(measure) or {}
+            found |= {f"{place}.{measure}_at_{k}": value for k, value in values.items()}
+    found |= {key: getattr(record, key) for key in ("seconds", "best_epoch", "parameters")}
+    for key, value in found.items():
+        if is_finite(value):
+            yield Point(key=key, value=float(value), time=start, step=0)
+
+
+def flat(value: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
+    """A nested mapping as dotted names and text."""
+    texts: dict[str, str] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            texts |= flat(item, prefix=f"{name}.")
+        else:
+            texts[name] = item if isinstance(item, str) else json.dumps(item, default=str)
+    return texts
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that a chart can show."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def cut(text: str, *, length: int) -> str:
+    """The text, or its beginning with a mark that there was more."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def clean(key: str) -> str:
+    """The key with `_` for what MLflow does not allow in a name."""
+    return re.sub(r"[^\w\-. /]", "_", key, flags=re.ASCII)[:250]

@@ -1,0 +1,373 @@
+"""The registered model: raw rows in, predictions out, with any modality missing.
+
+The model carries its candidate (weights and record) and, per modality, the column and the
+encoder's spec with its fingerprint. It is loaded from code, not from a pickle.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from features import payloads
+from features.encoders import Encoder, EncoderSpec, parse_encoder
+from features.fingerprint import fingerprint
+from features.spec import FeatureSpec
+from features.store import Snapshot, Store
+from training.candidate import (
+    MODEL_FILE,
+    RECORD_FILE,
+    CandidateRecord,
+    candidate_path,
+    load_model_files,
+    parse_record,
+    predict,
+)
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
+    from torch import nn
+
+INPUTS = "inputs.json"
+CODE = "from mlflow.models import set_model\nfrom workflows.scoring import SensoriumModel\n\n"
+CODE += "set_model(SensoriumModel())\n"
+WINDOW_ROWS = 512
+"""Rows that are decoded and held in memory at once."""
+REQUIRED = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "scikit-image",
+    "scikit-learn",
+    "sensorium",
+    "soundfile",
+    "soxr",
+    "torch",
+    "transformers",
+)
+"""Distributions that the model is pinned to, where they are installed."""
+
+
+class EncoderMismatch(RuntimeError):
+    """The encoder here is not the one whose embeddings the model was fitted to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One modality of a model: the column it is in, and the encoder that embeds it."""
+
+    column: str
+    kind: str
+    encoder: dict[str, Any]
+    """The encoder's spec, as JSON."""
+    encoder_fingerprint: str
+    dim: int
+
+
+def inputs_of(
+    record: CandidateRecord, *, features: Mapping[str, FeatureSpec], snapshot: Snapshot
+) -> dict[str, Input]:
+    """The inputs of a candidate, by modality: its part of the pipeline's features."""
+    return {
+        name: Input(
+            column=features[name].column,
+            kind=snapshot.modalities[name].kind,
+            encoder=dict(snapshot.modalities[name].encoder),
+            encoder_fingerprint=snapshot.modalities[name].encoder_fingerprint,
+            dim=snapshot.modalities[name].dim,
+        )
+        for name in record.modalities
+    }
+
+
+def model_key(record: CandidateRecord, *, inputs: Mapping[str, Input]) -> str:
+    """Identity of a registered model: its candidate, and how its inputs are read and encoded."""
+    return fingerprint({"candidate": record.fingerprint, "inputs": dict(inputs)})
+
+
+def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Input]) -> str:
+    """Log a fitted candidate as a model of MLflow's active run; returns its `models:/…` URI."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        files = place / "candidate"
+        files.mkdir()
+        weights = store.storage.read(candidate_path(record.fingerprint, MODEL_FILE))
+        (files / MODEL_FILE).write_bytes(weights)
+        (files / RECORD_FILE).write_text(json.dumps(record.to_json(), indent=1))
+        values = {name: vars(item) for name, item in inputs.items()}
+        (place / INPUTS).write_text(json.dumps(values, indent=1))
+        (place / "model.py").write_text(CODE)
+        info = mlflow.pyfunc.log_model(
+            name=record.name,
+            python_model=str(place / "model.py"),
+            artifacts={"candidate": str(files), "inputs": str(place / INPUTS)},
+            signature=_signature(inputs, classes=record.classes),
+            input_example=_example(inputs),
+            pip_requirements=_requirements(),
+            tags={"sensorium.candidate": record.fingerprint},
+            metadata={"sensorium": {"candidate": record.fingerprint, "snapshot": record.snapshot}},
+        )
+    return str(info.model_uri)
+
+
+class SensoriumModel(PythonModel):
+    """A candidate behind its encoders, which are loaded when their first payload comes."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read what the model consists of; no weights are loaded yet."""
+        values = json.loads(Path(context.artifacts["inputs"]).read_text())
+        self.inputs = {name: Input(**value) for name, value in values.items()}
+        self._folder = Path(context.artifacts["candidate"])
+        self.record = parse_record((self._folder / RECORD_FILE).read_bytes())
+        self._lock = threading.Lock()
+        self._encoders: dict[str, tuple[EncoderSpec, Encoder]] = {}
+        self._model: nn.Module | None = None
+
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Classify raw rows, one column per modality: text; paths, URIs or bytes of files.
+
+        None, NaN or an absent column is a missing modality. A payload that cannot be used is
+        treated as missing, and said so. `params["base"]` is the folder that relative paths
+        start from; without it, the working directory.
+
+        Returns, in the input's order and with its index: `prediction` (a class as it stood in
+        the table), `confidence` (its probability), `probabilities` (of all classes, in order),
+        `missing` (names of the modalities that the answer had to do without) and `problems`
+        (why a payload was not used, or None).
+
+        Raises ValueError if none of the model's columns is there, TypeError for a value that is
+        no payload, and EncoderMismatch if an encoder's weights or options are not those that
+        the model was fitted to.
+        """
+        columns = {item.column for item in self.inputs.values()}
+        if not columns & set(model_input.columns):
+            raise ValueError(
+                f"the input has none of the model's columns: {', '.join(sorted(columns))}; a "
+                "modality may be missing, but at least one column must be there (with null values)"
+            )
+        base = str((params or {}).get("base") or os.getcwd())
+        windows = [
+            self._predict_window(model_input.iloc[start : start + WINDOW_ROWS], base=base)
+            for start in range(0, max(1, len(model_input)), WINDOW_ROWS)
+        ]
+        return pd.concat(windows)
+
+    def _predict_window(self, rows: pd.DataFrame, *, base: str) -> pd.DataFrame:
+        count = len(rows)
+        embeddings, presence = {}, {}
+        problems: list[list[str]] = [[] for _ in range(count)]
+        for name, item in self.inputs.items():
+            values: list[str | bytes | None] = [None] * count
+            if item.column in rows.columns:
+                values = [_payload(v, column=item.column) for v in rows[item.column].tolist()]
+            embeddings[name], presence[name] = self._embed(
+                name, values=values, base=base, problems=problems
+            )
+        probabilities = np.asarray(
+            predict(self.fitted(), embeddings=embeddings, presence=presence), dtype=np.float32
+        ).reshape(count, len(self.record.classes))
+        best = probabilities.argmax(axis=1) if count else np.empty(0, dtype=np.int64)
+        return pd.DataFrame(
+            {
+                "prediction": [self.record.classes[i] for i in best],
+                "confidence": [float(p[i]) for p, i in zip(probabilities, best, strict=True)],
+                "probabilities": [p.tolist() for p in probabilities],
+                "missing": [
+                    [name for name in self.inputs if not presence[name][row]]
+                    for row in range(count)
+                ],
+                # As objects: pandas would turn None among texts into NaN.
+                "problems": np.array(["; ".join(texts) or None for texts in problems], object),
+            },
+            index=rows.index,
+        )
+
+    def _embed(
+        self, name: str, *, values: Sequence[Any], base: str, problems: list[list[str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One modality of a window of rows: float32 `[B, D]`, and whether each is present."""
+        item = self.inputs[name]
+        embeddings = np.zeros((len(values), item.dim), dtype=np.float32)
+        presence = np.zeros(len(values), dtype=bool)
+        wanted = [row for row, value in enumerate(values) if value is not None]
+        if not wanted:
+            return embeddings, presence
+        spec, encoder = self._encoder(name)
+        prepared: list[tuple[int, Any]] = []
+        for row in wanted:
+            try:
+                value = values[row]
+                if item.kind != "text" and isinstance(value, str):
+                    value = payloads.fetch(value, base=base)
+                payload = payloads.decode(value, kind=spec.kind)
+                prepared.append((row, encoder.prepare(payload)))
+            except payloads.BadPayload as error:
+                problems[row].append(f"{name}: {error.reason}")
+            except ValueError as error:
+                problems[row].append(f"{name}: {error}")
+        prepared.sort(key=lambda pair: (-encoder.size(pair[1]), pair[0]))
+        for start in range(0, len(prepared), spec.batch_size):
+            batch = prepared[start : start + spec.batch_size]
+            found = np.asarray(encoder.encode([payload for _, payload in batch]))
+            with np.errstate(over="ignore"):
+                # Through the stored type, so that a row scores as its embedding in a store does.
+                found = found.astype(spec.dtype).astype(np.float32)
+            for (row, _), value in zip(batch, found, strict=True):
+                if np.isfinite(value).all():
+                    embeddings[row], presence[row] = value, True
+                else:
+                    problems[row].append(f"{name}: its embedding is not finite")
+        return embeddings, presence
+
+    def _encoder(self, name: str) -> tuple[EncoderSpec, Encoder]:
+        """A modality's encoder, loaded once, if it is the one that the model was fitted to."""
+        with self._lock:
+            if name not in self._encoders:
+                item = self.inputs[name]
+                spec = parse_encoder(item.encoder)
+                here = spec.fingerprint()
+                if here != item.encoder_fingerprint:
+                    raise EncoderMismatch(
+                        f"modality {name!r}: the encoder {spec.type!r} here has the fingerprint "
+                        f"{here}, but the model was fitted to {item.encoder_fingerprint}: its "
+                        "weights, its options or its version have changed since. Scoring would "
+                        "be wrong, not only different. Put the weights of that time back, or "
+                        "embed and train again."
+                    )
+                self._encoders[name] = (spec, spec.load())
+            return self._encoders[name]
+
+    def fitted(self) -> nn.Module:
+        """The fitted model over embeddings, loaded once."""
+        with self._lock:
+            if self._model is None:
+                self._model = load_model_files(self._folder)
+            return self._model
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A logged or registered model, for those who know that it is one of ours."""
+
+    pyfunc: PyFuncModel
+    base: str
+    """Folder that relative paths start from."""
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        """The inputs that the model takes, by modality."""
+        return self._ours.inputs
+
+    @property
+    def record(self) -> CandidateRecord:
+        """The record of the candidate that the model is."""
+        return self._ours.record
+
+    def fitted(self) -> nn.Module:
+        """The fitted model over embeddings."""
+        return self._ours.fitted()
+
+    def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Classify raw rows, as any caller of the registered model does."""
+        answers = self.pyfunc.predict(rows, params={"base": self.base})
+        assert isinstance(answers, pd.DataFrame)
+        return answers
+
+    @property
+    def _ours(self) -> SensoriumModel:
+        model = self.pyfunc.unwrap_python_model()
+        if not isinstance(model, SensoriumModel):
+            raise ValueError(
+                f"{self.pyfunc.metadata.model_uuid} was not logged by this project, so it cannot "
+                "be compared; register it under another name, or take the alias from it"
+            )
+        return model
+
+
+def load(uri: str, *, base: str) -> LoadedModel:
+    """The model at a URI such as `models:/digits@champion` of the server that is set."""
+    import mlflow
+
+    return LoadedModel(pyfunc=mlflow.pyfunc.load_model(uri), base=base)
+
+
+def _payload(value: Any, *, column: str) -> str | bytes | None:
+    """A cell as a payload; None for what stands for a missing one."""
+    if isinstance(value, str | bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, float | np.floating) and np.isnan(value):
+        return None
+    raise TypeError(
+        f"column {column!r} holds a {type(value).__name__}; a payload is text, a path or URI, "
+        "bytes, or None if it is missing"
+    )
+
+
+def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
+    """One optional column per modality.
+
+    Of type `any`: MLflow's `string` and `binary` refuse a column that pandas has made float64
+    because all of it is missing, and no type of MLflow's is both bytes and a path.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, Array
+
+    label = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
+    columns = dict.fromkeys(item.column for item in inputs.values())
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
+        outputs=Schema(
+            [
+                ColSpec(label.get(type(classes[0]), DataType.string), "prediction"),
+                ColSpec(DataType.double, "confidence"),
+                ColSpec(Array(DataType.double), "probabilities"),
+                ColSpec(Array(DataType.string), "missing"),
+                ColSpec(DataType.string, "problems", required=False),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("base", DataType.string, default="")]),
+    )
+
+
+def _example(inputs: Mapping[str, Input]) -> pd.DataFrame:
+    values = {"text": "a sentence", "image": "photos/1.png", "audio": "sounds/1.wav"}
+    return pd.DataFrame(
+        {item.column: [values.get(item.kind, "payloads/1"), None] for item in inputs.values()}
+    )
+
+
+def _requirements() -> list[str]:
+    found = []
+    for name in REQUIRED:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(f"{name}=={version.partition('+')[0]}")
+    return found
