@@ -94,7 +94,7 @@ class CandidateSpec(Spec):
     learning_rate: Positive = 1e-3
     """Highest learning rate of AdamW."""
     weight_decay: NotNegative = 0.01
-    """Decoupled weight decay of matrices; biases, norms and tokens have none."""
+    """Decoupled weight decay of matrices; vectors (biases, norms) have none."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
