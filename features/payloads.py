@@ -48,7 +48,7 @@ _OF_THE_FILE = {
 }
 """Errors that will be the same the next time; all others are the medium's."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PILLOW = r"PIL\b"
+_PILLOW = re.compile(r"PIL\b")
 
 
 class BadPayload(ValueError):
@@ -210,12 +210,8 @@ def _silence_pillow() -> None:
 
     A filter for the process and not `catch_warnings`, which threads cannot share.
     """
-    if not any(module is not None and module.pattern == _PILLOW for *_, module, _ in _filters()):
-        warnings.filterwarnings("ignore", module=_PILLOW)
-
-
-def _filters() -> list[tuple[Any, ...]]:
-    return list(warnings.filters)
+    if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)
 
 
 def _decode_sound(payload: bytes) -> Sound:

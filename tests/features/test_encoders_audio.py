@@ -1,0 +1,182 @@
+"""Audio statistics: against librosa and soxr, and that padding changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import librosa
+import numpy as np
+import pydantic
+import pytest
+import torch
+
+from features.encoders import Sound
+from features.encoders import audio as audio_encoder
+from features.encoders.audio import AudioStatisticsSpec, mel_filters
+
+RATE = 16_000
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def chirp(seconds: float, *, seed: int = 0) -> np.ndarray:
+    """A rising tone in noise, float32 `[T]` at 16 kHz."""
+    time = np.arange(int(seconds * RATE)) / RATE
+    noise = np.random.default_rng(seed).normal(0, 0.02, len(time))
+    tone = 0.5 * np.sin(2 * np.pi * (200 + 900 * time) * time)
+    return (tone + noise).astype(np.float32)
+
+
+def sound(*channels: np.ndarray, rate: int = RATE) -> Sound:
+    return Sound(samples=np.stack(channels), rate=rate)
+
+
+def embed(spec: AudioStatisticsSpec, sounds: list[Sound]) -> np.ndarray:
+    encoder = spec.load()
+    rows = encoder.encode([encoder.prepare(item) for item in sounds])
+    assert rows.dtype == np.float32
+    assert rows.shape == (len(sounds), encoder.dim) == (len(sounds), spec.dim)
+    return rows
+
+
+def bands(samples: np.ndarray, spec: AudioStatisticsSpec) -> np.ndarray:
+    """Log-mel energies in dB over MFCCs, `[n_mels + n_mfcc, F]`, by librosa in float64."""
+    power = librosa.feature.melspectrogram(
+        y=samples.astype(np.float64),
+        sr=spec.rate,
+        n_fft=spec.n_fft,
+        hop_length=spec.hop,
+        n_mels=spec.n_mels,
+        center=True,
+        pad_mode="constant",
+        power=2.0,
+        htk=False,
+        norm="slaney",
+    )
+    mel = librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None)
+    return np.concatenate([mel, librosa.feature.mfcc(S=mel, n_mfcc=spec.n_mfcc)])
+
+
+def statistics(bands: np.ndarray) -> np.ndarray:
+    parts = [bands.mean(axis=1), bands.std(axis=1), bands.min(axis=1), bands.max(axis=1)]
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize(("rate", "n_fft", "n_mels"), [(16000, 400, 40), (8000, 512, 20)])
+def test_filters_are_librosas(rate: int, n_fft: int, n_mels: int) -> None:
+    expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, dtype=np.float64)
+    found = mel_filters(rate=rate, n_fft=n_fft, n_mels=n_mels)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_filters_below_the_corner_of_the_scale() -> None:
+    expected = librosa.filters.mel(sr=1600, n_fft=400, n_mels=8, dtype=np.float64)
+    np.testing.assert_allclose(mel_filters(rate=1600, n_fft=400, n_mels=8), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_fft": 512, "hop": 128, "n_mels": 26, "n_mfcc": 20}, {"rate": 8000, "n_mels": 20}],
+)
+def test_statistics_are_librosas(options: dict[str, int]) -> None:
+    spec = AudioStatisticsSpec(**options)
+    for seconds in (0.1, 0.731, 1.5):
+        samples = chirp(seconds)
+        found = embed(spec, [sound(samples, rate=spec.rate)])[0]
+        np.testing.assert_allclose(found, statistics(bands(samples, spec)), atol=1e-4)
+
+
+def test_segments_have_statistics_of_their_own() -> None:
+    spec = AudioStatisticsSpec(segments=3)
+    samples = chirp(0.5)
+    expected = bands(samples, spec)
+    assert expected.shape[1] == 51
+    parts = [statistics(expected[:, i * 17 : (i + 1) * 17]) for i in range(3)]
+    found = embed(spec, [sound(samples)])[0]
+    np.testing.assert_allclose(found, np.concatenate(parts), atol=1e-4)
+    assert np.isfinite(embed(spec, [sound(samples[:1])])).all()
+
+
+def test_padding_in_a_batch_changes_nothing() -> None:
+    spec = AudioStatisticsSpec(segments=2)
+    lengths = (1, 159, 160, 161, 399, 400, 1000, 8000, 12345)
+    sounds = [sound(chirp(1, seed=i)[:length]) for i, length in enumerate(lengths)]
+    together = embed(spec, sounds)
+    alone = np.concatenate([embed(spec, [item]) for item in sounds])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_a_batch_too_large_for_memory_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = AudioStatisticsSpec()
+    sounds = [sound(chirp(0.2, seed=i)[: 1000 + 300 * i]) for i in range(6)]
+    expected = embed(spec, sounds)
+    seen: list[int] = []
+    really = torch.stft
+
+    def stft(samples: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        seen.append(samples.numel())
+        return really(samples, *args, **options)
+
+    monkeypatch.setattr(torch, "stft", stft)
+    monkeypatch.setattr(audio_encoder, "MAX_VALUES_AT_ONCE", 4000)
+    np.testing.assert_allclose(embed(spec, sounds), expected, atol=1e-4)
+    assert len(seen) > 1
+    assert max(seen) <= 4000
+
+
+def test_silence_and_the_shortest_sound_are_finite() -> None:
+    silence = np.zeros(3000, dtype=np.float32)
+    click = np.ones(1, dtype=np.float32)
+    short = sound(np.zeros(1, dtype=np.float32), rate=192_000)
+    rows = embed(AudioStatisticsSpec(), [sound(silence), sound(click), short])
+    assert np.isfinite(rows).all()
+    assert rows[0, :40].tolist() == [-100.0] * 40
+
+
+def test_channels_are_averaged() -> None:
+    left, right = chirp(0.3, seed=1), chirp(0.3, seed=2)
+    spec = AudioStatisticsSpec()
+    rows = embed(spec, [sound(left, right), sound((left + right) / 2)])
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100])
+def test_a_sound_is_the_same_at_any_rate_it_was_recorded_at(rate: int) -> None:
+    time = np.arange(rate) / rate
+    tone = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    prepared = AudioStatisticsSpec().load().prepare(sound(tone, rate=rate))
+    assert abs(len(prepared) - RATE) <= 1
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(prepared)) / RATE)
+    np.testing.assert_allclose(prepared[400:-400], expected[400:-400], atol=1e-3)
+
+
+def test_a_rate_that_is_none_is_a_reason() -> None:
+    with pytest.raises(ValueError, match="3 Hz"):
+        AudioStatisticsSpec().load().prepare(sound(chirp(0.1), rate=3))
+
+
+def test_options_that_cannot_be_are_refused() -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"`n_mfcc` 13 is more than `n_mels` 10"):
+        AudioStatisticsSpec(n_mels=10)
+    with pytest.raises(pydantic.ValidationError, match="fall between the frequencies"):
+        AudioStatisticsSpec(n_mels=200)
+
+
+def test_identity() -> None:
+    base = AudioStatisticsSpec().fingerprint()
+    assert AudioStatisticsSpec(batch_size=7).fingerprint() == base
+    changes: list[dict[str, Any]] = [
+        {"n_mels": 39},
+        {"dtype": "float32"},
+        {"rate": 8000, "n_mels": 20},
+        {"segments": 2},
+    ]
+    others = {AudioStatisticsSpec(**change).fingerprint() for change in changes}
+    assert len(others - {base}) == len(changes)
