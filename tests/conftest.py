@@ -31,8 +31,8 @@ ENVIRONMENT = {
 """Variables of the tests and of every process they start: no network, one thread, no noise."""
 
 MARK = "SENSORIUM_TEST_SESSION"
-GRACE_SECONDS = 15.0
-"""How long processes may take to go once the tests are over."""
+GRACE_SECONDS = 40.0
+"""How long processes may take to go once the tests are over; a Ray whose driver died needs it."""
 
 _before: set[str] = set()
 _folder: str | None = None
