@@ -1,0 +1,410 @@
+"""The report of a run: one HTML file that needs nothing else, for screen, phone and paper."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workflows import plots, wording
+from workflows.findings import (
+    CandidateFindings,
+    ConditionFindings,
+    Estimate,
+    ReportData,
+    RetrievalFindings,
+    SliceFindings,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+WIDE, PANEL, NARROW = 800, 370, 350
+"""Widths of a plot: for a screen, for half of it, for a phone, in pixels."""
+MOST_CLASSES = 24
+"""A larger confusion matrix shows the classes with the most errors."""
+MOST_SLICES = 16
+MOST_PAIRS = 6
+
+FAMILY_NAMES = {
+    "single": "single modality",
+    "fusion": "fusion",
+    "alignment": "alignment",
+    "plain": "other",
+}
+
+
+def render(data: ReportData) -> str:
+    """The report as one HTML document, without scripts and without any reference to elsewhere."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    for name in ("score", "interval", "number", "percent", "duration", "moment", "describe", "few"):
+        environment.filters[name] = getattr(wording, name)
+    environment.filters["css"] = lambda share: f"{min(1.0, max(0.0, share)) * 100:.1f}%"
+    candidates = _ranked(data.candidates)
+    present = {item.family for item in candidates}
+    css = (TEMPLATES / "report.css").read_text()
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        css=Markup(css),
+        headline=wording.headline(data),
+        tiles=wording.tiles(data),
+        says={
+            "candidates": wording.on_candidates(data),
+            "failures": wording.on_failures(data),
+            "curves": wording.on_curves(data),
+            "retrieval": wording.on_retrieval(data),
+            "data": wording.on_data(data),
+            "gate": wording.on_gate(data),
+        },
+        candidates=candidates,
+        families=[family for family in FAMILY_NAMES if family in present],
+        family_names=FAMILY_NAMES,
+        plots={
+            "candidates": _candidates_plot(data, candidates),
+            "confusion": _confusion_plot(data),
+            "slices": _slice_plots(data),
+        },
+        wide_confusion=len(data.classes) > 14,
+        confusion_note=_confusion_note(data),
+        pairs=_pairs(data),
+        masked=_masked(candidates),
+        curves=_curves(candidates, winner=data.winner),
+        retrieval=[table for block in data.retrieval for table in _retrieval_tables(data, block)],
+        total_bad=sum(reason.count for reason in data.bad_reasons),
+        quarantine_note=wording.on_quarantine(sum(r.count for r in data.bad_reasons)),
+        gate_tables=_gate_tables(data),
+        facts=_facts(data),
+        commands=_commands(data),
+    )
+
+
+def _markup(svg: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(svg)
+
+
+def _both(rows: Sequence[plots.IntervalRow], **options: Any) -> dict[str, Any]:
+    """An interval plot for a screen and for a phone; the page shows one of them."""
+    label = options.pop("label")
+    return {
+        name: _markup(plots.intervals(rows, label=label, width=width, **options))
+        for name, width in (("wide", WIDE), ("narrow", NARROW))
+    }
+
+
+def _ranked(candidates: Sequence[CandidateFindings]) -> list[CandidateFindings]:
+    """By test accuracy, the best first; those without any at the end."""
+    return sorted(candidates, key=lambda c: (c.test is None, -(c.test.value if c.test else 0)))
+
+
+def _row(label: str, estimate: Estimate, *, signed: bool = False, **more: Any) -> plots.IntervalRow:
+    return plots.IntervalRow(
+        label=label,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        text=wording.full(estimate, signed),
+        **more,
+    )
+
+
+def _candidates_plot(
+    data: ReportData, candidates: Sequence[CandidateFindings]
+) -> dict[str, Any] | None:
+    rows = [
+        _row(
+            item.name,
+            item.test,
+            hollow=item.validation.value if item.validation else None,
+            family=item.family,
+            strong=item.name == data.winner,
+        )
+        for item in candidates
+        if item.test is not None
+    ]
+    if not rows:
+        return None
+    single = data.candidate(data.best_single)
+    return _both(
+        rows,
+        label="Test accuracy of each candidate with its interval",
+        reference=single.test.value if single and single.test else None,
+        reference_label="best single modality",
+    )
+
+
+def _worst_classes(counts: np.ndarray) -> np.ndarray:
+    """The classes to show: all, or those that take part in most errors, in their order."""
+    if len(counts) <= MOST_CLASSES:
+        return np.arange(len(counts))
+    errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
+    return np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
+
+
+def _confusion_plot(data: ReportData) -> Any:
+    if data.confusion is None or not data.confusion.sum():
+        return None
+    shown = _worst_classes(data.confusion)
+    return _markup(
+        plots.confusion(
+            data.confusion[np.ix_(shown, shown)],
+            totals=data.confusion[shown].sum(axis=1),
+            labels=[data.classes[index] for index in shown],
+            label=f"Confusion matrix of {data.winner} on the test rows",
+        )
+    )
+
+
+def _confusion_note(data: ReportData) -> str:
+    note = "Test rows by true class and answer: blue is right, orange is wrong."
+    if len(data.classes) > MOST_CLASSES:
+        note += f" The {MOST_CLASSES} of {len(data.classes)} classes with the most errors."
+    return note
+
+
+def _pairs(data: ReportData) -> list[dict[str, Any]]:
+    """The wrong answers that are most frequent, as counts and as shares of their class."""
+    if data.confusion is None:
+        return []
+    wrong = data.confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    totals = data.confusion.sum(axis=1)
+    found = [
+        {
+            "true": data.classes[true],
+            "answer": data.classes[answer],
+            "count": int(wrong[true, answer]),
+            "total": int(totals[true]),
+            "share": float(wrong[true, answer] / totals[true]),
+        }
+        for true, answer in zip(*np.nonzero(wrong), strict=True)
+    ]
+    return sorted(found, key=lambda pair: (-pair["count"], -pair["share"]))[:MOST_PAIRS]
+
+
+def _slice_plots(data: ReportData) -> list[dict[str, Any]]:
+    best = data.candidate(data.winner)
+    if best is None or best.test is None:
+        return []
+    groups: dict[str, list[SliceFindings]] = {}
+    for item in data.slices:
+        groups.setdefault(item.group, []).append(item)
+    found = []
+    for group, items in groups.items():
+        worst = sorted(items, key=lambda item: item.accuracy.value)[:MOST_SLICES]
+        kept = [item for item in items if item in worst]
+        if group == "missing":
+            title = "By what is missing"
+        else:
+            title = f"By {group}"
+        note = "In brackets: how many test rows."
+        if len(kept) < len(items):
+            note = f"The {len(kept)} weakest of {len(items)}. {note}"
+        rows = [_row(f"{item.value} ({item.accuracy.n})", item.accuracy) for item in kept]
+        svg = plots.intervals(
+            rows,
+            label=f"{best.name}: accuracy {title.lower()}",
+            width=PANEL,
+            reference=best.test.value,
+            reference_label="all rows",
+        )
+        found.append({"title": title, "note": note, "svg": _markup(svg)})
+    return found
+
+
+def _masked(candidates: Sequence[CandidateFindings]) -> dict[str, Any] | None:
+    shown = [item for item in candidates if item.masked]
+    if not shown:
+        return None
+    modalities = list(dict.fromkeys(m.modality for item in shown for m in item.masked))
+    rows = []
+    for item in shown:
+        by_name = {masked.modality: masked for masked in item.masked}
+        cells = [
+            {
+                "accuracy": found.accuracy,
+                "difference": found.difference,
+                # half an accuracy lost is as warm as it gets
+                "tint": min(0.6, max(0.0, -found.difference.value) * 1.2),
+            }
+            if (found := by_name.get(modality))
+            else None
+            for modality in modalities
+        ]
+        test = item.test.value if item.test else None
+        rows.append({"name": item.name, "family": item.family, "test": test, "cells": cells})
+    return {"modalities": modalities, "rows": rows}
+
+
+def _curve(item: CandidateFindings) -> plots.Curve:
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(epoch, name) for epoch in item.epochs], dtype=float)
+
+    return plots.Curve(
+        epochs=column("epoch"),
+        train_loss=column("train_loss"),
+        validation_loss=column("validation_loss"),
+        validation_accuracy=column("validation_accuracy"),
+        best_epoch=item.best_epoch,
+    )
+
+
+def _curves(candidates: Sequence[CandidateFindings], *, winner: str | None) -> list[dict[str, Any]]:
+    """One small plot a candidate; losses share a scale within what shares a loss."""
+    drawn = {item.name: _curve(item) for item in candidates if item.epochs}
+    if not drawn:
+        return []
+    limits = {}
+    for contrastive in (False, True):
+        losses = [
+            values
+            for item in candidates
+            if item.name in drawn and (item.family == "alignment") == contrastive
+            for values in (drawn[item.name].train_loss, drawn[item.name].validation_loss)
+        ]
+        limits[contrastive] = plots.loss_limits(losses)
+    accuracy = plots.accuracy_limits([curve.validation_accuracy for curve in drawn.values()])
+    last = int(max(curve.epochs.max() for curve in drawn.values()))
+    found = []
+    for item in candidates:
+        if item.name not in drawn:
+            continue
+        svg = plots.curves(
+            drawn[item.name],
+            label=f"Learning curves of {item.name}",
+            epochs=last,
+            loss_limits=limits[item.family == "alignment"],
+            accuracy_limits=accuracy,
+        )
+        kept = f"epoch {item.best_epoch}" if item.best_epoch is not None else ""
+        note = "failed" if item.failure else kept
+        found.append({"name": item.name, "note": note, "svg": _markup(svg)})
+    return found
+
+
+def _retrieval_tables(data: ReportData, block: RetrievalFindings) -> list[dict[str, Any]]:
+    """Two matrices, query × answer: the same sample, and any sample of the same class."""
+    queries = list(dict.fromkeys(pair.query for pair in block.pairs))
+    targets = [*(name for name in queries if any(p.target == name for p in block.pairs))]
+    targets = list(dict.fromkeys([*targets, *(pair.target for pair in block.pairs)]))
+    by_pair = {(pair.query, pair.target): pair for pair in block.pairs}
+    sizes = sorted({pair.gallery for pair in block.pairs})
+    gallery = (
+        wording.number(sizes[0])
+        if len(sizes) == 1
+        else f"{wording.number(sizes[0])} to {wording.number(sizes[-1])}"
+    )
+    tables = []
+    for same_class in (False, True):
+
+        def cell(query: str, target: str, same_class: bool = same_class) -> dict[str, Any] | None:
+            pair = by_pair.get((query, target))
+            recall = None if pair is None else pair.same_class if same_class else pair.same_sample
+            if pair is None or not recall:
+                return None
+            chance = pair.chance_class if same_class else pair.chance_sample
+            first, *more = sorted(recall)
+            return {
+                "value": recall[first],
+                "chance": chance.get(first),
+                "bars": [recall[k] for k in reversed(more)] + [recall[first]],
+                "more": " · ".join(f"@{k} {wording.score(recall[k])}" for k in more),
+            }
+
+        rows = [{"query": q, "cells": [cell(q, t) for t in targets]} for q in queries]
+        if not any(cell for row in rows for cell in row["cells"]):
+            continue
+        tables.append(
+            {
+                "title": wording.retrieval_title(
+                    block, same_class=same_class, several=len(data.retrieval) > 1
+                ),
+                "note": f"How often the first answer of {gallery} is right ({block.split} split); "
+                "behind it, the first 5 and 10.",
+                "targets": targets,
+                "rows": rows,
+            }
+        )
+    return tables
+
+
+def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
+    if data.gate is None:
+        return []
+    tables = []
+    blocks: tuple[tuple[str, Sequence[ConditionFindings], bool], ...] = (
+        ("Conditions", data.gate.conditions, True),
+        ("Slices and missing modalities", data.gate.breakdown, False),
+    )
+    for title, comparisons, decides in blocks:
+        if not comparisons:
+            continue
+        rows = [
+            _row(item.name, item.difference, signed=True, strong=decides)
+            for item in comparisons
+            if item.difference is not None
+        ]
+        plot = None
+        if rows and not decides:
+            plot = _both(
+                rows[:MOST_SLICES],
+                label="Challenger − champion on each slice",
+                reference=0.0,
+                reference_label="no difference",
+                bounds=(-1.0, 1.0),
+                signed=True,
+            )
+        note = wording.gate_note(comparisons) if decides else wording.BREAKDOWN_NOTE
+        tables.append(
+            {
+                "title": title,
+                "note": note,
+                "comparisons": comparisons,
+                "decides": decides,
+                "plot": plot,
+            }
+        )
+    return tables
+
+
+def _facts(data: ReportData) -> list[tuple[str, str]]:
+    facts = [
+        ("Snapshot", data.snapshot),
+        ("Pipeline digest", data.digest),
+        ("Git commit", data.git_commit),
+        ("Tracking", data.tracking_uri),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _commands(data: ReportData) -> list[dict[str, str]]:
+    commands = []
+    if data.tracking_uri:
+        text = f"mlflow ui --backend-store-uri {_quoted(data.tracking_uri)}"
+        if not data.tracking_uri.startswith(("http://", "https://", "databricks")):
+            commands.append({"title": "Open the runs in MLflow", "text": text})
+    if data.load_uri:
+        lines = ["import mlflow, pandas"]
+        if data.tracking_uri:
+            lines.append(f"mlflow.set_tracking_uri({data.tracking_uri!r})")
+        lines.append(f"model = mlflow.pyfunc.load_model({data.load_uri!r})")
+        columns = ", ".join(f"{item.column!r}: …" for item in itertools.islice(data.modalities, 6))
+        lines.append(f"model.predict(pandas.DataFrame([{{{columns}}}]))")
+        commands.append({"title": "Load the champion", "text": "\n".join(lines)})
+    return commands
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
