@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,24 +126,32 @@ def _run(plan: Plan, *, storage: Storage, actors: Actors) -> Iterator[ShardResul
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     rows: list[dict[str, Any]] = [{"work": _to_json(work)} for work in plan.work]
-    shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        ShardEncoder,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=2),
-        num_cpus=actors.cpus,
-        num_gpus=actors.gpus,
-        fn_constructor_kwargs={
-            "storage": storage,
-            "source": plan.source,
-            "features": {m: part.feature for m, part in plan.modalities.items()},
-            "payload_key_by": plan.dataset.payload_key,
-            "threads": actors.threads,
-        },
-        max_restarts=-1,
-        max_task_retries=TASK_RETRIES,
-    )
-    for row in shards.iter_rows(prefetch_batches=0):
-        yield ShardResult(**json.loads(row["result"]))
+    with warnings.catch_warnings():
+        # There is no other way to say how often a task is tried again, until Ray 2.64.
+        warnings.filterwarnings("ignore", message=r"`ray_remote_args")
+        shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            ShardEncoder,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=2),
+            num_cpus=actors.cpus,
+            num_gpus=actors.gpus,
+            fn_constructor_kwargs={
+                "storage": storage,
+                "source": plan.source,
+                "features": {m: part.feature for m, part in plan.modalities.items()},
+                "payload_key_by": plan.dataset.payload_key,
+                "threads": actors.threads,
+            },
+            ray_remote_args_fn=_lives,
+        )
+    for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
+        for result in batch["result"]:
+            yield ShardResult(**json.loads(result))
+
+
+def _lives() -> dict[str, int]:
+    """An actor that dies is made again; a shard that kills its actor again and again is not."""
+    return {"max_restarts": -1, "max_task_retries": TASK_RETRIES}
 
 
 def _to_json(value: Work | ShardResult) -> str:

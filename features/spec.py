@@ -59,6 +59,10 @@ class ShardSize(Spec):
         return self
 
 
+def _long_split(value: object) -> object:
+    return {"column": value} if isinstance(value, str) else value
+
+
 class DatasetSpec(Spec):
     """The user's table: where it is, what identifies a sample, and how it is divided."""
 
@@ -68,7 +72,10 @@ class DatasetSpec(Spec):
     """Format of the files; taken from their names if it is not given."""
     id: str = "sample_id"
     """Column of unique ids, text or integers."""
-    split: SplitSpec
+    split: Annotated[
+        SplitSpec, pydantic.BeforeValidator(_long_split, json_schema_input_type=str | SplitSpec)
+    ]
+    """How samples are divided; a column's name alone stands for `{column: …}`."""
     slices: tuple[str, ...] = ()
     """Columns by whose values the results are broken down (language, device, ward)."""
     max_bad_fraction: Annotated[float, Execution, pydantic.Field(ge=0, le=1)] = 0.01
@@ -79,11 +86,6 @@ class DatasetSpec(Spec):
     `content` reads every file each time; an inline payload always stands for itself."""
     shard_rows: ShardSize = ShardSize()
     """Size of the shards, in samples."""
-
-    @pydantic.field_validator("split", mode="before")
-    @classmethod
-    def _column_for_short(cls, value: object) -> object:
-        return {"column": value} if isinstance(value, str) else value
 
 
 class FeatureSpec(Spec):

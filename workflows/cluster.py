@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-QUIET = {
+ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
+"""Ray's own bars would mix with ours, and nothing is sent anywhere unless asked for."""
+LOGGERS = ("ray.data", "ray.train", "ray._private.authentication")
+NOISE = (b"has constructor arguments in the object store and max_restarts > 0",)
+"""What Ray's C++ says of every actor pool of Ray Data, past all logging (its issue 53727)."""
 
 
 @contextmanager
@@ -25,18 +30,45 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    local = not os.environ.get("RAY_ADDRESS")
-    ray.init(
-        include_dashboard=False if local else None,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        configure_logging=True,
-    )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with _without_noise():
+        local = not os.environ.get("RAY_ADDRESS")
+        ray.init(
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Drop the lines in `NOISE` from the standard error of this process and its children."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    source, sink = os.pipe()
+    os.dup2(sink, 2)
+    os.close(sink)
+
+    def copy() -> None:
+        with os.fdopen(source, "rb") as lines:
+            for line in lines:
+                if not any(noise in line for noise in NOISE):
+                    os.write(kept, line)
+
+    copier = threading.Thread(target=copy, name="stderr", daemon=True)
+    copier.start()
     try:
         yield
     finally:
-        ray.shutdown()
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        copier.join(timeout=5)  # ends when the last child has closed its end
+        if not copier.is_alive():
+            os.close(kept)

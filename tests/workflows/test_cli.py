@@ -1,0 +1,163 @@
+"""The command line: what a wrong configuration says, and with which exit code it ends."""
+
+import json
+import sys
+
+import jsonschema
+import pandas as pd
+import pytest
+import yaml
+
+from workflows.cli import main
+
+PIPELINE = """\
+name: words
+dataset:
+  path: words.csv
+  split: split
+  slices: [language]
+features:
+  text:
+    column: text
+    encoder: {type: hashing, dim: 32}
+  photo: {column: photo, encoder: {type: hog}}
+task: {target: label}
+candidates:
+  - {type: single, modality: text}
+  - {type: early}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    rows = [
+        [f"w{i}", f"text {i}", None, "ja" if i % 2 else "en", i % 3, "train"] for i in range(40)
+    ]
+    columns = ["sample_id", "text", "photo", "language", "label", "split"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "words.csv", index=False)
+    (tmp_path / "words.yaml").write_text(PIPELINE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sensorium(capsys, *arguments):
+    """Exit code, standard output and standard error of a command."""
+    before, sys.argv = sys.argv, ["sensorium", *arguments]
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def change(folder, old, new):
+    text = (folder / "words.yaml").read_text()
+    assert old in text
+    (folder / "words.yaml").write_text(text.replace(old, new))
+
+
+BAD = {
+    "unknown key": ("slices:", "slises:", "words.yaml:5: dataset.slises: unknown field; "
+                    "did you mean 'slices'? allowed: format, id"),
+    "unknown option of an encoder": ("dim: 32", "dims: 32", "words.yaml:9: features.text.encoder.dims: "
+                                     "unknown field; did you mean 'dim'?"),
+    "unknown encoder": ("type: hog", "type: hogg", "words.yaml:10: features.photo.encoder: unknown "
+                        "encoder 'hogg'; did you mean 'hog'?"),
+    "encoder that cannot be imported": ("type: hog", "type: nowhere.Mine", "cannot be imported"),
+    "value of a wrong type": ("dim: 32", "dim: many", "words.yaml:9: features.text.encoder.dim: Input "
+                              "should be a valid integer"),
+    "value out of range": ("dim: 32", "dim: 0", "greater than or equal to 2 (value: 0)"),
+    "unknown candidate": ("type: early", "type: earli", "words.yaml:14: candidates.1: unknown "
+                          "candidate 'earli'; did you mean 'early'?"),
+    "unknown modality": ("modality: text", "modality: txt", "words.yaml:13: candidates.0.modality: "
+                         "there is no modality 'txt'; did you mean 'text'? features: text, photo"),
+    "payload column not in the table": ("column: photo", "column: foto", "words.yaml:10: "
+                                        "features.photo.column: the table has no column 'foto'; "
+                                        "did you mean 'photo'?"),
+    "target not in the table": ("target: label", "target: labels", "words.yaml:11: task.target: the "
+                                "table has no column 'labels'; did you mean 'label'?"),
+    "slice not in the table": ("[language]", "[lang]", "words.yaml:5: dataset.slices.0: the table has "
+                               "no column 'lang'; did you mean 'language'?"),
+    "table that is not there": ("words.csv", "word.csv", "words.yaml:3: dataset.path:"),
+    "missing field": ("task: {target: label}\n", "", "task: this field is required"),
+    "field given twice": ("name: words", "name: words\nname: others", "words.yaml:2: name: given "
+                          "before, in line 1"),
+    "candidates of one name": ("type: early", "type: early, name: single-text", "words.yaml:14: "
+                               "candidates.1.name: the name 'single-text' is that of candidate 1 too"),
+    "not YAML": ("features:", "features: [", "not YAML"),
+    "store of an unknown kind": ("name: words", "name: words\nstore: ftp://x/y", "ftp"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_bad_configuration_ends_before_any_work(folder, capsys, case, command):
+    old, new, message = BAD[case]
+    change(folder, old, new)
+    code, out, err = sensorium(capsys, command, "words.yaml")
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err + out
+    assert not (folder / "store").exists() and not (folder / "mlflow.db").exists()
+
+
+def test_a_file_that_is_not_there_names_its_neighbour(folder, capsys):
+    code, _, err = sensorium(capsys, "run", "word.yaml")
+    assert code == 2 and "word.yaml: no such file; did you mean 'words.yaml'?" in err
+
+
+def test_a_repeated_id_is_named(folder, capsys):
+    frame = pd.read_csv("words.csv")
+    frame.loc[[3, 30], "sample_id"] = "same"
+    frame.to_csv("words.csv", index=False)
+    code, _, err = sensorium(capsys, "run", "words.yaml")
+    assert code == 2 and "'same' in rows 3, 30" in err
+    assert not (folder / "store/embeddings").exists()
+
+
+def test_bad_usage_ends_with_2(folder, capsys):
+    for arguments in (["embedd", "words.yaml"], ["run"], ["run", "words.yaml", "--fast"]):
+        assert sensorium(capsys, *arguments)[0] == 2
+
+
+def test_a_stage_that_lacks_the_one_before_says_which(folder, capsys):
+    for command in ("train", "promote", "report"):
+        code, _, err = sensorium(capsys, command, "words.yaml")
+        assert code == 1 and "run `sensorium embed words.yaml` first" in err
+
+
+def test_every_command_has_help_with_an_example(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = sensorium(capsys, "--help")
+    assert code == 0 and "3 the gate refused" in out
+    for command in ("demo", "plan", "embed", "train", "promote", "run", "report", "schema"):
+        assert command in out
+        code, text, _ = sensorium(capsys, command, "--help")
+        assert code == 0 and f"Example: sensorium {command}" in text
+
+
+def test_plan_changes_nothing(folder, capsys):
+    before = sorted(path.name for path in folder.iterdir())
+    code, out, _ = sensorium(capsys, "plan", "words.yaml")
+    assert code == 0 and "40 samples (train 40)" in out
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_the_schema_accepts_good_and_refuses_bad_files(folder, capsys):
+    code, out, _ = sensorium(capsys, "schema")
+    schema = json.loads(out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    good = yaml.safe_load(PIPELINE)
+    validator.validate(good)
+    for part, value in (
+        ("slises", []),
+        ("features", {"text": {"column": "t", "encoder": {"type": "hogg"}}}),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate({**good, part: value})
+    assert code == 0
