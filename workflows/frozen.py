@@ -15,17 +15,18 @@ from features.sources import RowReader, Source
 from features.store import Snapshot, Store
 from training.candidate import CandidateRecord, predict, read_predictions
 from workflows.gate import FrozenRows, Predictions
+from workflows.pipeline import StageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workflows.scoring import LoadedModel
 
-RawRows = Callable[[np.ndarray, Sequence[str]], "pd.DataFrame"]
-"""Row numbers of the snapshot, ascending, and columns → those cells of the user's table."""
+RawRows = Callable[[np.ndarray], "pd.DataFrame"]
+"""Row numbers of the snapshot, ascending → those rows of the user's table."""
 
 
-class TableChanged(RuntimeError):
+class TableChanged(StageError):
     """The table is no longer the one that the snapshot was made of."""
 
 
@@ -78,19 +79,20 @@ def champion_predictions(
             embeddings[name], presence[name] = _take(store, snapshot, modality=name, rows=rows)
         probabilities = predict(model.fitted(), embeddings=embeddings, presence=presence)
         return Predictions(rows=rows, labels=_labels(model.record, probabilities))
-    columns = list(dict.fromkeys(item.column for item in model.inputs.values()))
-    answers = model.predict(raw_rows(rows, columns))
+    answers = model.predict(raw_rows(rows))
     return Predictions(rows=rows, labels=np.array(answers["prediction"].tolist(), dtype=object))
 
 
-def table_rows(source: Source, *, store: Store, snapshot: Snapshot, id_column: str) -> RawRows:
-    """A reader of the table that a snapshot was made of.
+def table_rows(
+    source: Source, *, store: Store, snapshot: Snapshot, id_column: str, columns: Sequence[str]
+) -> RawRows:
+    """A reader of some columns of the table that a snapshot was made of.
 
     It leaves out columns that the table does not have, and raises TableChanged if the rows are
     no longer those of the snapshot.
     """
 
-    def read(rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
+    def read(rows: np.ndarray) -> pd.DataFrame:
         there = set(source.columns())
         wanted = [name for name in columns if name in there]
         reader = RowReader(source, columns=list(dict.fromkeys([id_column, *wanted])))

@@ -22,9 +22,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from features import payloads
 from features.encoders import Encoder, EncoderSpec, parse_encoder
-from features.fingerprint import fingerprint
-from features.spec import FeatureSpec
-from features.store import Snapshot, Store
+from features.store import Store
 from training.candidate import (
     MODEL_FILE,
     RECORD_FILE,
@@ -34,6 +32,7 @@ from training.candidate import (
     parse_record,
     predict,
 )
+from workflows.inputs import Input
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -64,39 +63,6 @@ REQUIRED = (
 
 class EncoderMismatch(RuntimeError):
     """The encoder here is not the one whose embeddings the model was fitted to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """One modality of a model: the column it is in, and the encoder that embeds it."""
-
-    column: str
-    kind: str
-    encoder: dict[str, Any]
-    """The encoder's spec, as JSON."""
-    encoder_fingerprint: str
-    dim: int
-
-
-def inputs_of(
-    record: CandidateRecord, *, features: Mapping[str, FeatureSpec], snapshot: Snapshot
-) -> dict[str, Input]:
-    """The inputs of a candidate, by modality: its part of the pipeline's features."""
-    return {
-        name: Input(
-            column=features[name].column,
-            kind=snapshot.modalities[name].kind,
-            encoder=dict(snapshot.modalities[name].encoder),
-            encoder_fingerprint=snapshot.modalities[name].encoder_fingerprint,
-            dim=snapshot.modalities[name].dim,
-        )
-        for name in record.modalities
-    }
-
-
-def model_key(record: CandidateRecord, *, inputs: Mapping[str, Input]) -> str:
-    """Identity of a registered model: its candidate, and how its inputs are read and encoded."""
-    return fingerprint({"candidate": record.fingerprint, "inputs": dict(inputs)})
 
 
 def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Input]) -> str:
@@ -198,7 +164,9 @@ class SensoriumModel(PythonModel):
                     for row in range(count)
                 ],
                 # As objects: pandas would turn None among texts into NaN.
-                "problems": np.array(["; ".join(texts) or None for texts in problems], object),
+                "problems": pd.Series(
+                    ["; ".join(texts) or None for texts in problems], index=rows.index, dtype=object
+                ),
             },
             index=rows.index,
         )

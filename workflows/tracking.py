@@ -1,7 +1,7 @@
-"""MLflow's records: runs of the candidates, and the registry of model versions.
+"""MLflow: the connection to it, and the runs of a training with a child for each candidate.
 
-Every run and version is found again by its tags, so an attempt that was killed is completed
-by the next one instead of being recorded twice.
+Every run is found again by its tags, so an attempt that was killed is completed by the next
+one instead of being recorded twice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import os
-import tempfile
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,19 +22,18 @@ from urllib.parse import quote
 from features.fingerprint import fingerprint
 from features.store import Snapshot, Store
 from training.candidate import CandidateRecord
+from workflows.pipeline import StageError
 from workflows.runs import Point, clean, cut, epoch_metrics, final_metrics, flat
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient as MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion as ModelVersion
 
-ALIAS = "champion"
 TAG = "sensorium."
 PARAM_LENGTH = 500
 """Longer parameter values are cut; databases behind MLflow differ in what they take."""
 RUN_TAG_LENGTH = 4000
-VERSION_TAG_LENGTH = 4000
 
 QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -67,7 +66,8 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     """A client of the tracking server or database at a URI; quiet, and global for the block.
 
     MLflow keeps its URI in a global and in the environment; both are put back at the end.
-    Telemetry is off unless the environment turns it on. Errors of MLflow pass through.
+    Telemetry is off unless the environment turns it on. An error of MLflow's in the block
+    becomes a StageError that says where MLflow is.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     before = {name: os.environ.get(name) for name in (*QUIET, "MLFLOW_TRACKING_URI")}
@@ -80,6 +80,8 @@ def connected(uri: str) -> Iterator[MlflowClient]:
         mlflow.set_tracking_uri(uri)
         try:
             yield mlflow.MlflowClient(tracking_uri=uri)
+        except mlflow.MlflowException as error:
+            raise StageError(f"MLflow at {shown_uri(uri)}: {error}") from error
         finally:
             mlflow.set_tracking_uri(was)  # type: ignore[arg-type]
             for name, value in before.items():
@@ -89,13 +91,15 @@ def connected(uri: str) -> Iterator[MlflowClient]:
                     os.environ[name] = value
 
 
+def shown_uri(uri: str) -> str:
+    """The URI without the password that may stand in it."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", uri)
+
+
 def there_is_a_database(uri: str) -> bool:
     """Whether connecting would find something: false for a SQLite file that is not there yet."""
     path = uri.removeprefix("sqlite:///")
     return path == uri or os.path.exists(path)
-
-
-# ---------------------------------------------------------------------- runs
 
 
 def training_digest(*, name: str, snapshot: Snapshot, records: Sequence[CandidateRecord]) -> str:
@@ -167,70 +171,12 @@ def find_training(client: MlflowClient, *, experiment: str, digest: str) -> str 
     return None if run is None else run.info.run_id
 
 
-# ------------------------------------------------------------------ registry
-
-
-def champion_of(client: MlflowClient, *, model: str) -> ModelVersion | None:
-    """The version that the alias `champion` names, if there is one."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(model, ALIAS)
-    except MlflowException as error:
-        # A missing model, and an alias that the model does not have, are told apart by nobody.
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def find_version(client: MlflowClient, *, model: str, key: str) -> ModelVersion | None:
-    """The oldest version registered under a key (tag `sensorium.key`)."""
-    found = [
-        version
-        for version in client.search_model_versions(f"name = '{model}'")
-        if version.tags.get(f"{TAG}key") == key
-    ]
-    return min(found, key=lambda version: int(version.version), default=None)
-
-
-def register(
-    client: MlflowClient, *, model: str, key: str, uri: str, tags: Mapping[str, str]
-) -> ModelVersion:
-    """The version of a key, registered with its tags in one step if it is not there."""
+def register_model(name: str, *, uri: str, tags: Mapping[str, str]) -> ModelVersion:
+    """Register a logged model as the next version of a name, with its tags in one step."""
     import mlflow
 
-    found = find_version(client, model=model, key=key)
-    if found is not None:
-        return found
-    with contextlib.redirect_stderr(io.StringIO()):  # it writes what it does, past all loggers
-        version = mlflow.register_model(uri, model, tags=version_tags({"key": key, **tags}))
-    # Of two jobs at once each may have registered it; both go on with the older version.
-    return find_version(client, model=model, key=key) or version
-
-
-def tag_version(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:
-    """Set tags of a version."""
-    for key, value in version_tags(tags).items():
-        client.set_model_version_tag(version.name, str(version.version), key, value)
-
-
-def version_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags under our prefix, cut to the length that every registry takes."""
-    return {f"{TAG}{key}": cut(value, length=VERSION_TAG_LENGTH) for key, value in tags.items()}
-
-
-def read_artifact(client: MlflowClient, *, run: str, path: str) -> bytes | None:
-    """A run's artifact, if it is there."""
-    from mlflow.exceptions import MlflowException
-
-    folder, _, name = path.rpartition("/")
-    if name not in {item.path.rpartition("/")[2] for item in client.list_artifacts(run, folder)}:
-        return None
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            return Path(client.download_artifacts(run, path, place)).read_bytes()
-        except (FileNotFoundError, MlflowException) as error:
-            raise OSError(f"artifact {path} of run {run} is listed but cannot be read") from error
+    with contextlib.redirect_stderr(io.StringIO()):  # it says what it does, past all loggers
+        return mlflow.register_model(uri, name, tags=dict(tags))
 
 
 def _log_candidate(

@@ -1,0 +1,106 @@
+"""A contest for the champion's place: who wants it, on which rows, and what the gate says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from features.fingerprint import fingerprint
+from features.store import Snapshot, Store
+from training.candidate import CandidateRecord
+from workflows.frozen import (
+    RawRows,
+    champion_predictions,
+    frozen_rows,
+    stored_predictions,
+    table_rows,
+)
+from workflows.gate import Predictions, Verdict, judge
+from workflows.inputs import Input, inputs_of, model_key
+from workflows.pipeline import Pipeline, StageError
+from workflows.registry import number_of, tags_of
+
+if TYPE_CHECKING:
+    from workflows.tracking import ModelVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Who wants the place, and over which rows it is decided."""
+
+    pipeline: Pipeline
+    store: Store
+    snapshot: Snapshot
+    winner: CandidateRecord
+    raw_rows: RawRows | None
+    """Reads the rows that a champion of other encoders is asked; by default from the table."""
+
+    def inputs(self, record: CandidateRecord) -> dict[str, Input]:
+        """The columns and encoders that a candidate takes, by modality."""
+        features = self.pipeline.spec.features
+        return inputs_of(record, features=features, snapshot=self.snapshot)
+
+    @property
+    def key(self) -> str:
+        """Identity of the winner as a registered model."""
+        return model_key(self.winner, inputs=self.inputs(self.winner))
+
+    def judgement(self, champion: ModelVersion | None) -> str:
+        """Identity of the question that the gate answers; asked once, it has its answer."""
+        against = None
+        if champion is not None:
+            against = [number_of(champion), tags_of(champion).get("key")]
+        return fingerprint(
+            {
+                "challenger": self.winner.fingerprint,
+                "champion": against,
+                "snapshot": self.snapshot.id,
+                "gate": self.pipeline.spec.promotion,
+            }
+        )
+
+    def judge(self, champion: ModelVersion | None) -> Verdict:
+        """Ask both for their answers to the frozen rows, and compare them."""
+        frozen = frozen_rows(
+            self.store,
+            snapshot=self.snapshot,
+            target=self.pipeline.spec.task.target,
+            modalities=tuple(self.snapshot.modalities),
+        )
+        if len(frozen.rows) == 0:
+            raise StageError(
+                "no row of the test split has a label, so nothing can be compared; "
+                f"see dataset.split and task.target in {self.pipeline.path}"
+            )
+        rows = frozen.rows
+        theirs = None if champion is None else self._answers_of(champion, rows=rows)
+        return judge(
+            frozen=frozen,
+            challenger=stored_predictions(self.store, record=self.winner),
+            champion=theirs,
+            spec=self.pipeline.spec.promotion,
+        )
+
+    def _answers_of(self, champion: ModelVersion, *, rows: np.ndarray) -> Predictions:
+        from workflows import scoring
+
+        source = self.pipeline.open_source()
+        model = scoring.load(f"models:/{champion.name}/{champion.version}", base=source.folder)
+        raw_rows = self.raw_rows or table_rows(
+            source,
+            store=self.store,
+            snapshot=self.snapshot,
+            id_column=self.pipeline.spec.dataset.id,
+            columns=list(dict.fromkeys(item.column for item in model.inputs.values())),
+        )
+        try:
+            return champion_predictions(
+                model, store=self.store, snapshot=self.snapshot, rows=rows, raw_rows=raw_rows
+            )
+        except scoring.EncoderMismatch as error:
+            raise StageError(
+                f"{champion.name} version {champion.version}, the champion, cannot be compared: "
+                f"{error}"
+            ) from error
