@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ ABSENT = -1
 
 CONSTANT = 1e-4
 """A dimension whose deviation is below this share of the modality's largest is left unscaled."""
+
+
+class Untrainable(ValueError):
+    """The data do not allow a training; the message says what they lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,14 @@ class EmbeddingTable:
         present = sum((self.index[m][rows] != ABSENT).long() for m in modalities)
         return rows[torch.as_tensor(present >= least)]
 
+    def select(self, modalities: Sequence[str]) -> EmbeddingTable:
+        """The same rows with some of the modalities, nothing copied."""
+        return replace(
+            self,
+            embeddings={m: self.embeddings[m] for m in modalities},
+            index={m: self.index[m] for m in modalities},
+        )
+
     def batch(
         self,
         rows: torch.Tensor,
@@ -100,7 +112,7 @@ class EmbeddingTable:
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
         """Per modality the width, mean and deviation of the present training rows.
 
-        ValueError for a modality that no training row has.
+        Untrainable for a modality that no training row has.
         """
         return {modality: self._input(modality) for modality in modalities}
 
@@ -108,7 +120,7 @@ class EmbeddingTable:
         place = self.index[modality][self.split["train"]]
         values = self.embeddings[modality][place[place != ABSENT]].double()
         if not len(values):
-            raise ValueError(
+            raise Untrainable(
                 f"modality {modality!r}: none of the {len(place)} training rows has an embedding; "
                 "take it out of the candidates, or see the quarantine"
             )
@@ -122,7 +134,7 @@ def load_table(
 ) -> EmbeddingTable:
     """Read a snapshot's samples and the embeddings of some modalities, once.
 
-    ValueError if a split has no labelled row, or there are fewer than two classes.
+    Untrainable if a split has no labelled row, or there are fewer than two classes.
     """
     column = f"target.{task.target}"
     samples = store.read_samples(snapshot, columns=["sample_id", "split", column])
@@ -157,10 +169,13 @@ def table_of(
     splits = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLITS}
     for name, rows in splits.items():
         if not (targets[rows] != ABSENT).any():
-            raise ValueError(
+            raise Untrainable(
                 f"the {name} split has no row with a label in column {target!r} "
                 f"({len(rows)} rows without); all of {', '.join(SPLITS)} need some"
             )
+    met = targets[splits["train"]].unique()
+    if len(met[met != ABSENT]) < 2:
+        raise Untrainable(f"all labelled training rows are of one class in column {target!r}")
     index = {}
     values = {}
     for modality, part in embeddings.items():
@@ -189,12 +204,12 @@ def _classes(labels: pa.ChunkedArray | pa.Array, *, target: str) -> tuple[Any, .
         or pa.types.is_integer(kind)
         or pa.types.is_boolean(kind)
     ):
-        raise ValueError(
+        raise Untrainable(
             f"column {target!r} holds {kind}; a class is text, an integer or a boolean"
         )
     classes = tuple(sorted(pc.unique(labels.drop_null()).to_pylist()))
     if len(classes) < 2:
-        raise ValueError(
+        raise Untrainable(
             f"column {target!r} holds {len(classes)} classes {list(classes)}; at least 2 are needed"
         )
     return classes

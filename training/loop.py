@@ -24,7 +24,7 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from training.checkpoint import FitState, load_optimizer, optimizer_tensors
-from training.data import EmbeddingTable, epoch_order, step_count, step_rows
+from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
 from training.losses import sum_over_workers
 from training.spec import CandidateSpec, Objective, TrainingSpec
 from training.step import (
@@ -145,7 +145,7 @@ def fit_candidate(
     Every worker calls it with equal arguments. `on_epoch` and `save` are called on every worker;
     `save` every `checkpoint_every` epochs, with a state that as `resume` leads to the same end,
     bit for bit on like hardware. A loss that is not finite ends the fit with a `Failure`.
-    ValueError if there are no rows to learn from.
+    Untrainable, on every worker, if there are no rows to learn from.
     """
     modalities = spec.resolved_modalities(tuple(table.embeddings))
     rows = {
@@ -224,7 +224,7 @@ def objective_rows(
         return table.labelled(split)
     rows = table.with_modalities(split, modalities=modalities, least=2)
     if len(rows) < 2:
-        raise ValueError(
+        raise Untrainable(
             f"an alignment of {', '.join(modalities)} learns from samples that have two of them; "
             f"the {split} split has {len(rows)}"
         )

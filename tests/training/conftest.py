@@ -1,0 +1,154 @@
+"""A small made-up table of three modalities, each of which tells a part of the class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from features.samples import SampleShard
+from features.sources import RowRange
+from features.storage import LocalStorage
+from features.store import (
+    Embeddings,
+    ModalityShards,
+    Snapshot,
+    Store,
+    embedding_path,
+    embedding_table,
+    parquet_bytes,
+)
+from training.data import EmbeddingTable, table_of
+
+DIMS = {"caption": 5, "photo": 7, "speech": 6}
+CLASSES = ["cat", "dog", "eel", "fox"]
+
+
+def make_columns(*, rows: int = 240, noise: float = 0.7, missing: float = 0.15, seed: int = 0):
+    """Ids, splits, labels and embeddings, as a store would give them.
+
+    caption tells the class modulo 2, photo its half, speech all of it but with more noise.
+    """
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(len(CLASSES), size=rows)
+    labels: list[str | None] = [CLASSES[c] for c in codes]
+    labels[3] = labels[11] = None
+    signal = {"caption": codes % 2, "photo": codes // 2, "speech": codes}
+    embeddings = {}
+    for modality, dim in DIMS.items():
+        means = rng.normal(size=(len(CLASSES), dim)) * 2
+        spread = noise * (2 if modality == "speech" else 1)
+        values = means[signal[modality]] + rng.normal(size=(rows, dim)) * spread
+        present = np.flatnonzero(rng.random(rows) >= missing)
+        embeddings[modality] = Embeddings(rows=present, values=values[present].astype(np.float16))
+    split = np.array(["train"] * 5 + ["validation"] + ["test"] * 2)[np.arange(rows) % 8]
+    return {
+        "sample_ids": pa.chunked_array([[f"s{i}" for i in range(rows)]]),
+        "split": pa.chunked_array([pa.array(split.tolist())]),
+        "labels": pa.chunked_array([labels]),
+        "embeddings": embeddings,
+    }
+
+
+def write_store(folder: Path, columns: dict[str, Any], *, shard_rows: int = 100) -> Snapshot:
+    """Write the columns as a store, through the store's own writers, and commit a snapshot."""
+    store = Store(LocalStorage(folder))
+    rows = len(columns["sample_ids"])
+    samples, shards = [], {modality: [] for modality in columns["embeddings"]}
+    for start in range(0, rows, shard_rows):
+        part = slice(start, min(start + shard_rows, rows))
+        table = pa.table(
+            {
+                "sample_id": columns["sample_ids"][part],
+                "split": columns["split"][part],
+                "target.label": columns["labels"][part],
+            }
+        )
+        body = parquet_bytes(table).to_pybytes()
+        shard = SampleShard(
+            fingerprint=hashlib.blake2b(body, digest_size=16).hexdigest(),
+            rows=table.num_rows,
+            ranges=(RowRange(file=0, start=part.start, stop=part.stop),),
+            keys={},
+            payloads={},
+        )
+        store.write_samples(shard, rows=table)
+        samples.append(shard)
+        for modality, embeddings in columns["embeddings"].items():
+            inside = (embeddings.rows >= part.start) & (embeddings.rows < part.stop)
+            if not inside.any():
+                shards[modality].append(())
+                continue
+            body = parquet_bytes(
+                embedding_table(
+                    rows=embeddings.rows[inside] - part.start,
+                    keys=[b"0" * 16] * int(inside.sum()),
+                    values=embeddings.values[inside],
+                    metadata={},
+                )
+            ).to_pybytes()
+            name = hashlib.blake2b(body, digest_size=16).hexdigest()
+            store.storage.write_once(embedding_path(encoder=f"of-{modality}", shard=name), body)
+            shards[modality].append((name,))
+    snapshot = Snapshot(
+        name="toy",
+        target="label",
+        slices=(),
+        samples=tuple(samples),
+        modalities={
+            modality: ModalityShards(
+                kind="text",
+                encoder={"type": "made-up", "dtype": "float16"},
+                encoder_fingerprint=f"of-{modality}",
+                dim=embeddings.values.shape[1],
+                shards=tuple(shards[modality]),
+                present=len(embeddings.rows),
+                missing=rows - len(embeddings.rows),
+                bad=0,
+            )
+            for modality, embeddings in columns["embeddings"].items()
+        },
+    )
+    store.commit(snapshot)
+    return snapshot
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
+    """Writes a store of made-up columns under `tmp_path/name`; the store and its snapshot."""
+
+    def make(name: str = "store", **options: Any) -> tuple[Store, Snapshot]:
+        folder = tmp_path / name
+        snapshot = write_store(folder, make_columns(**options))
+        return Store(LocalStorage(folder)), snapshot
+
+    return make
+
+
+@pytest.fixture
+def columns() -> Callable[..., dict]:
+    return make_columns
+
+
+@pytest.fixture
+def make_table() -> Callable[..., EmbeddingTable]:
+    def make(**options: object) -> EmbeddingTable:
+        return table_of(**make_columns(**options))
+
+    return make
+
+
+@pytest.fixture
+def table(make_table: Callable[..., EmbeddingTable]) -> EmbeddingTable:
+    return make_table()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,321 @@
+"""The Ray Train job: one worker group that fits all candidates that are not done, in turn.
+
+Every worker loads the snapshot once. The first worker writes a candidate into the store when
+it is done, so a killed job goes on with the next one; within a candidate it goes on from the
+last checkpoint, which Ray keeps under `train-runs/` in the store until the job is done.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from features.fingerprint import fingerprint
+from features.storage import open_storage
+from features.store import Store
+from training.candidate import (
+    CandidateRecord,
+    PlannedCandidate,
+    plan_candidates,
+)
+from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
+from training.data import Untrainable, load_table
+from training.loop import Epoch
+from training.losses import worker_count, worker_rank
+from training.produce import produce_candidate
+from training.spec import CandidateSpec, TaskSpec, TrainingSpec, parse_candidate
+
+RUNS_FOLDER = "train-runs"
+RETRIES = 3
+"""How often the worker group is started again after a worker has died."""
+POLL_SECONDS = 0.3
+
+
+class TrainingError(ValueError):
+    """The training cannot run as it is configured; the message is for the one who did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitProgress:
+    """A candidate's epoch, or its end."""
+
+    candidate: str
+    number: int
+    """Which of the candidates to fit it is, counted from 1."""
+    of: int
+    epoch: int
+    max_epochs: int
+    validation_loss: float | None
+    validation_accuracy: float | None
+    done: bool
+    failure: str | None
+    process: int
+    """The first worker's process id."""
+
+
+def fit(
+    *,
+    store_root: str,
+    snapshot_id: str,
+    task: TaskSpec,
+    candidates: Sequence[CandidateSpec],
+    training: TrainingSpec,
+    on_progress: Callable[[FitProgress], None] | None = None,
+) -> list[CandidateRecord]:
+    """Fit the candidates that are not in the store yet; returns all their records, in order.
+
+    Ray must be connected. A candidate whose loss is not finite, or which its data do not allow,
+    is recorded as failed, and the others go on. TrainingError if the cluster is too small or
+    no candidate can be trained on the data.
+    """
+    store = Store(open_storage(store_root))
+    snapshot = store.read_snapshot(snapshot_id)
+
+    def plan() -> list[PlannedCandidate]:
+        return plan_candidates(
+            store, snapshot=snapshot, task=task, candidates=candidates, training=training
+        )
+
+    planned = plan()
+    if any(candidate.record is None for candidate in planned):
+        gpu = _check_resources(training.workers)
+        with _mailbox(on_progress) as mailbox:
+            _run(
+                planned,
+                config={
+                    "store_root": store.storage.root,
+                    "snapshot_id": snapshot_id,
+                    "task": task.model_dump(mode="json"),
+                    "training": training.model_dump(mode="json"),
+                    "candidates": [c.spec.model_dump(mode="json") for c in planned],
+                    "mailbox": mailbox,
+                },
+                store=store,
+                workers=training.workers,
+                gpu=gpu,
+            )
+        planned = plan()
+    records = [candidate.record for candidate in planned if candidate.record is not None]
+    if len(records) < len(planned):
+        left = ", ".join(c.spec.name for c in planned if c.record is None)
+        raise RuntimeError(f"the training job ended without an error, but left out: {left}")
+    return records
+
+
+def _check_resources(workers: int) -> bool:
+    """Whether every worker can have a GPU; TrainingError if it cannot even have a CPU.
+
+    Ray would wait for resources that never come, without a word.
+    """
+    resources = ray.cluster_resources()
+    cpus = int(resources.get("CPU", 0))
+    if workers > cpus:
+        raise TrainingError(
+            f"training.workers: {workers} workers need a CPU each, and the Ray cluster has "
+            f"{cpus}; lower it, or add nodes"
+        )
+    return int(resources.get("GPU", 0)) >= workers
+
+
+def _run(
+    planned: Sequence[PlannedCandidate],
+    *,
+    config: Mapping[str, Any],
+    store: Store,
+    workers: int,
+    gpu: bool,
+) -> None:
+    """One Ray Train run over the candidates; the same ones again continue it."""
+    filesystem, root = store.storage.filesystem()
+    name = fingerprint([candidate.fingerprint for candidate in planned])
+    trainer = ray.train.torch.TorchTrainer(
+        cast(Any, fit_on_worker),
+        train_loop_config=dict(config),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=f"{root}/{RUNS_FOLDER}",
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=RETRIES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    result: Any = trainer.fit()
+    # What a run of this name would continue from is of no more use.
+    filesystem.delete_dir(f"{root}/{RUNS_FOLDER}/{name}")
+    if result.return_value:
+        raise TrainingError(result.return_value)
+
+
+def fit_on_worker(config: dict[str, Any]) -> str | None:
+    """What every worker runs. Returns why the data allow no training, or None.
+
+    An error that would come again is returned, not raised, since Ray tries again what is raised.
+    """
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    store = Store(open_storage(config["store_root"]))
+    snapshot = store.read_snapshot(config["snapshot_id"])
+    task = TaskSpec.model_validate(config["task"])
+    training = TrainingSpec.model_validate(config["training"])
+    planned = plan_candidates(
+        store,
+        snapshot=snapshot,
+        task=task,
+        candidates=[parse_candidate(spec) for spec in config["candidates"]],
+        training=training,
+    )
+    pending = _agree_on_pending(planned)
+    modalities = sorted({m for candidate in pending for m in candidate.modalities})
+    try:
+        table = load_table(store, snapshot, task=task, modalities=modalities)
+    except Untrainable as error:
+        return str(error)
+    for number, candidate in enumerate(pending, 1):
+        report = _Reporter(
+            mailbox=config["mailbox"],
+            candidate=candidate,
+            number=number,
+            of=len(pending),
+            training=training,
+        )
+        record = produce_candidate(
+            candidate,
+            store=store,
+            snapshot=snapshot,
+            task=task,
+            training=training,
+            table=table,
+            device=device,
+            resume=_checkpoint_of(candidate.fingerprint),
+            on_epoch=report.epoch,
+            save=partial(_save, candidate=candidate),
+        )
+        report.end(record)
+    return None
+
+
+def _agree_on_pending(planned: Sequence[PlannedCandidate]) -> list[PlannedCandidate]:
+    """The candidates without a record, each once, as the first worker sees them."""
+    names = [c.fingerprint for c in {c.fingerprint: c for c in planned}.values() if not c.record]
+    if worker_count() > 1:
+        agreed: list[Any] = [names]
+        dist.broadcast_object_list(agreed, src=0)
+        (names,) = agreed
+    by_name = {c.fingerprint: c for c in reversed(planned)}
+    return [by_name[name] for name in names]
+
+
+def _checkpoint_of(candidate: str) -> FitState | None:
+    """The state that this candidate was interrupted in, if it was."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        if read_about(folder) != {"candidate": candidate}:
+            return None
+        return read_checkpoint(folder)
+
+
+def _save(state: FitState, *, candidate: PlannedCandidate) -> None:
+    """Hand a checkpoint of the first worker to Ray; all workers must call it."""
+    metrics = {"candidate": candidate.spec.name, "epoch": state.epoch}
+    if worker_rank() != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(state, folder=folder, about={"candidate": candidate.fingerprint})
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class Mailbox:
+    """An actor that holds what the workers report until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._items: list[dict[str, Any]] = []
+
+    def post(self, item: dict[str, Any]) -> None:
+        self._items.append(item)
+
+    def take(self) -> list[dict[str, Any]]:
+        items, self._items = self._items, []
+        return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reporter:
+    """Tells the driver of a candidate's epochs, from the first worker."""
+
+    mailbox: Any
+    candidate: PlannedCandidate
+    number: int
+    of: int
+    training: TrainingSpec
+
+    def epoch(self, epoch: Epoch) -> None:
+        self._post(
+            epoch=epoch.epoch,
+            validation_loss=epoch.validation_loss,
+            validation_accuracy=epoch.validation_accuracy,
+        )
+
+    def end(self, record: CandidateRecord) -> None:
+        self._post(done=True, failure=record.failure and record.failure["reason"])
+
+    def _post(self, **values: Any) -> None:
+        if self.mailbox is None or worker_rank() != 0:
+            return
+        item = {
+            "candidate": self.candidate.spec.name,
+            "number": self.number,
+            "of": self.of,
+            "epoch": 0,
+            "max_epochs": self.training.max_epochs,
+            "validation_loss": None,
+            "validation_accuracy": None,
+            "done": False,
+            "failure": None,
+            "process": os.getpid(),
+        }
+        self.mailbox.post.remote({**item, **values})
+
+
+@contextmanager
+def _mailbox(on_progress: Callable[[FitProgress], None] | None) -> Iterator[Any]:
+    """A mailbox whose items are passed on, in a thread, for the time of a block."""
+    if on_progress is None:
+        yield None
+        return
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    over = threading.Event()
+
+    def pass_on() -> None:
+        for item in ray.get(mailbox.take.remote()):
+            on_progress(FitProgress(**item))
+
+    def poll() -> None:
+        while not over.wait(POLL_SECONDS):
+            pass_on()
+
+    thread = threading.Thread(target=poll, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+    finally:
+        over.set()
+        thread.join()
+        pass_on()
+        ray.kill(mailbox)
