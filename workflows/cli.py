@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from workflows.console import make_console
+
+if TYPE_CHECKING:
+    from workflows.promote import Promotion
 
 EXIT_CODES = (
     "Exit codes: 0 done, or nothing to do; 1 failed; 2 bad usage or configuration; "
@@ -120,7 +123,7 @@ def promote(
     from workflows.run import promote_last
 
     promotion = promote_last(load_pipeline(pipeline), dry_run=dry_run, console=make_console())
-    _exit_by_gate(promotion)
+    _exit_by_gate(promotion, dry_run=dry_run)
 
 
 @app.command(epilog=f"Example: sensorium run pipeline.yaml\n\n{EXIT_CODES}")
@@ -155,6 +158,7 @@ def schema() -> None:
     typer.echo(json.dumps(PipelineSpec.model_json_schema(), indent=2, ensure_ascii=False))
 
 
-def _exit_by_gate(promotion: object) -> None:
-    if getattr(promotion, "refused", False):
+def _exit_by_gate(promotion: Promotion, *, dry_run: bool = False) -> None:
+    """Exit with 3 if the gate refused, now; a refusal of an earlier run is nothing new."""
+    if promotion.refused and (promotion.changed or dry_run):
         raise typer.Exit(GATE_REFUSED)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 from rich.console import Console
 
-from features.sources import RowRange, RowReader
-from features.store import Snapshot
+from features.store import Snapshot, Store, vectors
 from training.bootstrap import Interval, bootstrap_interval, paired_bootstrap
-from training.candidate import CandidateRecord
+from training.candidate import CandidateRecord, read_predictions
 from workflows.console import count, duration, progress
 from workflows.embed import embed, open_store, plan_embedding, plan_table
 from workflows.pipeline import Pipeline, StageError, load_pipeline
-from workflows.promote import Promotion, promote
+from workflows.promote import Promotion, choose_winner, promote
+from workflows.tracking import log_report
 from workflows.train import candidate_table, last_snapshot, planned, train
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DEMO_RECIPE = "digits.yaml"
 
@@ -125,35 +123,40 @@ def write_last_report(pipeline: Pipeline, *, out: Path | None, console: Console)
         store=open_store(pipeline),
         snapshot=snapshot,
         records=records,
-        raw_rows=raw_rows(pipeline, snapshot=snapshot),
         dry_run=True,
     )
-    path = write_report(
-        pipeline, snapshot=snapshot, records=records, promotion=promotion, out=out
-    )
+    path = write_report(pipeline, snapshot=snapshot, records=records, promotion=promotion, out=out)
     console.print(f"report   {path}")
 
 
-def raw_rows(pipeline: Pipeline, *, snapshot: Snapshot) -> Callable[[np.ndarray], pd.DataFrame]:
-    """A reader of the table's rows by their numbers in a snapshot, with the modalities' columns."""
+def write_report(
+    pipeline: Pipeline,
+    *,
+    snapshot: Snapshot,
+    records: Sequence[CandidateRecord],
+    promotion: Promotion,
+    out: Path | None = None,
+) -> Path:
+    """Write the HTML report whole, and keep it with the training's run in MLflow."""
+    from workflows.collect import collect
+    from workflows.registry import git_commit
+    from workflows.report import render
 
-    def read(rows: np.ndarray) -> pd.DataFrame:
-        columns = list(dict.fromkeys(f.column for f in pipeline.spec.features.values()))
-        reader = RowReader(pipeline.open_source(), columns=columns)
-        return reader.read([_place(snapshot, int(row)) for row in rows]).to_pandas()
-
-    return read
-
-
-def _place(snapshot: Snapshot, row: int) -> RowRange:
-    """Where a row of a snapshot stands in the source."""
-    shard = int(np.searchsorted(snapshot.first_rows, row, side="right")) - 1
-    row -= snapshot.first_rows[shard]
-    for part in snapshot.samples[shard].ranges:
-        if row < part.stop - part.start:
-            return RowRange(file=part.file, start=part.start + row, stop=part.start + row + 1)
-        row -= part.stop - part.start
-    raise IndexError(f"row {row} is beyond the shard's {snapshot.samples[shard].rows} rows")
+    data = collect(
+        pipeline=pipeline,
+        store=open_store(pipeline),
+        snapshot=snapshot,
+        records=records,
+        promotion=promotion,
+        git_commit=git_commit(pipeline.folder),
+    )
+    path = (out or pipeline.report_path).absolute()
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(render(data))
+    temporary.replace(path)
+    if promotion.parent is not None:
+        log_report(path, uri=pipeline.tracking_uri, run=promotion.parent)
+    return path
 
 
 def _fitted(pipeline: Pipeline, *, snapshot: Snapshot) -> tuple[CandidateRecord, ...]:
@@ -180,7 +183,6 @@ def _promote(
         store=open_store(pipeline),
         snapshot=snapshot,
         records=records,
-        raw_rows=raw_rows(pipeline, snapshot=snapshot),
         dry_run=dry_run,
         on_event=lambda text: console.print(f"         {text}"),
     )
@@ -190,3 +192,79 @@ def _promote(
 
 def _since(begun: float) -> str:
     return duration(time.perf_counter() - begun)
+
+
+def _summary(
+    pipeline: Pipeline,
+    *,
+    records: Sequence[CandidateRecord],
+    promotion: Promotion,
+    console: Console,
+) -> None:
+    """The candidates, what fusion gains, the champion, and where to look further."""
+    store = open_store(pipeline)
+    right = {r.name: answers_on_test(store, record=r) for r in records if r.status == "fitted"}
+    accuracy = {name: bootstrap_interval(answers) for name, answers in right.items()}
+    console.print(candidate_table(records, test=accuracy, winner=promotion.winner))
+    gain = fusion_gain(records, right=right)
+    if gain is not None:
+        console.print(
+            f"fusion   {gain.fusion} beats {gain.single}, the best single modality, by "
+            f"{gain.interval.mean:+.3f} [{gain.interval.low:+.3f}, {gain.interval.high:+.3f}] "
+            "on the test split"
+            if gain.interval.low > 0
+            else f"fusion   {gain.fusion} against {gain.single}, the best single modality: "
+            f"{gain.interval.mean:+.3f} [{gain.interval.low:+.3f}, {gain.interval.high:+.3f}] "
+            "on the test split, which is no clear gain"
+        )
+    verdict = promotion.verdict
+    if promotion.champion_after is None:
+        console.print(f"champion [bold]none yet[/bold] of {promotion.model}")
+    elif promotion.promoted and verdict is not None:
+        console.print(
+            f"champion [bold green]{promotion.model} version {promotion.champion_after}"
+            f"[/bold green] ({promotion.winner}), test accuracy {verdict.accuracy:.3f} "
+            f"[{verdict.accuracy_low:.3f}, {verdict.accuracy_high:.3f}]"
+        )
+    else:
+        console.print(
+            f"champion [bold]{promotion.model} version {promotion.champion_after}[/bold] stays"
+        )
+    console.print(f"report   {pipeline.report_path}", soft_wrap=True)
+    console.print(f"MLflow   mlflow ui --backend-store-uri {pipeline.tracking_uri}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionGain:
+    """What the best fusion gains over the best single modality, row by row on the test split."""
+
+    fusion: str
+    single: str
+    interval: Interval
+
+
+def fusion_gain(
+    records: Sequence[CandidateRecord], *, right: Mapping[str, np.ndarray]
+) -> FusionGain | None:
+    """Compare the best of both kinds, each chosen on the validation split; None if one lacks."""
+    fitted = [record for record in records if record.name in right]
+    singles = [record for record in fitted if len(record.modalities) == 1]
+    fusions = [record for record in fitted if len(record.modalities) > 1]
+    if not singles or not fusions:
+        return None
+    fusion, single = choose_winner(fusions).name, choose_winner(singles).name
+    return FusionGain(
+        fusion=fusion,
+        single=single,
+        interval=paired_bootstrap(right[fusion], right[single]),
+    )
+
+
+def answers_on_test(store: Store, *, record: CandidateRecord) -> np.ndarray:
+    """Whether each labelled test row was answered rightly, float64 `[N]`, in row order."""
+    table = read_predictions(store, record.fingerprint)
+    table = table.filter(pc.equal(table["split"], "test"))
+    probabilities = vectors(table["probabilities"])
+    order = np.argsort(table["row"].to_numpy())
+    right = probabilities.argmax(axis=1) == table["target"].to_numpy()
+    return right[order].astype(np.float64)

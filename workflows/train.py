@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from features.store import Snapshot, Store
+from training.bootstrap import Interval
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows import cluster
 from workflows.console import count, duration, progress, table
 from workflows.embed import open_store
-from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError
 
 
@@ -84,7 +84,7 @@ def train(pipeline: Pipeline, *, snapshot: Snapshot, console: Console) -> Traine
 
 
 def candidate_table(
-    records: Sequence[CandidateRecord], *, test: dict[str, Estimate], winner: str | None
+    records: Sequence[CandidateRecord], *, test: Mapping[str, Interval], winner: str | None
 ) -> Table:
     """The candidates side by side: what they are, and their accuracy with its interval."""
     made = table(
@@ -101,7 +101,7 @@ def candidate_table(
         made.add_row(
             record.name,
             f"{record.metrics['validation']['accuracy']:.3f}",
-            f"{estimate.value:.3f}",
+            f"{estimate.mean:.3f}",
             f"{estimate.low:.3f} – {estimate.high:.3f}",
             count(record.parameters),
             f"{len(record.epochs)}",
@@ -118,25 +118,29 @@ def _fit(
     missing: Sequence[PlannedCandidate],
     console: Console,
 ) -> None:
-    from training.job import fit
+    from training.job import FitProgress, TrainingError, fit
 
     begun = time.perf_counter()
     store: Store = open_store(pipeline)
     with progress(console) as bar:
         task = bar.add_task("train", total=len(missing), note="starting Ray")
 
-        def on_progress(update: object) -> None:
-            bar.update(task, completed=update.done, note=update.note)
+        def on_progress(update: FitProgress) -> None:
+            done = update.number - (0 if update.done else 1)
+            bar.update(task, completed=done, note=f"{update.candidate}, epoch {update.epoch}")
 
-        with cluster.connected():
-            fit(
-                store_root=store.storage.root,
-                snapshot_id=snapshot.id,
-                task=pipeline.spec.task,
-                candidates=[candidate.spec for candidate in missing],
-                training=pipeline.spec.training,
-                on_progress=on_progress,
-            )
+        try:
+            with cluster.connected():
+                fit(
+                    store_root=store.storage.root,
+                    snapshot_id=snapshot.id,
+                    task=pipeline.spec.task,
+                    candidates=[candidate.spec for candidate in missing],
+                    training=pipeline.spec.training,
+                    on_progress=on_progress,
+                )
+        except TrainingError as error:
+            raise StageError(str(error)) from error
     console.print(
         f"         {len(missing)} candidates fitted in {duration(time.perf_counter() - begun)}"
     )
