@@ -12,7 +12,6 @@ import io
 import os
 import re
 import stat
-import struct
 import time
 import urllib.parse
 import warnings
@@ -47,6 +46,9 @@ _OF_THE_FILE = {
     errno.ELOOP: "its links lead in a circle",
 }
 """Errors that will be the same the next time; all others are the medium's."""
+_SIZES_IN_LOG = re.compile(
+    r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PILLOW = re.compile(r"PIL\b")
 
@@ -216,20 +218,19 @@ def _silence_pillow() -> None:
 
 def _decode_sound(payload: bytes) -> Sound:
     soundfile = import_extra("soundfile", extra="audio")
-    _refuse_cut_wav(payload)
     try:
         with soundfile.SoundFile(io.BytesIO(payload)) as file:
             rate, frames, channels = file.samplerate, file.frames, file.channels
             if frames > MAX_SECONDS * rate or frames * channels > MAX_SOUND_VALUES:
                 reason = f"sound of more than {MAX_SECONDS} seconds or {MAX_SOUND_VALUES:,} samples"
                 raise BadPayload(reason, stage="decode")
+            _refuse_truncated(file.extra_info)
             samples = file.read(dtype="float32", always_2d=True)
-            # The length of an MP3 is an estimate.
-            cut = len(samples) < frames and file.format != "MP3"
+            slack = _slack(payload) if file.format == "MP3" else 0
     except soundfile.SoundFileError as error:
         reason = f"not a sound of a known format, or damaged: {_short(error)}"
         raise BadPayload(reason, stage="decode") from error
-    if cut:
+    if slack is not None and len(samples) < frames - slack:
         reason = f"truncated sound: {len(samples)} of {frames} frames are there"
         raise BadPayload(reason, stage="decode")
     if not len(samples):
@@ -239,25 +240,26 @@ def _decode_sound(payload: bytes) -> Sound:
     return Sound(samples=np.ascontiguousarray(samples.T), rate=rate)
 
 
-def _refuse_cut_wav(payload: bytes) -> None:
-    """Raise BadPayload if a WAV file ends before its data chunk does.
+def _refuse_truncated(log: str) -> None:
+    """Raise BadPayload if a WAV, AIFF, AU or CAF file ends before its samples do.
 
-    libsndfile reads what there is and says nothing. Sizes of 0 and near 2**32 are written by
-    programs that stream, and say nothing either. Format: "Multimedia Programming Interface and
-    Data Specifications 1.0" (IBM and Microsoft, 1991), chapter 3.
+    libsndfile reads what there is and tells it only in its log. Programs that stream write a
+    size near 2**32, which promises nothing.
     """
-    if payload[:4] != b"RIFF" or payload[8:12] != b"WAVE":
-        return
-    place = 12
-    while place + 8 <= len(payload):
-        name, size = struct.unpack_from("<4sI", payload, place)
-        there = len(payload) - place - 8
-        if name == b"data":
-            if there < size < 2**32 - 2**16:
-                reason = f"truncated sound: {there} of {size} bytes are there"
-                raise BadPayload(reason, stage="decode")
-            return
-        place += 8 + size + size % 2
+    for stated, there in _SIZES_IN_LOG.findall(log):
+        if int(there) < int(stated) < 2**32 - 2**16:
+            reason = f"truncated sound: {there} of {stated} bytes are there"
+            raise BadPayload(reason, stage="decode")
+
+
+def _slack(payload: bytes) -> int | None:
+    """By how many frames an MP3 may be shorter than it says; None if it says nothing.
+
+    Its length is a guess unless the first frame holds a Xing or Info tag; even then, the last
+    two frames of 1152 samples may be delay of the codec.
+    """
+    start = payload[:8192]
+    return 2 * 1152 if b"Xing" in start or b"Info" in start else None
 
 
 def _short(error: BaseException) -> str:

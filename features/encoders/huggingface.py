@@ -116,13 +116,20 @@ class HuggingFaceSpec(EncoderSpec):
             patterns.append("*.py")
 
         def snapshot(*, local_files_only: bool) -> str:
-            folder: str = hub.snapshot_download(
-                self.model,
-                revision=self.revision,
-                allow_patterns=patterns,
-                local_files_only=local_files_only,
-            )
-            return folder
+            try:
+                return str(
+                    hub.snapshot_download(
+                        self.model,
+                        revision=self.revision,
+                        allow_patterns=patterns,
+                        local_files_only=local_files_only,
+                    )
+                )
+            except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+                raise ValueError(
+                    f"`model`: the hub has no model {self.model!r} with the commit "
+                    f"{self.revision}, or you may not read it (then set HF_TOKEN)"
+                ) from error
 
         try:
             folder = snapshot(local_files_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import unicodedata
 from collections.abc import Mapping
@@ -69,7 +71,7 @@ class _Hashing:
         )
 
     def prepare(self, payload: str) -> str:
-        return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", payload).casefold())
+        return unicodedata.normalize("NFKC", payload).casefold()
 
     def size(self, prepared: str) -> int:
         return len(prepared)
@@ -102,8 +104,40 @@ class HuggingFaceTextSpec(HuggingFaceSpec):
     max_length: Annotated[int, pydantic.Field(ge=2)] = 256
     """Tokens of a text at most, special ones included; the rest is not read."""
 
+    def weights(self) -> Mapping[str, str]:
+        """As for all models; refuses a `max_length` beyond the model's, before any work."""
+        found = super().weights()
+        limits = read_limits(self.folder())
+        if limits:
+            self.refuse_beyond(min(limits))
+        return found
+
+    def refuse_beyond(self, longest: int) -> None:
+        """Raise ValueError if `max_length` is more than the model's longest text has tokens."""
+        if self.max_length > longest:
+            raise ValueError(
+                f"`max_length` {self.max_length} is more than {self.model!r} can read; its longest "
+                f"text has {longest} tokens"
+            )
+
     def load(self) -> Encoder:
         return _HuggingFaceText(self)
+
+
+def read_limits(folder: str) -> list[int]:
+    """How many tokens the files in a model's folder say that it can read."""
+    limits = []
+    for name, key in (
+        ("config.json", "max_position_embeddings"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                limit = json.load(file).get(key)
+            if isinstance(limit, int):
+                limits.append(limit)
+    return limits
 
 
 class _HuggingFaceText:
@@ -128,12 +162,7 @@ class _HuggingFaceText:
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "right"
         positions = getattr(config, "max_position_embeddings", None) or self._longest
-        longest = min(self._longest, positions)
-        if spec.max_length > longest:
-            raise ValueError(
-                f"`max_length` {spec.max_length} is more than {spec.model!r} can read; "
-                f"its longest text has {longest} tokens"
-            )
+        spec.refuse_beyond(min(self._longest, positions))
         self.dim: int = config.hidden_size
         self._lock = threading.Lock()
 

@@ -157,6 +157,12 @@ def test_a_sound_is_the_same_at_any_rate_it_was_recorded_at(rate: int) -> None:
     np.testing.assert_allclose(prepared[400:-400], expected[400:-400], atol=1e-3)
 
 
+def test_what_the_new_rate_cannot_hold_does_not_fold_back() -> None:
+    high = (0.5 * np.sin(2 * np.pi * 12_000 * np.arange(44_100) / 44_100)).astype(np.float32)
+    prepared = AudioStatisticsSpec().load().prepare(sound(high, rate=44_100))
+    assert np.abs(prepared[400:-400]).max() < 1e-4
+
+
 def test_a_rate_that_is_none_is_a_reason() -> None:
     with pytest.raises(ValueError, match="3 Hz"):
         AudioStatisticsSpec().load().prepare(sound(chirp(0.1), rate=3))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,8 @@ def test_hashing_sees_one_digit_in_all_its_widths_and_one_word_in_all_its_cases(
     rows = embed(HashingSpec(), ["Room 7 STRASSE", "room ７ straße", "Ｒｏｏｍ 7 strasse"])
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[0], rows[2])
+    rows = embed(HashingSpec(), ["㎏ ℡ ﬁne ｶﾞ", "kg tel fine ガ"])
+    np.testing.assert_array_equal(rows[0], rows[1])
 
 
 def test_hashing_tells_texts_of_any_script_apart() -> None:
@@ -174,8 +177,9 @@ def test_text_is_read_up_to_max_length(tiny: Path) -> None:
 
 
 def test_max_length_beyond_the_model_is_refused(tiny: Path) -> None:
-    with pytest.raises(ValueError, match=r"`max_length` 65 .* 64 tokens"):
-        tiny_spec(tiny, max_length=65).load()
+    for use in (HuggingFaceTextSpec.fingerprint, HuggingFaceTextSpec.load):
+        with pytest.raises(ValueError, match=r"`max_length` 65 .* 64 tokens"):
+            use(tiny_spec(tiny, max_length=65))
 
 
 def test_threads_may_prepare_at_once(tiny: Path) -> None:
@@ -336,6 +340,23 @@ def test_a_model_in_the_hubs_cache_is_found_without_the_network(
     spec = HuggingFaceTextSpec(model="someone/tiny", revision=commit, max_length=64)
     assert spec.fingerprint() == tiny_spec(tiny).fingerprint()
     np.testing.assert_array_equal(embed(spec, ["cat"]), embed(tiny_spec(tiny), ["cat"]))
+
+
+def test_a_model_that_the_hub_does_not_have_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    def snapshot_download(*args: Any, local_files_only: bool, **options: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        answer: Any = SimpleNamespace(headers={}, request=None, status_code=404)
+        raise RepositoryNotFoundError("no such repository", response=answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match=r"no model 'someone/tiny' .*HF_TOKEN"):
+        HuggingFaceTextSpec(model="someone/tiny", revision="2" * 40).fingerprint()
 
 
 def test_pickled_weights_need_permission(tiny: Path) -> None:

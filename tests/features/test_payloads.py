@@ -321,11 +321,16 @@ def test_what_is_no_sound_is_refused(data: bytes) -> None:
     assert "BytesIO" not in reason
 
 
-@pytest.mark.parametrize("format", ["WAV", "FLAC"])
-def test_truncated_sound_is_refused(format: str) -> None:
-    data = wav(np.random.default_rng(0).uniform(-1, 1, (4000, 1)), format=format)
-    assert isinstance(decode(data, kind="audio"), Sound)
-    reason = refusal(lambda: decode(data[: len(data) // 2], kind="audio"), stage="decode")
+@pytest.mark.parametrize(
+    "format", ["WAV", "WAVEX", "AIFF", "AU", "CAF", "W64", "RF64", "FLAC", "MP3"]
+)
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_truncated_sound_is_refused(format: str, share: float) -> None:
+    data = wav(np.random.default_rng(0).uniform(-0.9, 0.9, (40_000, 1)), rate=16_000, format=format)
+    whole = decode(data, kind="audio")
+    assert isinstance(whole, Sound)
+    assert whole.samples.shape == (1, 40_000)
+    reason = refusal(lambda: decode(data[: int(len(data) * share)], kind="audio"), stage="decode")
     assert "truncated" in reason or "damaged" in reason
 
 
