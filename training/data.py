@@ -112,7 +112,7 @@ class EmbeddingTable:
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
         """Per modality the width, mean and deviation of the present training rows.
 
-        Untrainable for a modality that no training row has.
+        Untrainable for a modality that no training row has, or with values that are not finite.
         """
         return {modality: self._input(modality) for modality in modalities}
 
@@ -125,6 +125,11 @@ class EmbeddingTable:
                 "take it out of the candidates, or see the quarantine"
             )
         std, mean = torch.std_mean(values, dim=0, correction=0)
+        if not (std.isfinite().all() and mean.isfinite().all()):
+            raise Untrainable(
+                f"modality {modality!r}: an embedding of the training rows is not finite; "
+                "its encoder is at fault"
+            )
         scale = torch.where(std > CONSTANT * std.max(), std, torch.ones_like(std))
         return InputSpec(dim=values.shape[1], mean=mean.float(), std=scale.float())
 
