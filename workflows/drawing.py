@@ -76,9 +76,12 @@ def ink(name: str) -> str:
 
 
 def shorten(text: str, *, limit: int) -> str:
-    """One printable line of at most `limit` characters."""
+    """One printable line of at most `limit` characters; names often differ at their ends."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    if len(line) <= limit:
+        return line
+    end = (limit - 1) // 3
+    return f"{line[: limit - 1 - end]}…{line[-end:]}"
 
 
 def text_width(text: str, *, size: float = TEXT) -> float:
@@ -90,19 +93,19 @@ def text_width(text: str, *, size: float = TEXT) -> float:
 def to_svg(figure: Figure, *, label: str) -> str:
     """A figure as an SVG element that takes colours and fonts from the page around it.
 
-    `label` is what a screen reader says, and what makes the ids inside unique on the page.
+    `label` is what a screen reader says; with the width it makes the ids inside unique.
     """
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": label}):
+    width, height = figure.get_size_inches() * 72
+    with matplotlib.rc_context({"svg.hashsalt": f"{label} {width:.0f}"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     for useless in (r"^.*?(?=<svg)", r"<metadata>.*?</metadata>", r"<style.*?</style>"):
         text = re.sub(useless, "", text, count=1, flags=re.DOTALL)
     # Within text, `<` and `>` are escaped: what is between them here is markup, never data.
     text = re.sub(r"<[^<>]*>", _themed, text)
-    width, height = figure.get_size_inches() * 72
     opening = (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="--width: {width:.0f}px" '
         f'role="img" aria-label="{html.escape(label)}">'

@@ -172,7 +172,8 @@ class ConditionFindings:
 class GateFindings:
     """What the gate decided, and what became of the alias."""
 
-    passed: bool
+    passed: bool | None
+    """None if the champion was chosen by other hands than the gate's."""
     conditions: tuple[ConditionFindings, ...]
     breakdown: tuple[ConditionFindings, ...] = ()
     model: str

@@ -151,6 +151,10 @@ def curves(
             alone = np.isfinite(values).sum() == 1
             shape: dict[str, Any] = {"marker": "o", "markersize": 5} if alone else {}
             axes.plot(curve.epochs, values, color=ink(colour), lw=1.8, **shape)
+        if not np.isfinite(curve.validation_accuracy).any():
+            words: dict[str, Any] = {"fontsize": SMALL, "color": ink("muted")}
+            place = accuracy.transAxes
+            accuracy.text(0.5, 0.5, "none by epoch", transform=place, ha="center", **words)
         loss.tick_params(labelbottom=False)
         _mark_best(lines, curve=curve)
         return to_svg(figure, label=label)
@@ -163,7 +167,7 @@ def confusion(counts: np.ndarray, *, totals: np.ndarray, labels: Sequence[str], 
     rows of the class (`totals`, `[C]`); the share that was right stands at the end.
     """
     size = len(labels)
-    names = [shorten(text, limit=12) for text in labels]
+    names = [shorten(text, limit=14) for text in labels]
     widest = max(map(text_width, names))
     upright = widest > 24
     left, right, bottom = max(widest + 12, 40.0), 46.0, 4.0

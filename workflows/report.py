@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from workflows import plots, wording
+from workflows.collect import collect
 from workflows.findings import (
     CandidateFindings,
     ConditionFindings,
@@ -19,12 +20,16 @@ from workflows.findings import (
     SliceFindings,
 )
 
+__all__ = ["ReportData", "collect", "render"]
+
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE, PANEL, NARROW = 800, 370, 350
 """Widths of a plot: for a screen, for half of it, for a phone, in pixels."""
 MOST_CLASSES = 24
 """A larger confusion matrix shows the classes with the most errors."""
 MOST_SLICES = 16
+FEW_ROWS = 10
+"""A slice of fewer rows is not called weak, whatever its accuracy."""
 MOST_PAIRS = 6
 
 FAMILY_NAMES = {
@@ -201,8 +206,10 @@ def _slice_plots(data: ReportData) -> list[dict[str, Any]]:
         groups.setdefault(item.group, []).append(item)
     found = []
     for group, items in groups.items():
-        worst = sorted(items, key=lambda item: item.accuracy.value)[:MOST_SLICES]
-        kept = [item for item in items if item in worst]
+        kept = items
+        if len(items) > MOST_SLICES:
+            by_weakness = sorted(items, key=lambda s: (s.accuracy.n < FEW_ROWS, s.accuracy.value))
+            kept = by_weakness[:MOST_SLICES]
         if group == "missing":
             title = "By what is missing"
         else:
@@ -350,14 +357,16 @@ def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
         if not comparisons:
             continue
         rows = [
-            _row(item.name, item.difference, signed=True, strong=decides)
+            _row(item.name, item.difference, signed=True)
             for item in comparisons
             if item.difference is not None
         ]
+        if len(rows) > MOST_SLICES:
+            rows = sorted(rows, key=lambda row: row.value)[:MOST_SLICES]
         plot = None
         if rows and not decides:
             plot = _both(
-                rows[:MOST_SLICES],
+                rows,
                 label="Challenger − champion on each slice",
                 reference=0.0,
                 reference_label="no difference",

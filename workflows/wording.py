@@ -161,7 +161,7 @@ def headline(data: ReportData) -> Headline:
             title=f"Best candidate: {what}",
             lead=_join(reached, say("It has not been compared with the champion.")),
         )
-    if not gate.passed:
+    if gate.passed is False:
         champion = gate.champion_after
         stays = f"Champion stays version{NO_BREAK}{champion}" if champion else "Still no champion"
         return Headline(
@@ -401,7 +401,8 @@ def on_gate(data: ReportData) -> list[Markup]:
     if gate is None:
         return [say("The best candidate and the champion answer the same test rows.")]
     version = f"{gate.model}, version {gate.version}" if gate.version else gate.model
-    lines = [say("{}: {}.", version, "passed" if gate.passed else "refused")]
+    verdict = {True: "passed", False: "refused", None: "not judged, chosen by hand"}[gate.passed]
+    lines = [say("{}: {}.", version, verdict)]
     after = f"version {gate.champion_after}"
     if gate.dry_run:
         lines.append(say("A trial run: no alias was touched."))

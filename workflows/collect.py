@@ -1,0 +1,437 @@
+"""From a run to its findings: what the store and the gate hold, as what the report says."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.store import ModalityShards, Snapshot, Store
+from training.bootstrap import bootstrap_interval, paired_bootstrap
+from training.candidate import CandidateRecord, read_predictions
+from workflows.findings import (
+    BadPayload,
+    BadReason,
+    CandidateFindings,
+    ConditionFindings,
+    Epoch,
+    Estimate,
+    Failure,
+    GateFindings,
+    Masked,
+    ModalityFindings,
+    Recall,
+    ReportData,
+    RetrievalFindings,
+    SliceFindings,
+    SplitFindings,
+)
+from workflows.gate import Comparison, Condition
+from workflows.plots import Family
+
+if TYPE_CHECKING:
+    from workflows.pipeline import Pipeline
+    from workflows.promote import Promotion
+
+LISTED_PAYLOADS = 50
+LISTED_REASONS = 20
+LIBRARIES = ("sensorium", "torch", "ray", "mlflow", "pytorch-ignite", "pyarrow", "numpy")
+"""What the report names the versions of; all of them decide what comes out of a run."""
+NO_VALUE = "(none)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """One candidate's answers to the rows of one split, by row number."""
+
+    rows: np.ndarray
+    """int64 `[N]`, ascending."""
+    targets: np.ndarray
+    """Class indices `[N]`."""
+    answers: np.ndarray
+    """Class indices `[N]`."""
+    without: Mapping[str, np.ndarray]
+    """Per modality: class indices `[N]` answered with it taken away."""
+
+    @property
+    def right(self) -> np.ndarray:
+        """float64 `[N]` of 0 and 1."""
+        return (self.answers == self.targets).astype(np.float64)
+
+
+def collect(
+    *,
+    pipeline: Pipeline,
+    store: Store,
+    snapshot: Snapshot,
+    records: Sequence[CandidateRecord],
+    promotion: Promotion | None = None,
+    created: datetime | None = None,
+    git_commit: str = "",
+    versions: Mapping[str, str] | None = None,
+) -> ReportData:
+    """All that the report says about a run.
+
+    `promotion` is what stage 3 found and did; without it the report says that no candidate
+    was judged, and marks the best on the validation split. `created` is now by default, and
+    `versions` are those of this process.
+    """
+    confidence = pipeline.spec.promotion.confidence
+    answers = {
+        split: {
+            record.name: _answers(read_predictions(store, record.fingerprint), split=split)
+            for record in records
+            if record.status == "fitted"
+        }
+        for split in ("validation", "test")
+    }
+    tested = {name: found for name, found in answers["test"].items() if len(found.rows)}
+    single = _best_single(records, tested)
+    winner = promotion.winner if promotion is not None else _best_validated(records)
+    samples = _samples(store, snapshot=snapshot, target=pipeline.spec.task.target)
+    classes = next((tuple(map(str, record.classes)) for record in records), ())
+    quarantine = store.read_quarantine(snapshot)
+    best = tested.get(winner) if winner is not None else None
+    return ReportData(
+        pipeline=pipeline.name,
+        created=created or datetime.now().astimezone(),
+        target=pipeline.spec.task.target,
+        samples=snapshot.rows,
+        classes=classes,
+        splits=tuple(_splits(samples, target=pipeline.spec.task.target)),
+        modalities=tuple(
+            _modality(name, part, column=_column(pipeline, name))
+            for name, part in snapshot.modalities.items()
+        ),
+        candidates=tuple(
+            _candidate(
+                record,
+                validation=answers["validation"].get(record.name),
+                test=tested.get(record.name),
+                single=tested.get(single) if single is not None else None,
+                confidence=confidence,
+            )
+            for record in records
+        ),
+        winner=winner,
+        best_single=single,
+        confidence=confidence,
+        confusion=None if best is None else _confusion(best, classes=len(classes)),
+        slices=()
+        if best is None
+        else tuple(
+            _slices(best, samples=samples, store=store, snapshot=snapshot, confidence=confidence)
+        ),
+        retrieval=tuple(_retrieval(records)),
+        quarantined=tuple(
+            BadPayload(**{name: str(value) for name, value in row.items()})
+            for row in quarantine.slice(0, LISTED_PAYLOADS).to_pylist()
+        ),
+        bad_reasons=tuple(_reasons(quarantine)),
+        gate=None if promotion is None else _gate(promotion),
+        snapshot=snapshot.id,
+        digest=pipeline.digest,
+        git_commit=git_commit,
+        versions=_versions() if versions is None else versions,
+        tracking_uri=pipeline.tracking_uri,
+        load_uri=f"models:/{pipeline.model}@champion"
+        if promotion is not None and promotion.champion_after is not None
+        else "",
+    )
+
+
+def _answers(table: pa.Table, *, split: str) -> _Answers:
+    table = table.filter(pc.equal(table["split"], split)).sort_by("row")
+
+    def answered(column: str) -> np.ndarray:
+        lists = table[column].combine_chunks()
+        return lists.flatten().to_numpy().reshape(len(table), lists.type.list_size).argmax(axis=1)
+
+    prefix = "without."
+    return _Answers(
+        rows=table["row"].to_numpy().astype(np.int64),
+        targets=table["target"].to_numpy(),
+        answers=answered("probabilities"),
+        without={
+            name.removeprefix(prefix): answered(name)
+            for name in table.column_names
+            if name.startswith(prefix)
+        },
+    )
+
+
+def _estimate(values: np.ndarray, *, confidence: float) -> Estimate:
+    found = bootstrap_interval(values, confidence=confidence)
+    return Estimate(value=found.mean, low=found.low, high=found.high, n=len(values))
+
+
+def _difference(a: np.ndarray, b: np.ndarray, *, confidence: float) -> Estimate:
+    found = paired_bootstrap(a, b, confidence=confidence)
+    return Estimate(value=found.mean, low=found.low, high=found.high, n=len(a))
+
+
+def _family(record: CandidateRecord) -> Family:
+    if record.spec.get("type") == "alignment":
+        return "alignment"
+    return "single" if len(record.modalities) == 1 else "fusion"
+
+
+def _best_single(records: Sequence[CandidateRecord], tested: Mapping[str, _Answers]) -> str | None:
+    """The single modality of the best test accuracy: the hardest one to compare with."""
+    names = [r.name for r in records if r.name in tested and _family(r) == "single"]
+    return max(names, key=lambda name: tested[name].right.mean(), default=None)
+
+
+def _best_validated(records: Sequence[CandidateRecord]) -> str | None:
+    fitted = [record for record in records if record.status == "fitted" and record.metrics]
+    best = min(
+        fitted,
+        key=lambda r: (-(r.metrics or {})["validation"]["accuracy"], r.parameters, r.name),
+        default=None,
+    )
+    return best.name if best is not None else None
+
+
+def _candidate(
+    record: CandidateRecord,
+    *,
+    validation: _Answers | None,
+    test: _Answers | None,
+    single: _Answers | None,
+    confidence: float,
+) -> CandidateFindings:
+    return CandidateFindings(
+        name=record.name,
+        type=str(record.spec.get("type", "")),
+        family=_family(record),
+        modalities=tuple(record.modalities),
+        parameters=record.parameters,
+        seconds=record.seconds,
+        best_epoch=record.best_epoch,
+        epochs=tuple(
+            Epoch(
+                epoch=int(epoch["epoch"]),
+                train_loss=_number(epoch.get("train_loss")),
+                validation_loss=_number(epoch.get("validation_loss")),
+                validation_accuracy=_number(epoch.get("validation_accuracy")),
+            )
+            for epoch in record.epochs
+        ),
+        validation=None
+        if validation is None or not len(validation.rows)
+        else _estimate(validation.right, confidence=confidence),
+        test=None if test is None else _estimate(test.right, confidence=confidence),
+        gain=None
+        if test is None or single is None
+        else _difference(_paired(test, with_=single), single.right, confidence=confidence),
+        masked=() if test is None else tuple(_masked(test, confidence=confidence)),
+        failure=None if record.status == "fitted" else _failure(record.failure or {}),
+    )
+
+
+def _paired(mine: _Answers, *, with_: _Answers) -> np.ndarray:
+    if not np.array_equal(mine.rows, with_.rows):
+        raise ValueError(
+            "two candidates of one snapshot answered different test rows "
+            f"({len(mine.rows)} and {len(with_.rows)}); their predictions in the store are not of "
+            "one evaluation: fit them again"
+        )
+    return mine.right
+
+
+def _masked(test: _Answers, *, confidence: float) -> Iterator[Masked]:
+    for modality, answers in test.without.items():
+        right = (answers == test.targets).astype(np.float64)
+        yield Masked(
+            modality=modality,
+            accuracy=_estimate(right, confidence=confidence),
+            difference=_difference(right, test.right, confidence=confidence),
+        )
+
+
+def _failure(failure: Mapping[str, Any]) -> Failure:
+    places = {
+        "epoch": failure.get("epoch"),
+        "step": failure.get("step"),
+        "learning rate": failure.get("learning_rate"),
+    }
+    where = [
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in places.items()
+        if value is not None
+    ]
+    return Failure(
+        reason=str(failure.get("reason", "no reason was recorded")),
+        where=", ".join(where),
+        sample_ids=tuple(map(str, failure.get("sample_ids") or ())),
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _confusion(answers: _Answers, *, classes: int) -> np.ndarray:
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (answers.targets, answers.answers), 1)
+    return counts
+
+
+def _samples(store: Store, *, snapshot: Snapshot, target: str) -> pa.Table:
+    slices = [f"slice.{name}" for name in snapshot.slices]
+    return store.read_samples(snapshot, columns=["split", f"target.{target}", *slices])
+
+
+def _splits(samples: pa.Table, *, target: str) -> Iterator[SplitFindings]:
+    split, labelled = samples["split"], pc.is_valid(samples[f"target.{target}"])
+    for name in ("train", "validation", "test"):
+        chosen = pc.fill_null(pc.equal(split, name), False)
+        yield SplitFindings(
+            name=name,
+            rows=pc.sum(chosen).as_py() or 0,
+            labelled=pc.sum(pc.and_(chosen, labelled)).as_py() or 0,
+        )
+    if split.null_count:
+        unused = pc.sum(pc.and_(pc.is_null(split), labelled)).as_py() or 0
+        yield SplitFindings(name="not used", rows=split.null_count, labelled=unused)
+
+
+def _slices(
+    best: _Answers, *, samples: pa.Table, store: Store, snapshot: Snapshot, confidence: float
+) -> Iterator[SliceFindings]:
+    """Accuracy by every value of every slice column, then by what is missing."""
+
+    def findings(group: str, value: str, chosen: np.ndarray) -> SliceFindings:
+        accuracy = _estimate(best.right[chosen], confidence=confidence)
+        return SliceFindings(group=group, value=value, accuracy=accuracy)
+
+    for column in snapshot.slices:
+        values = samples[f"slice.{column}"].take(pa.array(best.rows))
+        texts = np.array([NO_VALUE if v is None else str(v) for v in values.to_pylist()])
+        for value in np.unique(texts):
+            yield findings(column, str(value), texts == value)
+    lacking = {
+        name: ~np.isin(best.rows, store.read_embeddings(snapshot, modality=name).rows)
+        for name in snapshot.modalities
+    }
+    whole = ~np.any(list(lacking.values()), axis=0)
+    for value, chosen in (
+        ("nothing missing", whole),
+        *((f"{name} missing", rows) for name, rows in lacking.items()),
+    ):
+        if chosen.any() and not whole.all():
+            yield findings("missing", value, chosen)
+
+
+def _retrieval(records: Sequence[CandidateRecord]) -> Iterator[RetrievalFindings]:
+    for record in records:
+        found: dict[str, list[Recall]] = {}
+        for item in record.retrieval or ():
+            pair = Recall(
+                query=item["query"],
+                target=item["target"],
+                rows=item["rows"],
+                gallery=item["gallery"],
+                same_sample=_by_k(item.get("recall")),
+                same_class=_by_k(item.get("class_recall")),
+                chance_sample=_by_k(item.get("chance")),
+                chance_class=_by_k(item.get("class_chance")),
+            )
+            found.setdefault(item["split"], []).append(pair)
+        for split, pairs in found.items():
+            yield RetrievalFindings(candidate=record.name, split=split, pairs=tuple(pairs))
+
+
+def _by_k(values: Mapping[str, float] | None) -> dict[int, float]:
+    return {int(k): float(v) for k, v in (values or {}).items() if v is not None}
+
+
+def _modality(name: str, part: ModalityShards, *, column: str) -> ModalityFindings:
+    hidden = {"type", "dtype", "batch_size", "dim"}
+    options = [f"{k} {v}" for k, v in part.encoder.items() if k not in hidden and v is not None]
+    return ModalityFindings(
+        name=name,
+        column=column,
+        kind=part.kind,
+        encoder=str(part.encoder.get("type", "")),
+        options=", ".join(options),
+        fingerprint=part.encoder_fingerprint,
+        dim=part.dim,
+        present=part.present,
+        missing=part.missing,
+        bad=part.bad,
+    )
+
+
+def _column(pipeline: Pipeline, modality: str) -> str:
+    feature = pipeline.spec.features.get(modality)
+    return modality if feature is None else feature.column
+
+
+def _reasons(quarantine: pa.Table) -> Iterator[BadReason]:
+    """The reasons without the names in them, most frequent first; rare ones beyond a few as one."""
+    rows = quarantine.to_pylist()
+    counts = Counter(
+        (row["modality"], row["stage"], re.sub(r":?\s*(['\"]).*\1", "", row["reason"]))
+        for row in rows
+    )
+    listed = counts.most_common(LISTED_REASONS)
+    for (modality, stage, reason), number in listed:
+        yield BadReason(modality=modality, stage=stage, reason=reason, count=number)
+    rest = len(rows) - sum(number for _, number in listed)
+    if rest:
+        yield BadReason(modality="", stage="", reason="other reasons", count=rest)
+
+
+def _gate(promotion: Promotion) -> GateFindings:
+    verdict = promotion.verdict
+    return GateFindings(
+        passed=None if verdict is None else verdict.passed,
+        conditions=() if verdict is None else tuple(map(_condition, verdict.conditions)),
+        breakdown=() if verdict is None else tuple(map(_condition, verdict.breakdown)),
+        model=promotion.model,
+        version=promotion.version,
+        champion_before=promotion.champion_before,
+        champion_after=promotion.champion_after,
+        already=not promotion.changed and promotion.version is not None,
+        dry_run=promotion.version is None,
+    )
+
+
+def _condition(item: Comparison) -> ConditionFindings:
+    difference = None
+    if item.difference is not None and item.low is not None and item.high is not None:
+        difference = Estimate(value=item.difference, low=item.low, high=item.high, n=item.rows)
+    found = ConditionFindings(
+        name=item.name,
+        rows=item.rows,
+        challenger=item.challenger,
+        champion=item.champion,
+        difference=difference,
+    )
+    if not isinstance(item, Condition):
+        return found
+    return dataclasses.replace(
+        found, threshold=item.threshold, passed=item.passed, detail=item.detail
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
