@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from features.samples import SampleShard
+from features.sources import RowRange
+from features.storage import LocalStorage
+from features.store import (
+    QUARANTINE_SCHEMA,
+    ModalityShards,
+    Snapshot,
+    Store,
+    embedding_path,
+    embedding_table,
+    parquet_bytes,
+    quarantine_path,
+)
+from training.candidate import CandidateRecord, write_candidate
+from workflows.collect import LISTED_PAYLOADS, collect
+from workflows.findings import CandidateFindings, ReportData
+from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
+from workflows.pipeline import Pipeline, load_pipeline
+from workflows.promote import Promotion
+from workflows.report import render
+
+YAML = """
+name: pets
+dataset: {path: pets.parquet, split: split, slices: [place]}
+features:
+  note: {column: text, encoder: {type: hashing, dim: 64}}
+  photo: {column: picture, encoder: {type: hog}}
+task: {target: pet}
+candidates:
+  - {type: single, modality: note}
+  - {type: single, modality: photo}
+  - {type: early}
+tracking: {model: pets}
+"""
+CLASSES = ("cat", "dog", "eel")
+TRUE = np.array([0, 0, 1, 1, 1, 2, 2, 2])
+"""Classes of the eight test rows, which are rows 4 to 11; the last two samples have no split."""
+TEST = np.arange(4, 12)
+ANSWERS = {
+    "note": [0, 1, 1, 1, 0, 2, 0, 0],
+    "photo": [0, 0, 1, 0, 1, 2, 1, 0],
+    "early": [0, 0, 1, 1, 1, 2, 2, 0],
+}
+WITHOUT = {"note": [0, 0, 1, 0, 1, 2, 1, 0], "photo": [0, 1, 1, 1, 0, 2, 0, 0]}
+PRESENT = {"note": [0, 1, 2, 3, 4, 5, 6, 7, 8, 12], "photo": [0, 1, 4, 5, 6, 9, 10, 11]}
+PLACES = ["sea"] * 8 + ["land"] * 3 + [None] * 3
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "pets.yaml").write_text(YAML)
+    return load_pipeline(tmp_path / "pets.yaml")
+
+
+@pytest.fixture
+def store(pipeline: Pipeline) -> Store:
+    return Store(LocalStorage(pipeline.store_root))
+
+
+@pytest.fixture
+def snapshot(store: Store) -> Snapshot:
+    """Fourteen samples of pets, with a note and a photo that are not always there."""
+    rows = 14
+    labels: list[str | None] = [
+        None,
+        "cat",
+        "dog",
+        "eel",
+        *(CLASSES[i] for i in TRUE),
+        "cat",
+        "cat",
+    ]
+    shard = SampleShard(
+        fingerprint="f" * 32,
+        rows=rows,
+        ranges=(RowRange(file=0, start=0, stop=rows),),
+        keys={},
+        payloads={},
+    )
+    table = pa.table(
+        {
+            "sample_id": [f"pet-{i}" for i in range(rows)],
+            "split": ["train"] * 2 + ["validation"] * 2 + ["test"] * 8 + [None] * 2,
+            "target.pet": labels,
+            "slice.place": pa.array(PLACES, pa.string()),
+        }
+    )
+    store.write_samples(shard, rows=table)
+    modalities = {}
+    for name, kind, encoder in (("note", "text", "hashing"), ("photo", "image", "hog")):
+        present = PRESENT[name]
+        body = embedding_table(
+            rows=np.array(present, np.int32),
+            keys=[bytes(16)] * len(present),
+            values=np.ones((len(present), 3), np.float16),
+            metadata={},
+        )
+        path = embedding_path(encoder=name * 8, shard=f"{name}-shard")
+        store.storage.write_once(path, parquet_bytes(body))
+        modalities[name] = ModalityShards(
+            kind=kind,  # type: ignore[arg-type]
+            encoder={"type": encoder, "dtype": "float16", "batch_size": 8, "size": 16},
+            encoder_fingerprint=name * 8,
+            dim=3,
+            shards=((f"{name}-shard",),),
+            present=len(present),
+            missing=rows - len(present) - 2,
+            bad=2,
+        )
+    return Snapshot(
+        name="pets", target="pet", slices=("place",), samples=(shard,), modalities=modalities
+    )
+
+
+def quarantine(store: Store, *, modality: str, rows: list[int], reasons: list[str]) -> None:
+    table = pa.table(
+        {
+            "row": rows,
+            "payload_key": pa.array([bytes(16)] * len(rows), pa.binary(16)),
+            "stage": ["fetch"] * len(rows),
+            "reason": reasons,
+        }
+    ).cast(QUARANTINE_SCHEMA)
+    path = quarantine_path(encoder=modality * 8, shard=f"{modality}-shard")
+    store.storage.write_once(path, parquet_bytes(table))
+
+
+def probabilities(answers: list[int]) -> pa.FixedSizeListArray:
+    values = np.full((len(answers), 3), 0.2, np.float32)
+    values[np.arange(len(answers)), answers] = 0.6
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 3)
+
+
+def write(store: Store, *, name: str, snapshot: Snapshot, **change: Any) -> CandidateRecord:
+    """Write a candidate: its answers to two validation rows, both right, and to the test rows.
+
+    The test rows are stored backwards, as any order must do.
+    """
+    several = name == "early"
+    order = np.arange(8)[::-1]
+    predictions: dict[str, Any] = {
+        "row": np.concatenate([[2, 3], TEST[order]]),
+        "split": ["validation"] * 2 + ["test"] * 8,
+        "target": np.concatenate([[1, 2], TRUE[order]]).astype(np.int32),
+        "probabilities": probabilities([1, 2, *np.array(ANSWERS[name])[order]]),
+    }
+    for modality in ("note", "photo") if several else ():
+        answers = [1, 2, *np.array(WITHOUT[modality])[order]]
+        predictions[f"without.{modality}"] = probabilities(answers)
+    epoch = {"validation_loss": 0.4, "learning_rate": 1e-3, "seconds": 0.5}
+    record = CandidateRecord(
+        **{
+            "fingerprint": name * 8,
+            "name": name,
+            "spec": {"type": "early" if several else "single"},
+            "training": {},
+            "task": {"target": "pet"},
+            "snapshot": snapshot.id,
+            "part": "",
+            "classes": CLASSES,
+            "modalities": {m: {} for m in (("note", "photo") if several else (name,))},
+            "parameters": 1234,
+            "status": "fitted",
+            "failure": None,
+            "best_epoch": 1,
+            "epochs": [
+                {"epoch": 1, "train_loss": 0.9, "validation_accuracy": 1.0, **epoch},
+                {"epoch": 2, "train_loss": 0.8, "validation_accuracy": None, **epoch},
+            ],
+            "seconds": 1.0,
+            "workers": 1,
+            "metrics": {"validation": {"accuracy": 1.0}, "test": {"accuracy": 0.5}},
+            "retrieval": None,
+            **change,
+        }
+    )
+    write_candidate(store, record, predictions=pa.table(predictions))
+    return record
+
+
+@pytest.fixture
+def records(store: Store, snapshot: Snapshot) -> list[CandidateRecord]:
+    return [write(store, name=name, snapshot=snapshot) for name in ANSWERS]
+
+
+def verdict() -> Verdict:
+    def answered(name: str) -> Predictions:
+        return Predictions(rows=TEST, labels=np.array([CLASSES[i] for i in ANSWERS[name]]))
+
+    return judge(
+        frozen=FrozenRows(rows=TEST, targets=np.array([CLASSES[i] for i in TRUE])),
+        challenger=answered("early"),
+        champion=answered("note"),
+        spec=PromotionSpec(floor=0.5, min_gain=-0.2),
+    )
+
+
+def promotion(**change: Any) -> Promotion:
+    return Promotion(
+        **{
+            "winner": "early",
+            "candidate": "early" * 8,
+            "model": "pets",
+            "version": "2",
+            "champion_before": "1",
+            "champion_after": "2",
+            "verdict": verdict(),
+            "parent": "parent",
+            "runs": {},
+            "changed": True,
+            "detail": "version 2 is the champion",
+            **change,
+        }
+    )
+
+
+def candidate(data: ReportData, name: str) -> CandidateFindings:
+    found = data.candidate(name)
+    assert found is not None
+    return found
+
+
+def test_accuracies_and_differences_are_those_of_the_stored_answers(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    data = collect(
+        pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
+    )
+    expected = {"note": 4 / 8, "photo": 5 / 8, "early": 7 / 8}
+    for name, accuracy in expected.items():
+        found = candidate(data, name)
+        assert found.test is not None
+        assert found.validation is not None
+        assert found.test.value == pytest.approx(accuracy)
+        assert found.test.low <= accuracy <= found.test.high
+        assert (found.test.n, found.validation.value, found.validation.n) == (8, 1.0, 2)
+    assert data.best_single == "photo"
+    gain = candidate(data, "early").gain
+    assert gain is not None
+    assert gain.value == pytest.approx(2 / 8)
+    # early is right wherever photo is, so no resample of the pairs can be below zero.
+    assert gain.low >= 0
+    masked = {item.modality: item for item in candidate(data, "early").masked}
+    assert masked["note"].accuracy.value == pytest.approx(5 / 8)
+    assert masked["photo"].difference.value == pytest.approx(-3 / 8)
+    assert candidate(data, "note").masked == ()
+    assert [candidate(data, name).family for name in ANSWERS] == ["single", "single", "fusion"]
+
+
+def test_the_confusion_counts_the_winners_test_rows(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    data = collect(
+        pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
+    )
+    assert data.confusion is not None
+    np.testing.assert_array_equal(data.confusion, [[2, 0, 0], [0, 3, 0], [1, 0, 2]])
+    assert data.classes == CLASSES
+
+
+def test_slices_and_what_is_missing_are_counted_on_the_test_rows(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    data = collect(
+        pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
+    )
+    found = {(s.group, s.value): (s.accuracy.n, round(s.accuracy.value, 3)) for s in data.slices}
+    assert found == {
+        ("place", "(none)"): (1, 0.0),
+        ("place", "land"): (3, 1.0),
+        ("place", "sea"): (4, 1.0),
+        ("missing", "nothing missing"): (3, 1.0),
+        ("missing", "note missing"): (3, 0.667),
+        ("missing", "photo missing"): (2, 1.0),
+    }
+
+
+def test_splits_count_what_is_labelled_and_what_is_not_used(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
+    assert [(s.name, s.rows, s.labelled) for s in data.splits] == [
+        ("train", 2, 1),
+        ("validation", 2, 2),
+        ("test", 8, 8),
+        ("not used", 2, 2),
+    ]
+    assert data.samples == 14
+    photo = data.modalities[1]
+    assert (photo.column, photo.kind, photo.encoder, photo.options) == (
+        "picture",
+        "image",
+        "hog",
+        "size 16",
+    )
+    assert (photo.present, photo.missing, photo.bad, photo.dim) == (8, 4, 2, 3)
+
+
+def test_reasons_are_grouped_without_the_names_in_them(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    names = [f"no such file: 'photos/{i}.png'" for i in range(2)]
+    quarantine(store, modality="photo", rows=[2, 3], reasons=names)
+    quarantine(store, modality="note", rows=[9], reasons=["empty text"])
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
+    assert [(r.count, r.modality, r.stage, r.reason) for r in data.bad_reasons] == [
+        (2, "photo", "fetch", "no such file"),
+        (1, "note", "fetch", "empty text"),
+    ]
+    assert [(b.sample_id, b.modality, b.reason) for b in data.quarantined] == [
+        ("pet-9", "note", "empty text"),
+        ("pet-2", "photo", "no such file: 'photos/0.png'"),
+        ("pet-3", "photo", "no such file: 'photos/1.png'"),
+    ]
+
+
+def test_a_long_quarantine_is_counted_whole_and_listed_in_part(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    reasons = [f"fault number {i}" for i in range(70)]
+    quarantine(store, modality="photo", rows=[i % 14 for i in range(70)], reasons=reasons)
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
+    assert len(data.quarantined) == LISTED_PAYLOADS
+    assert sum(reason.count for reason in data.bad_reasons) == 70
+    assert data.bad_reasons[-1].reason == "other reasons"
+
+
+def test_the_gate_is_told_as_it_decided(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    data = collect(
+        pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
+    )
+    gate, expected = data.gate, verdict()
+    assert gate is not None
+    assert gate.passed is expected.passed
+    assert [c.name for c in gate.conditions] == ["accuracy", "floor"]
+    first = gate.conditions[0]
+    assert (first.challenger, first.champion, first.rows) == (7 / 8, 4 / 8, 8)
+    assert first.difference is not None
+    assert first.difference.low == expected.conditions[0].low
+    assert (gate.conditions[1].threshold, gate.conditions[1].passed) == (0.5, True)
+    assert (gate.version, gate.champion_before, gate.champion_after) == ("2", "1", "2")
+    assert data.load_uri == "models:/pets@champion"
+
+
+def test_without_a_promotion_the_best_on_validation_is_shown(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    def validated(accuracy: float) -> dict[str, Any]:
+        return {"metrics": {"validation": {"accuracy": accuracy}}}
+
+    records = [
+        write(store, name="note", snapshot=snapshot, **validated(0.7)),
+        write(store, name="photo", snapshot=snapshot, **validated(0.9)),
+        write(store, name="early", snapshot=snapshot, **validated(0.8)),
+    ]
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=records)
+    assert data.winner == "photo"
+    assert data.gate is None
+    assert data.load_uri == ""
+
+
+def test_a_failed_candidate_keeps_its_reason_and_needs_no_predictions(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    failure = {
+        "reason": "the loss is nan",
+        "epoch": 3,
+        "step": 17,
+        "learning_rate": 0.25,
+        "sample_ids": ["pet-0", "pet-1"],
+    }
+    failed = write(
+        store,
+        name="early",
+        snapshot=snapshot,
+        fingerprint="failed",
+        status="failed",
+        failure=failure,
+        metrics=None,
+        best_epoch=None,
+    )
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[records[0], failed])
+    found = candidate(data, "early")
+    assert found.test is None
+    assert found.failure is not None
+    assert found.failure.reason == "the loss is nan"
+    assert found.failure.where == "epoch 3, step 17, learning rate 0.25"
+    assert found.failure.sample_ids == ("pet-0", "pet-1")
+
+
+def test_numbers_that_are_not_there_are_nan_and_retrieval_is_by_k(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    pair = {
+        "query": "note",
+        "target": "photo",
+        "split": "test",
+        "rows": 3,
+        "gallery": 3,
+        "recall": {"1": 0.25, "5": 0.5, "10": 0.75},
+        "chance": {"1": 1 / 3},
+        "class_recall": {"1": 0.5},
+        "class_chance": {"1": 0.4},
+    }
+    record = write(
+        store, name="early", snapshot=snapshot, spec={"type": "alignment"}, retrieval=[pair]
+    )
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[record])
+    found = candidate(data, "early")
+    assert found.family == "alignment"
+    assert found.epochs[0].validation_accuracy == 1.0
+    assert math.isnan(found.epochs[1].validation_accuracy)
+    (block,) = data.retrieval
+    assert (block.candidate, block.split) == ("early", "test")
+    assert block.pairs[0].same_sample == {1: 0.25, 5: 0.5, 10: 0.75}
+    assert block.pairs[0].chance_class == {1: 0.4}
+
+
+def test_candidates_of_different_rows_are_not_compared(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    predictions = pa.table(
+        {
+            "row": TEST[:2],
+            "split": ["test"] * 2,
+            "target": TRUE[:2].astype(np.int32),
+            "probabilities": probabilities([0, 0]),
+        }
+    )
+    store.storage.replace(
+        f"candidates/{'early' * 8}/predictions.parquet", parquet_bytes(predictions).to_pybytes()
+    )
+    with pytest.raises(ValueError, match=r"answered different test rows \(2 and 8\)"):
+        collect(pipeline=pipeline, store=store, snapshot=snapshot, records=records)
+
+
+def test_what_is_collected_can_be_rendered(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    data = collect(
+        pipeline=pipeline,
+        store=store,
+        snapshot=snapshot,
+        records=records,
+        promotion=promotion(),
+        created=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        git_commit="abc123",
+        versions={"torch": "2.13.0"},
+    )
+    text = render(data)
+    for expected in (
+        "Champion: version\N{NO-BREAK SPACE}2, early fusion",
+        "2 January 2026, 03:04 UTC",
+        "0.875",
+        snapshot.id,
+        pipeline.digest,
+        "abc123",
+        "torch 2.13.0",
+    ):
+        assert expected in text
