@@ -106,11 +106,11 @@ def scan_samples(
             pending.rows += stop - start
             start = stop
             if ends:
-                yield _finish(pending, modalities=payload_columns)
+                yield _finish(pending, modalities=tuple(payload_columns))
                 pending = _Pending()
         rows_before += chunk.table.num_rows
     if pending.rows:
-        yield _finish(pending, modalities=payload_columns)
+        yield _finish(pending, modalities=tuple(payload_columns))
     if rows_before == 0:
         raise SourceError(f"{source.files[0]}: the table has no rows")
     _refuse_repeated(np.concatenate(id_hashes), source=source, column=dataset.id)
@@ -292,7 +292,8 @@ def _column_digest(column: pa.ChunkedArray) -> str:
     lengths = pc.binary_length(values).to_numpy()
     data = b"".join(values.to_pylist())
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for part in (len(array).to_bytes(8, "little"), nulls, lengths.astype("<i4"), data):
+    length = len(array).to_bytes(8, "little")
+    for part in (length, nulls.tobytes(), lengths.astype("<i4").tobytes(), data):
         digest.update(part)
     return digest.hexdigest()
 

@@ -119,10 +119,12 @@ def shard_fingerprint(*, encoder: str, keys: str) -> str:
 
 
 def embedding_path(*, encoder: str, shard: str) -> str:
+    """Where an embedding shard lies in the store."""
     return f"embeddings/{encoder}/{shard}.parquet"
 
 
 def quarantine_path(*, encoder: str, shard: str) -> str:
+    """Where the quarantined rows of an embedding shard lie."""
     return f"quarantine/{encoder}/{shard}.parquet"
 
 

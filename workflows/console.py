@@ -24,7 +24,8 @@ def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) 
     """A table with the named columns; those in `numbers` stand to the right."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left")
+        right = column in numbers
+        made.add_column(column, justify="right" if right else "left", no_wrap=right)
     return made
 
 
@@ -72,6 +73,9 @@ def duration(seconds: float) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage, with a decimal where it is small."""
+    """A percentage, with a decimal near the ends; 100 % is all, and 0 % is nothing."""
     percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
+    percent = min(max(percent, 0.1), 99.9)
+    return f"{percent:.1f} %" if percent < 10 or percent > 99 else f"{percent:.0f} %"

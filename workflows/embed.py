@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from features.embedding import ShardResult
 from features.plan import Plan, QuarantineCount, count_quarantine, make_plan, make_snapshot
-from features.samples import payload_key as payload_key
 from features.sources import SourceError
 from features.storage import open_storage
 from features.store import Snapshot, Store
@@ -43,6 +43,7 @@ class BudgetExceeded(Exception):
 
 
 def open_store(pipeline: Pipeline) -> Store:
+    """The pipeline's store; ConfigurationError if there can be none at its place."""
     try:
         return Store(open_storage(pipeline.store_root))
     except ValueError as error:
@@ -76,7 +77,7 @@ def embed(pipeline: Pipeline, *, console: Console) -> Embedded:
         f"{len(plan.modalities)} modalities (read in {duration(plan.seconds)})"
     )
     if plan.work:
-        console.print(plan_table(plan))
+        print_work(plan, console=console)
         _compute(plan, store=store, console=console)
     quarantine = count_quarantine(plan, store=store)
     _check_budget(quarantine, limit=plan.dataset.max_bad_fraction)
@@ -97,27 +98,29 @@ def embed(pipeline: Pipeline, *, console: Console) -> Embedded:
     )
 
 
-def plan_table(plan: Plan) -> Table:
-    """What would be embedded, modality by modality, in rows."""
+def print_work(plan: Plan, *, console: Console) -> None:
+    """What would be embedded, modality by modality in rows, how much is reused, what it costs."""
     made = table(
         "modality", "encoder", "payloads", "missing", "reused", "copied", "to embed", "why",
-        "bytes", "time",
-        numbers=("payloads", "missing", "reused", "copied", "to embed", "bytes", "time"),
+        numbers=("payloads", "missing", "reused", "copied", "to embed"),
     )  # fmt: skip
-    for part in plan.modalities.values():
-        made.add_row(
-            part.modality,
-            part.feature.encoder.type,
-            count(part.payloads),
-            count(part.missing),
-            f"{count(part.reused)} ({share(part.reused, part.payloads)})",
-            count(part.copied),
-            f"[bold]{count(part.to_embed)}[/bold]" if part.to_embed else "0",
-            part.reason,
-            "" if not part.bytes else size(part.bytes),
-            "" if not part.seconds else f"≈ {duration(part.seconds)}",
-        )
-    return made
+    parts = plan.modalities.values()
+    for part in parts:
+        new = f"[bold]{count(part.to_embed)}[/bold]" if part.to_embed else "0"
+        numbers = [count(n) for n in (part.payloads, part.missing, part.reused, part.copied)]
+        encoder = part.feature.encoder.type
+        made.add_row(part.modality, encoder, *numbers, new, part.reason)
+    console.print(made)
+    payloads = sum(part.payloads for part in parts)
+    kept = sum(part.reused + part.copied for part in parts)
+    to_embed = sum(part.to_embed for part in parts)
+    said = f"{count(to_embed)} payloads to embed, {share(kept, payloads)} reused"
+    changing = [part for part in parts if part.reason]
+    if changing and all(part.bytes is not None for part in changing):
+        written = sum(part.bytes or 0 for part in changing)
+        seconds = sum(part.seconds or 0.0 for part in changing)
+        said += f"; about {size(written)} to write, {duration(seconds)} on one worker"
+    console.print(f"         {said if plan.work else 'nothing to embed'}")
 
 
 def quarantine_table(counts: Mapping[str, QuarantineCount]) -> Table:
@@ -137,7 +140,7 @@ def _compute(plan: Plan, *, store: Store, console: Console) -> None:
         task = bar.add_task("embed", total=len(plan.work), note="starting Ray")
         rows = 0
 
-        def on_shard(result: object) -> None:
+        def on_shard(result: ShardResult) -> None:
             nonlocal rows
             rows += result.embedded + result.copied
             bar.update(task, advance=1, note=f"{count(rows)} rows")

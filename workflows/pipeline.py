@@ -168,7 +168,7 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{path}: a pipeline is a mapping with name, dataset, features …")
     try:
-        spec = PipelineSpec.model_validate(value)
+        spec = PipelineSpec.model_validate(value, context={"folder": str(file.parent)})
     except pydantic.ValidationError as error:
         problems = [lines.message(where, text) for where, text in _explain(error)]
         raise ConfigurationError("\n".join(dict.fromkeys(problems))) from error

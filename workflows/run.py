@@ -16,7 +16,7 @@ from features.store import Snapshot, Store, vectors
 from training.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from training.candidate import CandidateRecord, read_predictions
 from workflows.console import count, duration, progress
-from workflows.embed import embed, open_store, plan_embedding, plan_table
+from workflows.embed import embed, open_store, plan_embedding, print_work
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.promote import Promotion, choose_winner, promote
 from workflows.tracking import log_report
@@ -84,9 +84,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
         f"[bold]embed[/bold]    {count(plan.rows)} samples ({splits}) in "
         f"{count(len(plan.samples))} shards"
     )
-    console.print(plan_table(plan))
-    if not plan.work:
-        console.print("         nothing to embed")
+    print_work(plan, console=console)
     latest = open_store(pipeline).latest(pipeline.name)
     if plan.work or latest is None:
         console.print(

@@ -198,7 +198,7 @@ def test_a_changed_text_is_embedded_alone_and_its_neighbours_are_copied(world):
     part = plan.modalities["text"]
     assert part.to_embed == 1 and part.copied == results[0].copied > 10
     assert plan.modalities["note"].reused == ROWS and part.reason == "payloads changed"
-    rows, values = world.expected("text")
+    _, values = world.expected("text")
     np.testing.assert_array_equal(
         world.store.read_embeddings(snapshot, modality="text").values, values
     )
@@ -330,7 +330,7 @@ def test_patches_join_their_shard_in_row_order(world):
     patched = dataclasses.replace(part, shards=tuple(shards))
     snapshot = dataclasses.replace(snapshot, modalities={"text": patched})
     found = world.store.read_embeddings(snapshot, modality="text")
-    rows, values = world.expected("text")
+    rows, _ = world.expected("text")
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.values[rows == 50], np.ones((1, 4)))
 

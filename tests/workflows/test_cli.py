@@ -61,36 +61,94 @@ def change(folder, old, new):
 
 
 BAD = {
-    "unknown key": ("slices:", "slises:", "words.yaml:5: dataset.slises: unknown field; "
-                    "did you mean 'slices'? allowed: format, id"),
-    "unknown option of an encoder": ("dim: 32", "dims: 32", "words.yaml:9: features.text.encoder.dims: "
-                                     "unknown field; did you mean 'dim'?"),
-    "unknown encoder": ("type: hog", "type: hogg", "words.yaml:10: features.photo.encoder: unknown "
-                        "encoder 'hogg'; did you mean 'hog'?"),
-    "encoder that cannot be imported": ("type: hog", "type: nowhere.Mine", "cannot be imported"),
-    "value of a wrong type": ("dim: 32", "dim: many", "words.yaml:9: features.text.encoder.dim: Input "
-                              "should be a valid integer"),
-    "value out of range": ("dim: 32", "dim: 0", "greater than or equal to 2 (value: 0)"),
-    "unknown candidate": ("type: early", "type: earli", "words.yaml:14: candidates.1: unknown "
-                          "candidate 'earli'; did you mean 'early'?"),
-    "unknown modality": ("modality: text", "modality: txt", "words.yaml:13: candidates.0.modality: "
-                         "there is no modality 'txt'; did you mean 'text'? features: text, photo"),
-    "payload column not in the table": ("column: photo", "column: foto", "words.yaml:10: "
-                                        "features.photo.column: the table has no column 'foto'; "
-                                        "did you mean 'photo'?"),
-    "target not in the table": ("target: label", "target: labels", "words.yaml:11: task.target: the "
-                                "table has no column 'labels'; did you mean 'label'?"),
-    "slice not in the table": ("[language]", "[lang]", "words.yaml:5: dataset.slices.0: the table has "
-                               "no column 'lang'; did you mean 'language'?"),
-    "table that is not there": ("words.csv", "word.csv", "words.yaml:3: dataset.path:"),
-    "missing field": ("task: {target: label}\n", "", "task: this field is required"),
-    "field given twice": ("name: words", "name: words\nname: others", "words.yaml:2: name: given "
-                          "before, in line 1"),
-    "candidates of one name": ("type: early", "type: early, name: single-text", "words.yaml:14: "
-                               "candidates.1.name: the name 'single-text' is that of candidate 1 too"),
-    "not YAML": ("features:", "features: [", "not YAML"),
-    "store of an unknown kind": ("name: words", "name: words\nstore: ftp://x/y", "ftp"),
-}  # fmt: skip
+    "unknown key": (
+        "slices:",
+        "slises:",
+        "words.yaml:5: dataset.slises: unknown field; did you mean 'slices'? allowed: format, id",
+    ),
+    "unknown option of an encoder": (
+        "dim: 32",
+        "dims: 32",
+        "words.yaml:9: features.text.encoder.dims: unknown field; did you mean 'dim'?",
+    ),
+    "unknown encoder": (
+        "type: hog",
+        "type: hogg",
+        "words.yaml:10: features.photo.encoder: unknown encoder 'hogg'; did you mean 'hog'?",
+    ),
+    "encoder that cannot be imported": (
+        "type: hog",
+        "type: nowhere.Mine",
+        "cannot be imported",
+    ),
+    "value of a wrong type": (
+        "dim: 32",
+        "dim: many",
+        "words.yaml:9: features.text.encoder.dim: Input should be a valid integer",
+    ),
+    "value out of range": (
+        "dim: 32",
+        "dim: 0",
+        "greater than or equal to 2 (value: 0)",
+    ),
+    "unknown candidate": (
+        "type: early",
+        "type: earli",
+        "words.yaml:14: candidates.1: unknown candidate 'earli'; did you mean 'early'?",
+    ),
+    "unknown modality": (
+        "modality: text",
+        "modality: txt",
+        "words.yaml:13: candidates.0.modality: there is no modality 'txt'; did you mean "
+        "'text'? features: text, photo",
+    ),
+    "payload column not in the table": (
+        "column: photo",
+        "column: foto",
+        "words.yaml:10: features.photo.column: the table has no column 'foto'; did you "
+        "mean 'photo'?",
+    ),
+    "target not in the table": (
+        "target: label",
+        "target: labels",
+        "words.yaml:11: task.target: the table has no column 'labels'; did you mean 'label'?",
+    ),
+    "slice not in the table": (
+        "[language]",
+        "[lang]",
+        "words.yaml:5: dataset.slices.0: the table has no column 'lang'; did you mean 'language'?",
+    ),
+    "table that is not there": (
+        "words.csv",
+        "word.csv",
+        "words.yaml:3: dataset.path:",
+    ),
+    "missing field": (
+        "task: {target: label}\n",
+        "",
+        "task: this field is required",
+    ),
+    "field given twice": (
+        "name: words",
+        "name: words\nname: others",
+        "words.yaml:2: name: given before, in line 1",
+    ),
+    "candidates of one name": (
+        "type: early",
+        "type: early, name: single-text",
+        "words.yaml:14: candidates.1.name: the name 'single-text' is that of candidate 1 too",
+    ),
+    "not YAML": (
+        "features:",
+        "features: [",
+        "not YAML",
+    ),
+    "store of an unknown kind": (
+        "name: words",
+        "name: words\nstore: ftp://x/y",
+        "ftp",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
