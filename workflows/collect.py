@@ -9,17 +9,15 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.store import ModalityShards, Snapshot, Store
-from training.bootstrap import bootstrap_interval, paired_bootstrap
 from training.candidate import CandidateRecord, read_predictions
+from workflows.answers import Answers
 from workflows.findings import (
     BadPayload,
     BadReason,
@@ -29,12 +27,10 @@ from workflows.findings import (
     Estimate,
     Failure,
     GateFindings,
-    Masked,
     ModalityFindings,
     Recall,
     ReportData,
     RetrievalFindings,
-    SliceFindings,
     SplitFindings,
 )
 from workflows.gate import Comparison, Condition
@@ -48,26 +44,6 @@ LISTED_PAYLOADS = 50
 LISTED_REASONS = 20
 LIBRARIES = ("sensorium", "torch", "ray", "mlflow", "pytorch-ignite", "pyarrow", "numpy")
 """What the report names the versions of; all of them decide what comes out of a run."""
-NO_VALUE = "(none)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answers:
-    """One candidate's answers to the rows of one split, by row number."""
-
-    rows: np.ndarray
-    """int64 `[N]`, ascending."""
-    targets: np.ndarray
-    """Class indices `[N]`."""
-    answers: np.ndarray
-    """Class indices `[N]`."""
-    without: Mapping[str, np.ndarray]
-    """Per modality: class indices `[N]` answered with it taken away."""
-
-    @property
-    def right(self) -> np.ndarray:
-        """float64 `[N]` of 0 and 1."""
-        return (self.answers == self.targets).astype(np.float64)
 
 
 def collect(
@@ -88,12 +64,13 @@ def collect(
     `versions` are those of this process.
     """
     confidence = pipeline.spec.promotion.confidence
+    predictions = {
+        record.name: read_predictions(store, record.fingerprint)
+        for record in records
+        if record.status == "fitted"
+    }
     answers = {
-        split: {
-            record.name: _answers(read_predictions(store, record.fingerprint), split=split)
-            for record in records
-            if record.status == "fitted"
-        }
+        split: {name: Answers.from_table(table, split=split) for name, table in predictions.items()}
         for split in ("validation", "test")
     }
     tested = {name: found for name, found in answers["test"].items() if len(found.rows)}
@@ -127,11 +104,11 @@ def collect(
         winner=winner,
         best_single=single,
         confidence=confidence,
-        confusion=None if best is None else _confusion(best, classes=len(classes)),
+        confusion=None if best is None else best.confusion(classes=len(classes)),
         slices=()
         if best is None
         else tuple(
-            _slices(best, samples=samples, store=store, snapshot=snapshot, confidence=confidence)
+            best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
         ),
         retrieval=tuple(_retrieval(records)),
         quarantined=tuple(
@@ -151,43 +128,13 @@ def collect(
     )
 
 
-def _answers(table: pa.Table, *, split: str) -> _Answers:
-    table = table.filter(pc.equal(table["split"], split)).sort_by("row")
-
-    def answered(column: str) -> np.ndarray:
-        lists = table[column].combine_chunks()
-        return lists.flatten().to_numpy().reshape(len(table), lists.type.list_size).argmax(axis=1)
-
-    prefix = "without."
-    return _Answers(
-        rows=table["row"].to_numpy().astype(np.int64),
-        targets=table["target"].to_numpy(),
-        answers=answered("probabilities"),
-        without={
-            name.removeprefix(prefix): answered(name)
-            for name in table.column_names
-            if name.startswith(prefix)
-        },
-    )
-
-
-def _estimate(values: np.ndarray, *, confidence: float) -> Estimate:
-    found = bootstrap_interval(values, confidence=confidence)
-    return Estimate(value=found.mean, low=found.low, high=found.high, n=len(values))
-
-
-def _difference(a: np.ndarray, b: np.ndarray, *, confidence: float) -> Estimate:
-    found = paired_bootstrap(a, b, confidence=confidence)
-    return Estimate(value=found.mean, low=found.low, high=found.high, n=len(a))
-
-
 def _family(record: CandidateRecord) -> Family:
     if record.spec.get("type") == "alignment":
         return "alignment"
     return "single" if len(record.modalities) == 1 else "fusion"
 
 
-def _best_single(records: Sequence[CandidateRecord], tested: Mapping[str, _Answers]) -> str | None:
+def _best_single(records: Sequence[CandidateRecord], tested: Mapping[str, Answers]) -> str | None:
     """The single modality of the best test accuracy: the hardest one to compare with."""
     names = [r.name for r in records if r.name in tested and _family(r) == "single"]
     return max(names, key=lambda name: tested[name].right.mean(), default=None)
@@ -206,9 +153,9 @@ def _best_validated(records: Sequence[CandidateRecord]) -> str | None:
 def _candidate(
     record: CandidateRecord,
     *,
-    validation: _Answers | None,
-    test: _Answers | None,
-    single: _Answers | None,
+    validation: Answers | None,
+    test: Answers | None,
+    single: Answers | None,
     confidence: float,
 ) -> CandidateFindings:
     return CandidateFindings(
@@ -230,34 +177,14 @@ def _candidate(
         ),
         validation=None
         if validation is None or not len(validation.rows)
-        else _estimate(validation.right, confidence=confidence),
-        test=None if test is None else _estimate(test.right, confidence=confidence),
+        else validation.accuracy(confidence=confidence),
+        test=None if test is None else test.accuracy(confidence=confidence),
         gain=None
         if test is None or single is None
-        else _difference(_paired(test, with_=single), single.right, confidence=confidence),
-        masked=() if test is None else tuple(_masked(test, confidence=confidence)),
+        else test.gain(over=single, confidence=confidence),
+        masked=() if test is None else tuple(test.masked(confidence=confidence)),
         failure=None if record.status == "fitted" else _failure(record.failure or {}),
     )
-
-
-def _paired(mine: _Answers, *, with_: _Answers) -> np.ndarray:
-    if not np.array_equal(mine.rows, with_.rows):
-        raise ValueError(
-            "two candidates of one snapshot answered different test rows "
-            f"({len(mine.rows)} and {len(with_.rows)}); their predictions in the store are not of "
-            "one evaluation: fit them again"
-        )
-    return mine.right
-
-
-def _masked(test: _Answers, *, confidence: float) -> Iterator[Masked]:
-    for modality, answers in test.without.items():
-        right = (answers == test.targets).astype(np.float64)
-        yield Masked(
-            modality=modality,
-            accuracy=_estimate(right, confidence=confidence),
-            difference=_difference(right, test.right, confidence=confidence),
-        )
 
 
 def _failure(failure: Mapping[str, Any]) -> Failure:
@@ -282,12 +209,6 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _confusion(answers: _Answers, *, classes: int) -> np.ndarray:
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (answers.targets, answers.answers), 1)
-    return counts
-
-
 def _samples(store: Store, *, snapshot: Snapshot, target: str) -> pa.Table:
     slices = [f"slice.{name}" for name in snapshot.slices]
     return store.read_samples(snapshot, columns=["split", f"target.{target}", *slices])
@@ -305,33 +226,6 @@ def _splits(samples: pa.Table, *, target: str) -> Iterator[SplitFindings]:
     if split.null_count:
         unused = pc.sum(pc.and_(pc.is_null(split), labelled)).as_py() or 0
         yield SplitFindings(name="not used", rows=split.null_count, labelled=unused)
-
-
-def _slices(
-    best: _Answers, *, samples: pa.Table, store: Store, snapshot: Snapshot, confidence: float
-) -> Iterator[SliceFindings]:
-    """Accuracy by every value of every slice column, then by what is missing."""
-
-    def findings(group: str, value: str, chosen: np.ndarray) -> SliceFindings:
-        accuracy = _estimate(best.right[chosen], confidence=confidence)
-        return SliceFindings(group=group, value=value, accuracy=accuracy)
-
-    for column in snapshot.slices:
-        values = samples[f"slice.{column}"].take(pa.array(best.rows))
-        texts = np.array([NO_VALUE if v is None else str(v) for v in values.to_pylist()])
-        for value in np.unique(texts):
-            yield findings(column, str(value), texts == value)
-    lacking = {
-        name: ~np.isin(best.rows, store.read_embeddings(snapshot, modality=name).rows)
-        for name in snapshot.modalities
-    }
-    whole = ~np.any(list(lacking.values()), axis=0)
-    for value, chosen in (
-        ("nothing missing", whole),
-        *((f"{name} missing", rows) for name, rows in lacking.items()),
-    ):
-        if chosen.any() and not whole.all():
-            yield findings("missing", value, chosen)
 
 
 def _retrieval(records: Sequence[CandidateRecord]) -> Iterator[RetrievalFindings]:

@@ -76,8 +76,8 @@ class CandidateFindings:
 class SliceFindings:
     """Accuracy on the test rows that share something."""
 
-    group: str
-    """The slice column, or `missing` for the rows that lack a modality."""
+    group: str | None
+    """The slice column; None for the rows that lack a modality."""
     value: str
     accuracy: Estimate
 

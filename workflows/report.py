@@ -9,27 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from workflows import plots, wording
+from workflows import figures, remarks, wording
 from workflows.collect import collect
 from workflows.findings import (
     CandidateFindings,
     ConditionFindings,
-    Estimate,
     ReportData,
     RetrievalFindings,
-    SliceFindings,
 )
 
 __all__ = ["ReportData", "collect", "render"]
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE, PANEL, NARROW = 800, 370, 350
-"""Widths of a plot: for a screen, for half of it, for a phone, in pixels."""
-MOST_CLASSES = 24
-"""A larger confusion matrix shows the classes with the most errors."""
-MOST_SLICES = 16
-FEW_ROWS = 10
-"""A slice of fewer rows is not called weak, whatever its accuracy."""
 MOST_PAIRS = 6
 
 FAMILY_NAMES = {
@@ -60,51 +51,36 @@ def render(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         css=Markup(css),
-        headline=wording.headline(data),
-        tiles=wording.tiles(data),
+        headline=remarks.headline(data),
+        tiles=remarks.tiles(data),
         says={
-            "candidates": wording.on_candidates(data),
-            "failures": wording.on_failures(data),
-            "curves": wording.on_curves(data),
-            "retrieval": wording.on_retrieval(data),
-            "data": wording.on_data(data),
-            "gate": wording.on_gate(data),
+            "candidates": remarks.on_candidates(data),
+            "failures": remarks.on_failures(data),
+            "curves": remarks.on_curves(data),
+            "retrieval": remarks.on_retrieval(data),
+            "data": remarks.on_data(data),
+            "gate": remarks.on_gate(data),
         },
         candidates=candidates,
         families=[family for family in FAMILY_NAMES if family in present],
         family_names=FAMILY_NAMES,
         plots={
-            "candidates": _candidates_plot(data, candidates),
-            "confusion": _confusion_plot(data),
-            "slices": _slice_plots(data),
+            "candidates": figures.candidates_plot(data, candidates=candidates),
+            "confusion": figures.confusion_plot(data),
+            "slices": figures.slice_plots(data),
         },
         wide_confusion=len(data.classes) > 14,
         confusion_note=_confusion_note(data),
         pairs=_pairs(data),
         masked=_masked(candidates),
-        curves=_curves(candidates, winner=data.winner),
+        curves=figures.curves(candidates),
         retrieval=[table for block in data.retrieval for table in _retrieval_tables(data, block)],
         total_bad=sum(reason.count for reason in data.bad_reasons),
-        quarantine_note=wording.on_quarantine(sum(r.count for r in data.bad_reasons)),
+        quarantine_note=remarks.on_quarantine(sum(r.count for r in data.bad_reasons)),
         gate_tables=_gate_tables(data),
         facts=_facts(data),
         commands=_commands(data),
     )
-
-
-def _markup(svg: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(svg)
-
-
-def _both(rows: Sequence[plots.IntervalRow], **options: Any) -> dict[str, Any]:
-    """An interval plot for a screen and for a phone; the page shows one of them."""
-    label = options.pop("label")
-    return {
-        name: _markup(plots.intervals(rows, label=label, width=width, **options))
-        for name, width in (("wide", WIDE), ("narrow", NARROW))
-    }
 
 
 def _ranked(candidates: Sequence[CandidateFindings]) -> list[CandidateFindings]:
@@ -112,68 +88,10 @@ def _ranked(candidates: Sequence[CandidateFindings]) -> list[CandidateFindings]:
     return sorted(candidates, key=lambda c: (c.test is None, -(c.test.value if c.test else 0)))
 
 
-def _row(label: str, estimate: Estimate, *, signed: bool = False, **more: Any) -> plots.IntervalRow:
-    return plots.IntervalRow(
-        label=label,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        text=wording.full(estimate, signed),
-        **more,
-    )
-
-
-def _candidates_plot(
-    data: ReportData, candidates: Sequence[CandidateFindings]
-) -> dict[str, Any] | None:
-    rows = [
-        _row(
-            item.name,
-            item.test,
-            hollow=item.validation.value if item.validation else None,
-            family=item.family,
-            strong=item.name == data.winner,
-        )
-        for item in candidates
-        if item.test is not None
-    ]
-    if not rows:
-        return None
-    single = data.candidate(data.best_single)
-    return _both(
-        rows,
-        label="Test accuracy of each candidate with its interval",
-        reference=single.test.value if single and single.test else None,
-        reference_label="best single modality",
-    )
-
-
-def _worst_classes(counts: np.ndarray) -> np.ndarray:
-    """The classes to show: all, or those that take part in most errors, in their order."""
-    if len(counts) <= MOST_CLASSES:
-        return np.arange(len(counts))
-    errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
-    return np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
-
-
-def _confusion_plot(data: ReportData) -> Any:
-    if data.confusion is None or not data.confusion.sum():
-        return None
-    shown = _worst_classes(data.confusion)
-    return _markup(
-        plots.confusion(
-            data.confusion[np.ix_(shown, shown)],
-            totals=data.confusion[shown].sum(axis=1),
-            labels=[data.classes[index] for index in shown],
-            label=f"Confusion matrix of {data.winner} on the test rows",
-        )
-    )
-
-
 def _confusion_note(data: ReportData) -> str:
     note = "Test rows by true class and answer: blue is right, orange is wrong."
-    if len(data.classes) > MOST_CLASSES:
-        note += f" The {MOST_CLASSES} of {len(data.classes)} classes with the most errors."
+    if len(data.classes) > figures.MOST_CLASSES:
+        note += f" The {figures.MOST_CLASSES} of {len(data.classes)} classes with the most errors."
     return note
 
 
@@ -195,38 +113,6 @@ def _pairs(data: ReportData) -> list[dict[str, Any]]:
         for true, answer in zip(*np.nonzero(wrong), strict=True)
     ]
     return sorted(found, key=lambda pair: (-pair["count"], -pair["share"]))[:MOST_PAIRS]
-
-
-def _slice_plots(data: ReportData) -> list[dict[str, Any]]:
-    best = data.candidate(data.winner)
-    if best is None or best.test is None:
-        return []
-    groups: dict[str, list[SliceFindings]] = {}
-    for item in data.slices:
-        groups.setdefault(item.group, []).append(item)
-    found = []
-    for group, items in groups.items():
-        kept = items
-        if len(items) > MOST_SLICES:
-            by_weakness = sorted(items, key=lambda s: (s.accuracy.n < FEW_ROWS, s.accuracy.value))
-            kept = by_weakness[:MOST_SLICES]
-        if group == "missing":
-            title = "By what is missing"
-        else:
-            title = f"By {group}"
-        note = "In brackets: how many test rows."
-        if len(kept) < len(items):
-            note = f"The {len(kept)} weakest of {len(items)}. {note}"
-        rows = [_row(f"{item.value} ({item.accuracy.n})", item.accuracy) for item in kept]
-        svg = plots.intervals(
-            rows,
-            label=f"{best.name}: accuracy {title.lower()}",
-            width=PANEL,
-            reference=best.test.value,
-            reference_label="all rows",
-        )
-        found.append({"title": title, "note": note, "svg": _markup(svg)})
-    return found
 
 
 def _masked(candidates: Sequence[CandidateFindings]) -> dict[str, Any] | None:
@@ -251,52 +137,6 @@ def _masked(candidates: Sequence[CandidateFindings]) -> dict[str, Any] | None:
         test = item.test.value if item.test else None
         rows.append({"name": item.name, "family": item.family, "test": test, "cells": cells})
     return {"modalities": modalities, "rows": rows}
-
-
-def _curve(item: CandidateFindings) -> plots.Curve:
-    def column(name: str) -> np.ndarray:
-        return np.array([getattr(epoch, name) for epoch in item.epochs], dtype=float)
-
-    return plots.Curve(
-        epochs=column("epoch"),
-        train_loss=column("train_loss"),
-        validation_loss=column("validation_loss"),
-        validation_accuracy=column("validation_accuracy"),
-        best_epoch=item.best_epoch,
-    )
-
-
-def _curves(candidates: Sequence[CandidateFindings], *, winner: str | None) -> list[dict[str, Any]]:
-    """One small plot a candidate; losses share a scale within what shares a loss."""
-    drawn = {item.name: _curve(item) for item in candidates if item.epochs}
-    if not drawn:
-        return []
-    limits = {}
-    for contrastive in (False, True):
-        losses = [
-            values
-            for item in candidates
-            if item.name in drawn and (item.family == "alignment") == contrastive
-            for values in (drawn[item.name].train_loss, drawn[item.name].validation_loss)
-        ]
-        limits[contrastive] = plots.loss_limits(losses)
-    accuracy = plots.accuracy_limits([curve.validation_accuracy for curve in drawn.values()])
-    last = int(max(curve.epochs.max() for curve in drawn.values()))
-    found = []
-    for item in candidates:
-        if item.name not in drawn:
-            continue
-        svg = plots.curves(
-            drawn[item.name],
-            label=f"Learning curves of {item.name}",
-            epochs=last,
-            loss_limits=limits[item.family == "alignment"],
-            accuracy_limits=accuracy,
-        )
-        kept = f"epoch {item.best_epoch}" if item.best_epoch is not None else ""
-        note = "failed" if item.failure else kept
-        found.append({"name": item.name, "note": note, "svg": _markup(svg)})
-    return found
 
 
 def _retrieval_tables(data: ReportData, block: RetrievalFindings) -> list[dict[str, Any]]:
@@ -333,7 +173,7 @@ def _retrieval_tables(data: ReportData, block: RetrievalFindings) -> list[dict[s
             continue
         tables.append(
             {
-                "title": wording.retrieval_title(
+                "title": remarks.retrieval_title(
                     block, same_class=same_class, several=len(data.retrieval) > 1
                 ),
                 "note": f"How often the first answer of {gallery} is right ({block.split} split); "
@@ -357,15 +197,15 @@ def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
         if not comparisons:
             continue
         rows = [
-            _row(item.name, item.difference, signed=True)
+            figures.row(item.name, item.difference, signed=True)
             for item in comparisons
             if item.difference is not None
         ]
-        if len(rows) > MOST_SLICES:
-            rows = sorted(rows, key=lambda row: row.value)[:MOST_SLICES]
+        if len(rows) > figures.MOST_SLICES:
+            rows = sorted(rows, key=lambda row: row.value)[: figures.MOST_SLICES]
         plot = None
         if rows and not decides:
-            plot = _both(
+            plot = figures.both(
                 rows,
                 label="Challenger − champion on each slice",
                 reference=0.0,
@@ -373,7 +213,7 @@ def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
                 bounds=(-1.0, 1.0),
                 signed=True,
             )
-        note = wording.gate_note(comparisons) if decides else wording.BREAKDOWN_NOTE
+        note = remarks.gate_note(comparisons) if decides else remarks.BREAKDOWN_NOTE
         tables.append(
             {
                 "title": title,

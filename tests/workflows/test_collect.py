@@ -281,9 +281,9 @@ def test_slices_and_what_is_missing_are_counted_on_the_test_rows(
         ("place", "(none)"): (1, 0.0),
         ("place", "land"): (3, 1.0),
         ("place", "sea"): (4, 1.0),
-        ("missing", "nothing missing"): (3, 1.0),
-        ("missing", "note missing"): (3, 0.667),
-        ("missing", "photo missing"): (2, 1.0),
+        (None, "nothing missing"): (3, 1.0),
+        (None, "note missing"): (3, 0.667),
+        (None, "photo missing"): (2, 1.0),
     }
 
 

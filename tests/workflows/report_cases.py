@@ -1,0 +1,401 @@
+"""Reports to test with: a run as the demo makes it, and runs at the edges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from workflows.findings import (
+    BadPayload,
+    BadReason,
+    CandidateFindings,
+    ConditionFindings,
+    Epoch,
+    Estimate,
+    Failure,
+    GateFindings,
+    Masked,
+    ModalityFindings,
+    Recall,
+    ReportData,
+    RetrievalFindings,
+    SliceFindings,
+    SplitFindings,
+)
+
+HOSTILE = "<script>alert(1)</script><img src=http://evil.example onerror=x>\"'&{{ 7*7 }}$\\frac{"
+MODALITIES = ("sentence", "drawing", "speech")
+ROWS = 372
+
+
+def estimate(value: float, *, n: int = ROWS, spread: float = 1.0) -> Estimate:
+    half = spread * 1.96 * (value * (1 - value) / n) ** 0.5
+    return Estimate(value=value, low=max(0, value - half), high=min(1, value + half), n=n)
+
+
+def difference(value: float, *, half: float = 0.028) -> Estimate:
+    return Estimate(value=value, low=value - half, high=value + half, n=ROWS)
+
+
+def epochs(*, count: int, final: float, start: float = 2.35, seed: int = 0) -> tuple[Epoch, ...]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for epoch in range(1, count + 1):
+        done = 1 - np.exp(-epoch / 6)
+        noise = rng.normal(0, 0.008)
+        loss = start * (1 - done) + (1 - final) * 2 * done
+        found.append(
+            Epoch(
+                epoch=epoch,
+                train_loss=float(loss * (1 - 0.35 * done) + noise),
+                validation_loss=float(loss + max(0, epoch - 16) * 0.006 - noise),
+                validation_accuracy=float(0.1 + (final - 0.1) * done + noise),
+            )
+        )
+    return tuple(found)
+
+
+def candidate(name: str, type_: str, test: float, *, best: float = 0.862) -> CandidateFindings:
+    family = {"single": "single", "alignment": "alignment"}.get(type_, "fusion")
+    modalities = (name,) if family == "single" else MODALITIES
+    seed = sum(map(ord, name))
+    drops = {"sentence": -0.071, "drawing": -0.128, "speech": -0.055}
+    return CandidateFindings(
+        name=name,
+        type=type_,
+        family=family,  # type: ignore[arg-type]
+        modalities=modalities,
+        parameters=8_000 + 9_731 * (seed % 17),
+        seconds=3.4 + seed % 9,
+        best_epoch=18 + seed % 5,
+        epochs=epochs(
+            count=26 + seed % 5, final=test, start=4.9 if family == "alignment" else 2.35, seed=seed
+        ),
+        validation=estimate(test + 0.009),
+        test=estimate(test),
+        gain=difference(test - best),
+        masked=tuple(
+            Masked(
+                modality=modality,
+                accuracy=estimate(test + drops[modality]),
+                difference=difference(drops[modality]),
+            )
+            for modality in modalities
+            if len(modalities) > 1
+        ),
+    )
+
+
+def digits_confusion(classes: int = 10, per_class: int = 37) -> np.ndarray:
+    rng = np.random.default_rng(4)
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    for true in range(classes):
+        easy = rng.uniform(0.86, 0.99)
+        shares = rng.dirichlet(np.full(classes, 0.15)) * (1 - easy)
+        shares[true] += easy
+        counts[true] = rng.multinomial(per_class, shares)
+    return counts
+
+
+def recalls() -> tuple[Recall, ...]:
+    rng = np.random.default_rng(2)
+    found = []
+    for query in MODALITIES:
+        for target in MODALITIES:
+            if query != target:
+                first = rng.uniform(0.01, 0.03)
+                found.append(
+                    Recall(
+                        query=query,
+                        target=target,
+                        rows=271,
+                        gallery=271,
+                        same_sample={1: first, 5: first * 4, 10: first * 7},
+                        same_class={1: 0.55 + rng.uniform(0, 0.3), 5: 0.91, 10: 0.96},
+                        chance_sample={1: 1 / 271, 5: 5 / 271, 10: 10 / 271},
+                        chance_class={1: 0.1, 5: 0.41, 10: 0.65},
+                    )
+                )
+    return tuple(found)
+
+
+def digits_gate() -> GateFindings:
+    return GateFindings(
+        passed=True,
+        conditions=(
+            ConditionFindings(
+                name="accuracy",
+                rows=ROWS,
+                challenger=0.9435,
+                champion=0.911,
+                difference=difference(0.0325, half=0.024),
+                threshold=0.0,
+                passed=True,
+                detail="+0.033 [+0.009, +0.057] against the champion: the lower end is above "
+                "+0.000 by 0.009",
+            ),
+            ConditionFindings(
+                name="floor",
+                rows=ROWS,
+                challenger=0.9435,
+                champion=0.911,
+                difference=difference(0.0325, half=0.024),
+                threshold=0.8,
+                passed=True,
+                detail="0.944 is 0.144 above 0.800",
+            ),
+        ),
+        breakdown=tuple(
+            ConditionFindings(
+                name=name,
+                rows=n,
+                challenger=0.93,
+                champion=0.93 - d,
+                difference=difference(d, half=0.05),
+            )
+            for name, n, d in (
+                ("language: en", 126, 0.031),
+                ("language: ja", 119, 0.052),
+                ("language: zh", 127, 0.012),
+                ("sentence missing", 55, 0.004),
+                ("drawing missing", 57, 0.044),
+                ("speech missing", 54, -0.01),
+            )
+        ),
+        model="digits",
+        version="3",
+        champion_before="2",
+        champion_after="3",
+    )
+
+
+def digits() -> ReportData:
+    """A run as the demo makes it: ten classes, seven candidates, one of which failed."""
+    reasons = (
+        ("drawing", "decode", "the image is cut off: 61 of 214 bytes could be read"),
+        ("speech", "decode", "the sound has no frames"),
+        ("speech", "fetch", "no such file: sounds/01233.wav"),
+        ("sentence", "decode", "the text is empty"),
+    )
+    bad = tuple(
+        BadPayload(sample_id=f"digit-{137 * (i + 1):05d}", modality=m, stage=s, reason=r)
+        for i, (m, s, r) in enumerate(reasons + reasons[:2])
+    )
+    failed = dataclasses.replace(
+        candidate("late", "late", 0.5),
+        validation=None,
+        test=None,
+        gain=None,
+        masked=(),
+        best_epoch=None,
+        epochs=epochs(count=5, final=0.6),
+        failure=Failure(
+            reason="the loss is not finite (nan)",
+            where="epoch 6, step 71, learning rate 0.9",
+            sample_ids=("digit-00017", "digit-00203", "digit-00418", "digit-01001", "digit-01500"),
+        ),
+    )
+    return ReportData(
+        pipeline="digits",
+        created=datetime(2026, 11, 23, 19, 40, tzinfo=UTC),
+        target="digit",
+        samples=1797,
+        classes=tuple("0123456789"),
+        splits=(
+            SplitFindings(name="train", rows=1063, labelled=1063),
+            SplitFindings(name="validation", rows=362, labelled=362),
+            SplitFindings(name="test", rows=372, labelled=372),
+        ),
+        modalities=(
+            ModalityFindings(
+                name="sentence",
+                column="sentence",
+                kind="text",
+                encoder="hashing",
+                options="n-grams of 1 to 3 characters",
+                fingerprint="5b1f9ce2a07d4418" * 2,
+                dim=512,
+                present=1526,
+                missing=270,
+                bad=1,
+            ),
+            ModalityFindings(
+                name="drawing",
+                column="drawing",
+                kind="image",
+                encoder="hog",
+                options="",
+                fingerprint="c0ffee12a07d4418" * 2,
+                dim=324,
+                present=1523,
+                missing=272,
+                bad=2,
+            ),
+            ModalityFindings(
+                name="speech",
+                column="speech",
+                kind="audio",
+                encoder="audio_statistics",
+                options="n_mels 40",
+                fingerprint="9e07aa31a07d4418" * 2,
+                dim=266,
+                present=1531,
+                missing=263,
+                bad=3,
+            ),
+        ),
+        candidates=(
+            candidate("sentence", "single", 0.788),
+            candidate("drawing", "single", 0.862),
+            candidate("speech", "single", 0.741),
+            candidate("early", "early", 0.927),
+            failed,
+            candidate("attention", "attention", 0.9435),
+            candidate("alignment", "alignment", 0.901),
+        ),
+        winner="attention",
+        best_single="drawing",
+        confusion=digits_confusion(),
+        slices=(
+            SliceFindings(group="language", value="en", accuracy=estimate(0.960, n=126)),
+            SliceFindings(group="language", value="ja", accuracy=estimate(0.916, n=119)),
+            SliceFindings(group="language", value="zh", accuracy=estimate(0.953, n=127)),
+            SliceFindings(group=None, value="nothing missing", accuracy=estimate(0.972, n=226)),
+            SliceFindings(group=None, value="sentence missing", accuracy=estimate(0.909, n=55)),
+            SliceFindings(group=None, value="drawing missing", accuracy=estimate(0.842, n=57)),
+            SliceFindings(group=None, value="speech missing", accuracy=estimate(0.926, n=54)),
+        ),
+        retrieval=(RetrievalFindings(candidate="alignment", split="test", pairs=recalls()),),
+        quarantined=bad,
+        bad_reasons=tuple(
+            BadReason(modality=m, stage=s, reason=r, count=sum(b.reason == r for b in bad))
+            for m, s, r in reasons
+        ),
+        gate=digits_gate(),
+        snapshot="7f3a9c1be0d24d6f8a5b2c3d4e5f6071",
+        digest="0d9c8b7a6f5e4d3c2b1a09f8e7d6c5b4",
+        git_commit="1f2e3d4c5b6a79880716253443526170a0b1c2d3",
+        versions={"sensorium": "0.1.0", "ray": "2.60.0", "torch": "2.13.0", "mlflow": "3.17.2"},
+        tracking_uri="sqlite:////data/demo/mlflow.db",
+        load_uri="models:/digits@champion",
+    )
+
+
+def with_names(rename: Callable[[str], str]) -> ReportData:
+    """The digits' report with every name, label, reason and path replaced."""
+    data = digits()
+
+    def renamed(value: Any, where: str = "") -> Any:
+        if where in {"family", "type"} or isinstance(value, datetime | np.ndarray):
+            return value
+        if isinstance(value, str):
+            return rename(value)
+        if isinstance(value, tuple):
+            return tuple(renamed(item) for item in value)
+        if isinstance(value, dict):
+            return {renamed(key): renamed(item) for key, item in value.items()}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(
+                value,
+                **{
+                    f.name: renamed(getattr(value, f.name), f.name)
+                    for f in dataclasses.fields(value)
+                },
+            )
+        return value
+
+    found = renamed(data)
+    assert isinstance(found, ReportData)
+    return found
+
+
+def many_classes(count: int) -> ReportData:
+    classes = tuple(f"class number {i}" for i in range(count))
+    return dataclasses.replace(digits(), classes=classes, confusion=digits_confusion(count, 8))
+
+
+def one_modality() -> ReportData:
+    data = digits()
+    return dataclasses.replace(
+        data,
+        modalities=data.modalities[:1],
+        candidates=(dataclasses.replace(data.candidates[0], masked=()),),
+        winner="sentence",
+        best_single="sentence",
+        retrieval=(),
+    )
+
+
+def all_failed() -> ReportData:
+    data = digits()
+    late = next(item for item in data.candidates if item.failure)
+    return dataclasses.replace(
+        data,
+        candidates=tuple(dataclasses.replace(late, name=name) for name in ("a", "b")),
+        winner=None,
+        best_single=None,
+        confusion=None,
+        slices=(),
+        retrieval=(),
+        gate=None,
+    )
+
+
+def refused() -> ReportData:
+    gate = digits_gate()
+    accuracy = dataclasses.replace(
+        gate.conditions[0],
+        passed=False,
+        detail="the lower end must be above +0.000 and falls short by 0.021",
+    )
+    return dataclasses.replace(
+        digits(),
+        gate=dataclasses.replace(
+            gate, passed=False, conditions=(accuracy,), champion_before="2", champion_after="2"
+        ),
+    )
+
+
+def bare() -> ReportData:
+    """A run of which next to nothing is known: nothing labelled, nothing bad, no gate."""
+    data = digits()
+    return dataclasses.replace(
+        data,
+        candidates=tuple(
+            dataclasses.replace(
+                item, validation=None, test=None, gain=None, masked=(), epochs=(), best_epoch=None
+            )
+            for item in data.candidates
+        ),
+        classes=(),
+        splits=(),
+        modalities=(),
+        samples=0,
+        confusion=None,
+        best_single=None,
+        slices=(),
+        retrieval=(),
+        quarantined=(),
+        bad_reasons=(),
+        gate=None,
+        versions={},
+        tracking_uri="",
+        load_uri="",
+    )
+
+
+CASES: dict[str, Callable[[], ReportData]] = {
+    "digits": digits,
+    "refused": refused,
+    "all failed": all_failed,
+    "one modality": one_modality,
+    "fifty classes": lambda: many_classes(50),
+    "long names": lambda: with_names(lambda text: f"{text}_" + "w" * 60),
+    "wide letters": lambda: with_names(lambda text: f"{text} 手書きの数字の画像とその説明文"),
+    "hostile": lambda: with_names(lambda text: HOSTILE + text),
+    "bare": bare,
+}
