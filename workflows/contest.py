@@ -87,20 +87,21 @@ class Contest:
         from workflows import scoring
 
         source = self.pipeline.open_source()
-        model = scoring.load(f"models:/{champion.name}/{champion.version}", base=source.folder)
-        raw_rows = self.raw_rows or table_rows(
-            source,
-            store=self.store,
-            snapshot=self.snapshot,
-            id_column=self.pipeline.spec.dataset.id,
-            columns=list(dict.fromkeys(item.column for item in model.inputs.values())),
-        )
-        try:
-            return champion_predictions(
-                model, store=self.store, snapshot=self.snapshot, rows=rows, raw_rows=raw_rows
+        uri = f"models:/{champion.name}/{champion.version}"
+        with scoring.loaded(uri, base=source.folder) as model:
+            raw_rows = self.raw_rows or table_rows(
+                source,
+                store=self.store,
+                snapshot=self.snapshot,
+                id_column=self.pipeline.spec.dataset.id,
+                columns=list(dict.fromkeys(item.column for item in model.inputs.values())),
             )
-        except scoring.EncoderMismatch as error:
-            raise StageError(
-                f"{champion.name} version {champion.version}, the champion, cannot be compared: "
-                f"{error}"
-            ) from error
+            try:
+                return champion_predictions(
+                    model, store=self.store, snapshot=self.snapshot, rows=rows, raw_rows=raw_rows
+                )
+            except scoring.EncoderMismatch as error:
+                raise StageError(
+                    f"{champion.name} version {champion.version}, the champion, cannot be "
+                    f"compared: {error}"
+                ) from error

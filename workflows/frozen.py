@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from features.sources import RowReader, Source
+from features.sources import RowReader, Source, SourceError
 from features.store import Snapshot, Store
 from training.candidate import CandidateRecord, predict, read_predictions
 from workflows.gate import FrozenRows, Predictions
@@ -101,18 +101,21 @@ def table_rows(
             chosen = rows[(rows >= first) & (rows < first + shard.rows)] - first
             if len(chosen) == 0:
                 continue
-            table = reader.read(shard.ranges).take(pa.array(chosen))
-            ids = store.read_table(shard.path, columns=["sample_id"])["sample_id"]
-            if table[id_column].cast(pa.string()).to_pylist() != ids.take(chosen).to_pylist():
-                raise TableChanged(
-                    f"the rows of {', '.join(source.files[:3])} are no longer those of snapshot "
-                    f"{snapshot.id}; embed first, so that champion and challenger are compared "
-                    "on the same rows"
-                )
+            ids = store.read_table(shard.path, columns=["sample_id"])["sample_id"].take(chosen)
+            try:
+                table = reader.read(shard.ranges).take(pa.array(chosen))
+            except (SourceError, IndexError) as error:  # fewer rows, or fewer files
+                raise TableChanged(f"{changed}: {error}") from error
+            if table[id_column].cast(pa.string()).to_pylist() != ids.to_pylist():
+                raise TableChanged(f"{changed}: other samples stand in its rows")
             found.append(table)
         frame = pa.concat_tables(found, promote_options="permissive").to_pandas()
         return frame.drop(columns=set(frame.columns) - set(wanted))
 
+    changed = (
+        f"the table {', '.join(source.files[:3])} is no longer that of snapshot {snapshot.id}; "
+        "embed first, so that champion and challenger answer the same rows"
+    )
     return read
 
 

@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from training.candidate import CandidateRecord
+
+Json = TypeVar("Json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,17 @@ def flat(value: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
         else:
             texts[name] = item if isinstance(item, str) else json.dumps(item, default=str)
     return texts
+
+
+def without_passwords(value: Json) -> Json:
+    """The same text, or the same JSON, with `…` for every password in a URI."""
+    if isinstance(value, str):
+        return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:…@", value)  # type: ignore[return-value]
+    if isinstance(value, Mapping):
+        return {key: without_passwords(item) for key, item in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list | tuple):
+        return [without_passwords(item) for item in value]  # type: ignore[return-value]
+    return value
 
 
 def is_finite(value: object) -> bool:

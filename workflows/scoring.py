@@ -6,12 +6,13 @@ encoder's spec with its fingerprint. It is loaded from code, not from a pickle.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,11 +274,16 @@ class LoadedModel:
         return model
 
 
-def load(uri: str, *, base: str) -> LoadedModel:
-    """The model at a URI such as `models:/digits@champion` of the server that is set."""
+@contextlib.contextmanager
+def loaded(uri: str, *, base: str) -> Iterator[LoadedModel]:
+    """The model at a URI such as `models:/digits@champion`, for the time of a block.
+
+    From a copy: MLflow writes a file beside a model that it loads from a local folder.
+    """
     import mlflow
 
-    return LoadedModel(pyfunc=mlflow.pyfunc.load_model(uri), base=base)
+    with tempfile.TemporaryDirectory() as folder:
+        yield LoadedModel(pyfunc=mlflow.pyfunc.load_model(uri, dst_path=folder), base=base)
 
 
 def _payload(value: Any, *, column: str) -> str | bytes | None:

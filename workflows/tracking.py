@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from features.fingerprint import fingerprint
 from features.store import Snapshot, Store
 from training.candidate import CandidateRecord
 from workflows.pipeline import StageError
-from workflows.runs import Point, clean, cut, epoch_metrics, final_metrics, flat
+from workflows.runs import Point, clean, cut, epoch_metrics, final_metrics, flat, without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
@@ -74,6 +73,7 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     import mlflow
 
     os.environ.update(QUIET)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # or the environment would pass for the global
     with warnings.catch_warnings(), _quiet_loggers():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\..*")
         was = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -81,7 +81,7 @@ def connected(uri: str) -> Iterator[MlflowClient]:
         try:
             yield mlflow.MlflowClient(tracking_uri=uri)
         except mlflow.MlflowException as error:
-            raise StageError(f"MLflow at {shown_uri(uri)}: {error}") from error
+            raise StageError(f"MLflow at {without_passwords(uri)}: {error}") from error
         finally:
             mlflow.set_tracking_uri(was)  # type: ignore[arg-type]
             for name, value in before.items():
@@ -89,11 +89,6 @@ def connected(uri: str) -> Iterator[MlflowClient]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-
-
-def shown_uri(uri: str) -> str:
-    """The URI without the password that may stand in it."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", uri)
 
 
 def there_is_a_database(uri: str) -> bool:
@@ -127,13 +122,14 @@ def log_training(
     A candidate that failed has a run of status FAILED with its reason, and no model.
     """
     digest = training_digest(name=name, snapshot=snapshot, records=records)
+    described = without_passwords(dict(description))
     experiment_id = _experiment(client, name=experiment, uri=uri)
     parent = _run(client, experiment_id, {"training": digest, "role": "pipeline"}, name=name)
     if not _is_complete(parent):
         tags = {"snapshot": snapshot.id, "pipeline": name}
-        _log(client, parent, params=flat(description), tags=tags, metrics=[])
+        _log(client, parent, params=flat(described), tags=tags, metrics=[])
         _log_snapshot(client, parent, store=store, snapshot=snapshot)
-        client.log_dict(parent.info.run_id, dict(description), "pipeline.json")
+        client.log_dict(parent.info.run_id, described, "pipeline.json")
     changed = not _is_complete(parent)
     runs, models = {}, {}
     for record in records:
@@ -160,6 +156,12 @@ def log_training(
     return LoggedTraining(
         digest=digest, parent=parent.info.run_id, runs=runs, models=models, changed=changed
     )
+
+
+def log_report(path: Path, *, uri: str, run: str) -> None:
+    """Keep the HTML report with a training's parent run, over an older one."""
+    with connected(uri) as client:
+        client.log_artifact(run, str(path), artifact_path="report")
 
 
 def find_training(client: MlflowClient, *, experiment: str, digest: str) -> str | None:
@@ -304,7 +306,8 @@ def _log_snapshot(client: MlflowClient, run: Run, *, store: Store, snapshot: Sna
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
-    source = resolve_dataset_source(f"{store.storage.root}/snapshots/{snapshot.id}.json")
+    root = without_passwords(store.storage.root)
+    source = resolve_dataset_source(f"{root}/snapshots/{snapshot.id}.json")
     dataset = MetaDataset(  # type: ignore[abstract]  # MLflow's own documentation does so
         source=source, name=snapshot.name, digest=snapshot.id
     )

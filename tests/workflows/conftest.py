@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,10 @@ class Shapes:
     @property
     def records(self) -> list[CandidateRecord]:
         return [plan.record for plan in self.planned if plan.record is not None]
+
+    def elsewhere(self, folder: Path, **options: Any) -> Shapes:
+        """The same made of the table in another folder, with other options of `make_shapes`."""
+        return make_shapes(folder, **options)
 
     def table(self) -> pd.DataFrame:
         return pd.read_parquet(self.folder / "table.parquet")
@@ -248,19 +253,29 @@ def fit(
     write_candidate(store, record, model=model, predictions=table)
 
 
-def failed(record: CandidateRecord) -> CandidateRecord:
-    """The record of a candidate whose loss became infinite."""
-    return dataclasses.replace(
-        record,
-        status="failed",
-        failure={"reason": "the loss is inf", "epoch": 1, "step": 7, "sample_ids": ["s001"]},
-        best_epoch=None,
-        metrics=None,
-        epochs=[{"epoch": 0, "train_loss": float("nan"), "seconds": 0.1}],
-    )
-
-
 @pytest.fixture(scope="session")
 def fitted_shapes(shapes_table: Path) -> Shapes:
     """The tiny pipeline, embedded and fitted; nothing is recorded in MLflow yet."""
     return make_shapes(shapes_table)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables and nothing in them; to make one takes seconds."""
+    from workflows.tracking import connected
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    with connected(f"sqlite:///{path}") as client:
+        client.search_experiments()
+        client.search_registered_models()
+    return path
+
+
+@pytest.fixture
+def mlflow_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a database of the test's own, which pipelines use."""
+    path = tmp_path / "mlflow" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copyfile(empty_database, path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    return f"sqlite:///{path}"

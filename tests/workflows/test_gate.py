@@ -1,0 +1,229 @@
+"""The gate: what passes, what does not and by how much, and how often chance passes it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pydantic
+import pytest
+import scipy.stats
+
+from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
+
+
+def rows(count: int, **groups: object) -> FrozenRows:
+    return FrozenRows(rows=np.arange(count), targets=np.full(count, "yes", object), **groups)  # type: ignore[arg-type]
+
+
+def answers(right: np.ndarray) -> Predictions:
+    """Predictions that are right where `right` is."""
+    labels = np.where(right.astype(bool), "yes", "no").astype(object)
+    return Predictions(rows=np.arange(len(right)), labels=labels)
+
+
+def verdict_of(
+    mine: np.ndarray, theirs: np.ndarray | None, *, frozen: FrozenRows | None = None, **spec: float
+) -> Verdict:
+    return judge(
+        frozen=frozen or rows(len(mine)),
+        challenger=answers(mine),
+        champion=None if theirs is None else answers(theirs),
+        spec=PromotionSpec(**spec),  # type: ignore[arg-type]
+    )
+
+
+def block(count: int, *, wrong: int, start: int = 0) -> np.ndarray:
+    """All right, but for some from `start` on."""
+    right = np.ones(count)
+    right[start : start + wrong] = 0
+    return right
+
+
+def test_a_large_gain_passes_and_a_large_loss_does_not() -> None:
+    good, bad = block(300, wrong=20), block(300, wrong=60)
+    passed, refused = verdict_of(good, bad), verdict_of(bad, good)
+    assert passed.passed
+    assert not refused.passed
+    condition = refused.conditions[0]
+    assert condition.difference == pytest.approx(-40 / 300)
+    assert condition.challenger == pytest.approx(0.8)
+    assert condition.champion == pytest.approx(280 / 300)
+    assert f"falls short by {-condition.low:.3f}" in refused.sentence  # type: ignore[operator]
+
+
+def test_the_interval_is_that_of_the_paired_difference() -> None:
+    rng = np.random.default_rng(1)
+    mine, theirs = rng.random(400) < 0.85, rng.random(400) < 0.80
+    condition = verdict_of(mine, theirs).conditions[0]
+    reference = scipy.stats.bootstrap(
+        (mine.astype(float) - theirs.astype(float),),
+        np.mean,
+        method="percentile",
+        n_resamples=5000,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert condition.low == pytest.approx(reference.low, abs=0.006)
+    assert condition.high == pytest.approx(reference.high, abs=0.006)
+
+
+def test_a_model_is_no_better_than_itself() -> None:
+    same = block(200, wrong=30)
+    verdict = verdict_of(same, same)
+    assert not verdict.passed
+    assert verdict.conditions[0].difference == 0
+
+
+def test_equal_models_pass_no_more_often_than_stated_and_good_ones_do() -> None:
+    rng = np.random.default_rng(0)
+    trials, count, confidence = 500, 300, 0.9
+    stated = (1 - confidence) / 2
+
+    def share_passed(better: float, worse: float) -> float:
+        """Both right on most rows; on the others one of them is right, as the shares say."""
+        passed = 0
+        for _ in range(trials):
+            draw = rng.random(count)
+            mine = (draw < 0.7) | (draw < 0.7 + better)
+            theirs = (draw < 0.7) | (draw >= 1 - worse)
+            passed += verdict_of(mine, theirs, confidence=confidence).passed
+        return passed / trials
+
+    chance = share_passed(0.08, 0.08)
+    # The highest share that chance, at the stated rate, goes beyond once in a thousand times.
+    limit = scipy.stats.binom.ppf(0.999, trials, stated) / trials
+    assert 0 < chance <= limit
+    assert share_passed(0.12, 0.03) > 0.95
+
+
+def test_min_gain_moves_the_threshold_either_way() -> None:
+    mine, theirs = block(500, wrong=40), block(500, wrong=60)
+    low = verdict_of(mine, theirs).conditions[0].low
+    assert low is not None and low > 0.01
+    assert not verdict_of(mine, theirs, min_gain=low).passed, "it must be above, not equal"
+    assert verdict_of(mine, theirs, min_gain=low - 1e-9).passed
+    assert verdict_of(theirs, mine, min_gain=-0.1).passed, "no worse than a tenth"
+
+
+def test_the_first_champion_has_only_the_floor_to_pass() -> None:
+    right = block(100, wrong=30)
+    assert verdict_of(right, None).passed
+    assert verdict_of(right, None, floor=0.7).passed
+    refused = verdict_of(right, None, floor=0.75)
+    assert not refused.passed
+    assert "0.700 is 0.050 below 0.750" in refused.sentence
+    assert refused.sentence.startswith("refused: floor")
+
+
+def test_a_slice_fails_only_if_it_surely_lost_more_than_allowed() -> None:
+    # 400 rows of one language get better by 80 right answers, 100 of the other worse by 30.
+    language = np.array(["en"] * 400 + ["fr"] * 100, dtype=object)
+    frozen = rows(500, slices={"language": language})
+    mine = np.concatenate([np.ones(400), block(100, wrong=35)])
+    theirs = np.concatenate([block(400, wrong=80), block(100, wrong=5)])
+    free = verdict_of(mine, theirs, frozen=frozen)
+    assert free.passed, "slices decide nothing unless they are asked to"
+    french = next(item for item in free.breakdown if item.name == "language: fr")
+    assert (french.rows, french.difference) == (100, pytest.approx(-0.30))
+    assert french.high is not None and -0.25 < french.high < -0.15
+
+    guarded = verdict_of(mine, theirs, frozen=frozen, max_slice_drop=0.05)
+    assert not guarded.passed
+    failed = [condition for condition in guarded.conditions if not condition.passed]
+    assert [condition.name for condition in failed] == ["language: fr"]
+    assert f"by {-0.05 - french.high:.3f}" in failed[0].detail
+    # Where the interval reaches over the limit, the drop is not sure.
+    assert verdict_of(mine, theirs, frozen=frozen, max_slice_drop=-french.high + 1e-9).passed
+    assert not verdict_of(mine, theirs, frozen=frozen, max_slice_drop=-french.high - 1e-9).passed
+
+
+def test_a_slice_of_few_rows_is_shown_and_decides_nothing() -> None:
+    language = np.array(["en"] * 290 + ["fr"] * 10, dtype=object)
+    frozen = rows(300, slices={"language": language})
+    mine = np.concatenate([np.ones(290), np.zeros(10)])
+    theirs = np.concatenate([block(290, wrong=60), np.ones(10)])
+    verdict = verdict_of(mine, theirs, frozen=frozen, max_slice_drop=0.0)
+    assert verdict.passed
+    assert "not judged: 10 rows" in next(
+        c.detail for c in verdict.conditions if c.name == "language: fr"
+    )
+    assert not verdict_of(mine, theirs, frozen=frozen, max_slice_drop=0.0, min_slice_rows=10).passed
+
+
+def test_rows_without_a_modality_are_a_slice_too() -> None:
+    lacking = np.arange(200) < 50
+    frozen = rows(200, missing={"speech": lacking, "photo": np.zeros(200, bool)})
+    mine = np.concatenate([block(50, wrong=25), np.ones(150)])
+    theirs = np.concatenate([np.ones(50), block(150, wrong=80)])
+    verdict = verdict_of(mine, theirs, frozen=frozen, max_slice_drop=0.1)
+    assert [item.name for item in verdict.breakdown] == ["speech missing"]
+    assert verdict.breakdown[0].challenger == pytest.approx(0.5)
+    assert not verdict.passed
+    assert "speech missing" in verdict.sentence
+
+
+def test_a_slice_value_may_be_missing() -> None:
+    frozen = rows(4, slices={"language": np.array(["en", None, "en", None], dtype=object)})
+    names = {item.name: item.rows for item in verdict_of(np.ones(4), None, frozen=frozen).breakdown}
+    assert names == {"language: en": 2, "language: (none)": 2}
+
+
+def test_other_rows_than_the_frozen_ones_are_refused() -> None:
+    frozen = rows(5)
+    fewer = Predictions(rows=np.arange(4), labels=np.full(4, "yes", object))
+    with pytest.raises(ValueError, match=r"champion must answer the 5 frozen test rows.*1 are mis"):
+        judge(frozen=frozen, challenger=answers(np.ones(5)), champion=fewer, spec=PromotionSpec())
+    shifted = Predictions(rows=np.arange(1, 6), labels=np.full(5, "yes", object))
+    with pytest.raises(ValueError, match="1 are missing, 1 are others"):
+        judge(frozen=frozen, challenger=shifted, champion=None, spec=PromotionSpec())
+    with pytest.raises(ValueError, match="no labelled test row"):
+        judge(frozen=rows(0), challenger=answers(np.ones(0)), champion=None, spec=PromotionSpec())
+
+
+def test_classes_are_compared_by_label_not_by_place() -> None:
+    """A champion of fewer classes numbers them otherwise; labels are what both have in common."""
+    frozen = FrozenRows(rows=np.arange(3), targets=np.array([7, 8, 9], object))
+    mine = Predictions(rows=np.arange(3), labels=np.array([7, 8, 8], object))
+    theirs = Predictions(rows=np.arange(3), labels=np.array(["7", 8, None], object))
+    condition = judge(
+        frozen=frozen, challenger=mine, champion=theirs, spec=PromotionSpec()
+    ).conditions[0]
+    assert condition.challenger == pytest.approx(2 / 3)
+    assert condition.champion == pytest.approx(1 / 3)
+
+
+def test_a_verdict_survives_json_and_is_the_same_each_time() -> None:
+    language = np.array(["en"] * 60 + ["fr"] * 40, dtype=object)
+    frozen = rows(100, slices={"language": language})
+    spec = {"max_slice_drop": 0.1, "floor": 0.5}
+    made = [verdict_of(block(100, wrong=9), block(100, wrong=30), frozen=frozen, **spec)] * 2
+    assert made[0] == made[1]
+    assert Verdict.from_json(made[0].to_json()) == made[0]
+    assert json.loads(made[0].to_json())["conditions"][0]["name"] == "accuracy"
+
+
+def test_the_table_has_each_group_once() -> None:
+    language = np.array(["en"] * 60 + ["fr"] * 40, dtype=object)
+    frozen = rows(100, slices={"language": language})
+    plain = verdict_of(block(100, wrong=9), block(100, wrong=30), frozen=frozen).table()
+    assert [row["name"] for row in plain] == ["accuracy", "language: en", "language: fr"]
+    assert [row["verdict"] for row in plain] == ["pass", "", ""]
+    assert plain[0]["challenger"] == "0.910"
+    judged = verdict_of(block(100, wrong=9), None, frozen=frozen, floor=0.95).table()
+    assert [row["verdict"] for row in judged] == ["pass", "FAIL", "", ""]
+    assert judged[0]["champion"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("metric", "f1"),
+        ("confidence", 1.0),
+        ("floor", 95),
+        ("max_slice_drop", -0.1),
+        ("min_gain", float("nan")),
+    ],
+)
+def test_a_gate_that_cannot_be_meant_is_refused(field: str, value: object) -> None:
+    with pytest.raises(pydantic.ValidationError, match=field):
+        PromotionSpec(**{field: value})  # type: ignore[arg-type]

@@ -1,0 +1,419 @@
+"""Promotion: the alias moves if the gate passes, and only then; nothing is done twice."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from training.candidate import CandidateRecord
+from workflows import registry, scoring, tracking
+from workflows.contest import Contest
+from workflows.frozen import TableChanged
+from workflows.gate import PromotionSpec
+from workflows.pipeline import Pipeline, StageError
+from workflows.promote import Promotion, choose_winner, promote
+
+ROOT = Path(__file__).resolve().parents[2]
+Shapes = Any
+"""What the fixture `fitted_shapes` gives; see conftest.py."""
+
+
+def run(shapes: Shapes, *names: str, **options: Any) -> Promotion:
+    """Stage 3 with some of the candidates, or all."""
+    records = [record for record in shapes.records if not names or record.name in names]
+    options.setdefault("pipeline", shapes.pipeline)
+    return promote(store=shapes.store, snapshot=shapes.snapshot, records=records, **options)
+
+
+def gate(pipeline: Pipeline, **promotion: Any) -> Pipeline:
+    """The pipeline with another gate."""
+    spec = pipeline.spec.model_copy(update={"promotion": PromotionSpec(**promotion)})
+    return dataclasses.replace(pipeline, spec=spec)
+
+
+def versions(uri: str, *, model: str = "shapes") -> dict[str, dict[str, str]]:
+    """Our tags of all versions, by number."""
+    with tracking.connected(uri) as client:
+        found = client.search_model_versions(f"name = '{model}'")
+        return {registry.number_of(v) or "": registry.tags_of(v) for v in found}
+
+
+def champion(uri: str) -> str | None:
+    with tracking.connected(uri) as client:
+        return registry.number_of(registry.champion_of(client, model="shapes"))
+
+
+def accuracy(shapes: Shapes, name: str) -> float:
+    record = next(record for record in shapes.records if record.name == name)
+    return float(record.metrics["test"]["accuracy"])
+
+
+def contents(uri: str) -> dict[str, object]:
+    """All that MLflow holds: every row of every table, and every artifact with its time."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        lines = list(connection.iterdump())
+    files = sorted(path.parent.joinpath("mlartifacts").rglob("*"))
+    return {"rows": lines} | {str(file): file.stat().st_mtime_ns for file in files}
+
+
+def test_the_best_on_validation_becomes_the_first_champion(
+    fitted_shapes: Shapes, mlflow_uri: str
+) -> None:
+    promotion = run(fitted_shapes)
+    assert promotion.winner == "early"
+    assert (promotion.champion_before, promotion.champion_after) == (None, "1")
+    assert promotion.promoted and promotion.changed and not promotion.refused
+    assert promotion.verdict is not None
+    assert promotion.verdict.accuracy == pytest.approx(accuracy(fitted_shapes, "early"))
+    assert champion(mlflow_uri) == "1"
+
+    tags = versions(mlflow_uri)["1"]
+    snapshot = fitted_shapes.snapshot
+    assert tags["snapshot"] == snapshot.id
+    assert tags["candidate"] == promotion.candidate
+    assert tags["pipeline"] == fitted_shapes.pipeline.digest
+    assert json.loads(tags["encoders"]) == {
+        name: part.encoder_fingerprint for name, part in snapshot.modalities.items()
+    }
+    assert tags["gate"] == "passed"
+    assert tags["promoted_from"] == "none"
+    assert tags["promoted_by"] and tags["promoted_at"].startswith("20")
+    assert tags["git_commit"]
+
+
+def test_a_second_run_changes_nothing_at_all(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    first = run(fitted_shapes)
+    before = contents(mlflow_uri)
+    events: list[str] = []
+    second = run(fitted_shapes, on_event=events.append)
+    assert contents(mlflow_uri) == before
+    assert not second.changed
+    assert events == []
+    assert second.verdict == first.verdict
+    assert second.runs == first.runs
+    assert second.promoted
+    assert "is the champion already" in second.detail
+
+
+def test_a_worse_challenger_is_refused_by_how_much(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    run(fitted_shapes)
+    promotion = run(fitted_shapes, "single-caption")
+    assert promotion.refused and promotion.changed
+    assert (promotion.version, promotion.champion_after) == ("2", "1")
+    assert champion(mlflow_uri) == "1"
+    assert promotion.verdict is not None
+    condition = promotion.verdict.conditions[0]
+    assert condition.challenger == pytest.approx(accuracy(fitted_shapes, "single-caption"))
+    assert condition.champion == pytest.approx(accuracy(fitted_shapes, "early"))
+    assert condition.low is not None
+    assert f"falls short by {-condition.low:.3f}" in promotion.detail
+    tags = versions(mlflow_uri)["2"]
+    assert tags["gate"] == "refused"
+    assert "promoted" not in tags
+    assert "falls short" in json.loads(tags["gate_summary"])[0]["detail"]
+
+
+def test_what_was_refused_is_not_judged_again(
+    fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(fitted_shapes)
+    refused = run(fitted_shapes, "single-caption")
+    before = contents(mlflow_uri)
+
+    def must_not(self: Contest, other: object) -> None:
+        raise AssertionError("judged again")
+
+    monkeypatch.setattr(Contest, "judge", must_not)
+    again = run(fitted_shapes, "single-caption")
+    assert again.verdict == refused.verdict
+    assert again.refused and not again.changed
+    assert contents(mlflow_uri) == before
+
+
+def test_a_better_challenger_takes_the_place(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    run(fitted_shapes, "single-caption")
+    promotion = run(fitted_shapes)
+    assert (promotion.champion_before, promotion.champion_after) == ("1", "2")
+    assert champion(mlflow_uri) == "2"
+    assert versions(mlflow_uri)["2"]["promoted_from"] == "1"
+    assert promotion.verdict is not None
+    assert promotion.verdict.conditions[0].low is not None
+    assert promotion.verdict.conditions[0].low > 0
+    groups = {item.name: item for item in promotion.verdict.breakdown}
+    assert set(groups) == {"language: en", "language: fr", "caption missing", "photo missing"}
+    assert groups["language: en"].rows + groups["language: fr"].rows == promotion.verdict.rows
+
+
+def test_another_gate_asks_again(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    run(fitted_shapes)
+    assert run(fitted_shapes, "single-photo").refused
+    lenient = gate(fitted_shapes.pipeline, min_gain=-0.5)
+    promotion = run(fitted_shapes, "single-photo", pipeline=lenient)
+    assert promotion.promoted
+    assert champion(mlflow_uri) == promotion.version == "2"
+
+
+def test_the_floor_keeps_the_first_one_out(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    strict = gate(fitted_shapes.pipeline, floor=0.999)
+    promotion = run(fitted_shapes, pipeline=strict)
+    assert promotion.refused
+    assert promotion.champion_after is None
+    assert champion(mlflow_uri) is None
+    assert "floor" in promotion.detail
+
+
+STEPS: list[tuple[Any, str, bool]] = [
+    (scoring, "log_model", True),
+    (scoring, "log_model", False),
+    (registry, "register", True),
+    (registry, "register", False),
+    (registry, "record_verdict", True),
+    (registry, "record_verdict", False),
+    (registry, "move_champion", False),
+    (registry, "record_promotion", True),
+]
+"""Functions on the way, each to be killed before its work (True) or after it (False)."""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "before"),
+    STEPS,
+    ids=[f"{name}-{'before' if before else 'after'}" for _, name, before in STEPS],
+)
+def test_an_interrupted_promotion_is_completed(
+    module: Any,
+    name: str,
+    before: bool,
+    fitted_shapes: Shapes,
+    mlflow_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(fitted_shapes, "single-caption")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killed(getattr(module, name), before=before))
+        with pytest.raises(KeyboardInterrupt):
+            run(fitted_shapes, "early")
+    promotion = run(fitted_shapes, "early")
+    assert promotion.promoted and promotion.changed
+    assert champion(mlflow_uri) == "2"
+    found = versions(mlflow_uri)
+    assert set(found) == {"1", "2"}
+    assert found["2"]["promoted_from"] == "1"
+    assert found["2"]["promoted"] == found["2"]["judgement"]
+    with tracking.connected(mlflow_uri) as client:
+        experiment = client.get_experiment_by_name("shapes")
+        assert experiment is not None
+        recorded = client.search_runs([experiment.experiment_id])
+    assert len(recorded) == 4, "two trainings, each a parent with one candidate"
+    assert {entry.info.status for entry in recorded} == {"FINISHED"}
+    assert not run(fitted_shapes, "early").changed
+
+
+def killed(function: Callable[..., Any], *, before: bool) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if not before:
+            function(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    return wrapper
+
+
+def test_a_version_that_was_taken_back_is_left_so(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    run(fitted_shapes, "single-caption")
+    run(fitted_shapes)
+    with tracking.connected(mlflow_uri) as client:
+        client.set_registered_model_alias("shapes", "champion", "1")
+    promotion = run(fitted_shapes)
+    assert champion(mlflow_uri) == "1"
+    assert not promotion.changed and not promotion.refused
+    assert "taken back" in promotion.detail
+
+
+def test_a_champion_that_moves_meanwhile_stops_the_promotion(
+    fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(fitted_shapes, "single-caption")
+    run(fitted_shapes, "single-photo", pipeline=gate(fitted_shapes.pipeline, floor=1.0))
+    judge = Contest.judge
+
+    def while_another_job_promotes(self: Contest, other: Any) -> Any:
+        verdict = judge(self, other)
+        with tracking.connected(mlflow_uri) as client:
+            client.set_registered_model_alias("shapes", "champion", "2")
+        return verdict
+
+    monkeypatch.setattr(Contest, "judge", while_another_job_promotes)
+    with pytest.raises(registry.ChampionMoved, match=r"was version 1 .* is version 2 now"):
+        run(fitted_shapes)
+    assert champion(mlflow_uri) == "2"
+
+
+def test_a_dry_run_writes_nothing(
+    fitted_shapes: Shapes, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(fitted_shapes, "single-caption")
+    before = contents(mlflow_uri)
+    promotion = run(fitted_shapes, dry_run=True)
+    assert promotion.verdict is not None and promotion.verdict.passed
+    assert (promotion.version, promotion.champion_after) == (None, "1")
+    assert not promotion.changed
+    assert contents(mlflow_uri) == before
+
+    nowhere = tmp_path / "none" / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{nowhere}")
+    first = run(fitted_shapes, dry_run=True)
+    assert first.verdict is not None and first.verdict.passed
+    assert not nowhere.parent.exists()
+
+
+def test_a_dry_run_tells_the_verdict_by_which_the_winner_is_champion(
+    fitted_shapes: Shapes, mlflow_uri: str
+) -> None:
+    promoted = run(fitted_shapes)
+    dry = run(fitted_shapes, dry_run=True)
+    assert dry.verdict == promoted.verdict
+    assert dry.promoted
+
+
+def test_a_champion_of_other_encoders_is_asked_through_its_own(
+    fitted_shapes: Shapes,
+    other_encoder: Shapes,
+    mlflow_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(fitted_shapes, "early")
+    asked: list[int] = []
+    predict = scoring.LoadedModel.predict
+
+    def watched(self: scoring.LoadedModel, rows: pd.DataFrame) -> pd.DataFrame:
+        asked.append(len(rows))
+        assert "shape" not in rows.columns, "the label is not for the model to see"
+        return predict(self, rows)
+
+    monkeypatch.setattr(scoring.LoadedModel, "predict", watched)
+    promotion = run(other_encoder, "single-caption")
+    assert promotion.verdict is not None
+    assert asked == [promotion.verdict.rows]
+    assert promotion.verdict.conditions[0].champion == pytest.approx(
+        accuracy(fitted_shapes, "early")
+    )
+
+
+@pytest.mark.parametrize("change", ["other samples", "fewer rows"])
+def test_a_table_that_changed_since_the_snapshot_is_not_compared_on(
+    change: str, fitted_shapes: Shapes, other_encoder: Shapes, mlflow_uri: str
+) -> None:
+    run(fitted_shapes, "early")
+    path = other_encoder.folder / "table.parquet"
+    table = pq.read_table(path)
+    changed = {"other samples": table.take(list(range(239, -1, -1))), "fewer rows": table[:150]}
+    pq.write_table(changed[change], path)
+    try:
+        with pytest.raises(TableChanged, match=r"no longer that of snapshot .*embed first.*rows"):
+            run(other_encoder, "single-caption")
+    finally:
+        pq.write_table(table, path)
+    assert champion(mlflow_uri) == "1"
+
+
+def test_a_champion_whose_encoder_has_changed_cannot_be_compared(
+    fitted_shapes: Shapes,
+    other_encoder: Shapes,
+    mlflow_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from features.encoders.text import HashingSpec
+
+    run(fitted_shapes, "early")
+    monkeypatch.setattr(HashingSpec, "version", 99)
+    with pytest.raises(StageError, match=r"shapes version 1.*'caption'.*embed and train again"):
+        run(other_encoder, "single-photo")
+    assert champion(mlflow_uri) == "1"
+
+
+@pytest.fixture(scope="module")
+def other_encoder(fitted_shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Shapes:
+    """The same table in another folder, with a photo encoder of another size."""
+    folder = tmp_path_factory.mktemp("other")
+    for name in ("table.parquet", "pictures"):
+        place = fitted_shapes.folder / name
+        (shutil.copytree if place.is_dir() else shutil.copyfile)(place, folder / name)
+    return fitted_shapes.elsewhere(folder, size=24)
+
+
+def test_the_winner_is_best_on_validation_then_small_then_first_by_name() -> None:
+    def record(name: str, accuracy: float, parameters: int, **other: Any) -> CandidateRecord:
+        fields = {field.name: None for field in dataclasses.fields(CandidateRecord)}
+        metrics = {"validation": {"accuracy": accuracy}, "test": {"accuracy": 1 - accuracy}}
+        values = {"status": "fitted", "metrics": metrics, "parameters": parameters}
+        return CandidateRecord(**{**fields, **values, "name": name, "fingerprint": name, **other})
+
+    small, large = record("small", 0.9, 10), record("large", 0.9, 20)
+    twin, worse = record("twin", 0.9, 10), record("worse", 0.8, 1)
+    broken = record("broken", 1.0, 1, status="failed", metrics=None, failure={"reason": "inf"})
+    assert choose_winner([broken, worse, large, twin, small]).name == "small"
+    assert choose_winner([worse, large]).name == "large"
+    with pytest.raises(StageError, match=r"no candidate was fitted.*broken: inf"):
+        choose_winner([broken])
+
+
+def test_test_rows_without_labels_cannot_decide(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    from workflows.frozen import frozen_rows
+
+    frozen = frozen_rows(
+        fitted_shapes.store, snapshot=fitted_shapes.snapshot, target="shape", modalities=("photo",)
+    )
+    table = fitted_shapes.table()
+    labelled = table.index[(table.split == "test") & table["shape"].notna()]
+    assert frozen.rows.tolist() == labelled.tolist()
+    assert 201 not in frozen.rows, "the row without a label"
+    assert frozen.targets.tolist() == table["shape"][labelled].tolist()
+    lacking = table.picture[labelled].isna() | (labelled == 200)
+    assert np.array_equal(frozen.missing["photo"], lacking)
+
+
+def test_a_run_with_nothing_to_do_loads_neither_torch_nor_ray(
+    fitted_shapes: Shapes, mlflow_uri: str
+) -> None:
+    run(fitted_shapes)
+    code = f"""
+import sys
+from pathlib import Path
+from features.storage import LocalStorage
+from features.store import Store
+from training.candidate import plan_candidates
+from workflows.pipeline import load_pipeline
+from workflows.promote import promote
+pipeline = load_pipeline(Path({str(fitted_shapes.pipeline.path)!r}))
+store = Store(LocalStorage(pipeline.store_root))
+snapshot = store.latest("shapes")
+planned = plan_candidates(
+    store, snapshot=snapshot, task=pipeline.spec.task,
+    candidates=pipeline.spec.candidates, training=pipeline.spec.training,
+)
+records = [item.record for item in planned]
+promotion = promote(pipeline=pipeline, store=store, snapshot=snapshot, records=records)
+assert promotion.promoted and not promotion.changed
+print([name for name in ("torch", "ray", "transformers") if name in sys.modules])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
