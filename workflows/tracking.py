@@ -164,15 +164,6 @@ def log_report(path: Path, *, uri: str, run: str) -> None:
         client.log_artifact(run, str(path), artifact_path="report")
 
 
-def find_training(client: MlflowClient, *, experiment: str, digest: str) -> str | None:
-    """Id of the parent run of a training, if it is recorded."""
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return None
-    run = _find(client, found.experiment_id, {"training": digest, "role": "pipeline"})
-    return None if run is None else run.info.run_id
-
-
 def register_model(name: str, *, uri: str, tags: Mapping[str, str]) -> ModelVersion:
     """Register a logged model as the next version of a name, with its tags in one step."""
     import mlflow
