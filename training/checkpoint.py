@@ -42,7 +42,7 @@ def write_checkpoint(
     """Write a state into a folder, with plain values that say what it is of."""
     parts = {"model": state.model, "optimizer": state.optimizer, "best": state.best}
     tensors = {
-        f"{part}.{name}": value.detach().cpu().contiguous().clone()
+        f"{part}.{name}": value.cpu().contiguous()
         for part, values in parts.items()
         for name, value in values.items()
     }

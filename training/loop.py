@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -327,8 +327,13 @@ def _note_epoch(fitting: _Fitting, *, trainer: Engine, evaluator: Engine) -> boo
     fitting.epochs.append(epoch)
     if epoch.validation_loss < fitting.best_loss:
         fitting.best_epoch, fitting.best_loss = epoch.epoch, epoch.validation_loss
-        fitting.best = {k: v.detach().clone() for k, v in fitting.model.state_dict().items()}
+        fitting.best = _copied(fitting.model.state_dict())
     return True
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now, whatever becomes of the originals."""
+    return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 def _state(fitting: _Fitting, *, stopping: EarlyStopping) -> FitState:
@@ -340,8 +345,8 @@ def _state(fitting: _Fitting, *, stopping: EarlyStopping) -> FitState:
     }
     return FitState(
         epoch=fitting.epochs[-1].epoch,
-        model=fitting.model.state_dict(),
-        optimizer=optimizer_tensors(fitting.optimizer),
+        model=_copied(fitting.model.state_dict()),
+        optimizer=_copied(optimizer_tensors(fitting.optimizer)),
         best=fitting.best,
         progress=progress,
     )

@@ -1,0 +1,215 @@
+"""One of several real gloo workers: `python gloo_worker.py RANK WORKERS FOLDER`.
+
+Runs every case below, and writes what this worker came to as FOLDER/RANK.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+from training.checkpoint import FitState  # noqa: E402
+from training.data import Batch, table_of  # noqa: E402
+from training.evaluate import evaluate, fit_probe, retrieval  # noqa: E402
+from training.loop import fit_candidate  # noqa: E402
+from training.losses import (  # noqa: E402
+    cross_entropy,
+    gather_rows,
+    info_nce,
+    sum_over_workers,
+    worker_rank,
+)
+from training.spec import TrainingSpec, parse_candidate  # noqa: E402
+from training.step import seed_step, sum_gradients, train_step  # noqa: E402
+
+CONTRASTIVE = {
+    # Rows of the first of two workers, out of 13.
+    "even halves": {"first": 6, "absent_on_second": ()},
+    "uneven halves": {"first": 4, "absent_on_second": ()},
+    "all rows on one": {"first": 13, "absent_on_second": ()},
+    "a pair on one alone": {"first": 8, "absent_on_second": (2,)},
+}
+FITS: dict[str, dict[str, Any]] = {
+    "early": {"type": "early", "width": 16, "dropout": 0.3},
+    "attention": {"type": "attention", "width": 16, "dropout": 0.3, "layers": 1},
+    "alignment": {"type": "alignment", "width": 16, "dim": 8, "modality_dropout": 0.2},
+}
+TRAINING = TrainingSpec(batch_size=37, max_epochs=6, checkpoint_every=2)
+
+
+def make_columns(**options: Any) -> dict[str, Any]:
+    """The made-up columns of conftest.py, which is not importable by name."""
+    spec = importlib.util.spec_from_file_location("toy_columns", HERE / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_columns(**options)
+
+
+def contrastive_data(absent_on_second: tuple[int, ...], first: int) -> tuple[torch.Tensor, ...]:
+    """Embeddings `[13, 3, 4]`, presence `[13, 3]`, tower weights `[3, 4, 5]`, log scale."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(13, 3, 4, generator=generator, dtype=torch.float64)
+    presence = torch.rand(13, 3, generator=generator) < 0.7
+    for modality in absent_on_second:
+        presence[first:, modality] = False
+    weight = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    return x, presence, weight, torch.tensor(1.3, dtype=torch.float64)
+
+
+def contrastive(case: dict[str, Any], *, part: slice) -> dict[str, Any]:
+    """Loss and gradients, summed over workers, of three linear towers."""
+    x, presence, weight, log_scale = contrastive_data(case["absent_on_second"], case["first"])
+    weight.requires_grad_(True)
+    log_scale.requires_grad_(True)
+    aligned = F.normalize(torch.einsum("bmd,mds->bms", x[part], weight), dim=-1)
+    share = info_nce(aligned, presence_BM=presence[part], scale=log_scale.exp())
+    share.backward()
+    assert weight.grad is not None
+    assert log_scale.grad is not None
+    return {
+        "loss": float(sum_over_workers(share)),
+        "weight": sum_over_workers(weight.grad).tolist(),
+        "log_scale": float(sum_over_workers(log_scale.grad)),
+    }
+
+
+def classification(*, part: slice) -> dict[str, Any]:
+    """Loss and gradients, summed over workers, of a linear classifier on 13 rows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(13, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (13,), generator=generator)
+    weight = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    share = cross_entropy(x[part] @ weight.T, targets_B=y[part])
+    share.backward()
+    assert weight.grad is not None
+    return {
+        "loss": float(sum_over_workers(share)),
+        "weight": sum_over_workers(weight.grad).tolist(),
+    }
+
+
+def step_gradients(*, part: slice) -> dict[str, Any]:
+    """Gradients of a step of attention fusion with dropout, on 13 rows in float64."""
+    table = table_of(**make_columns())
+    rows = table.labelled("train")[:13]
+    spec = parse_candidate({"type": "attention", "width": 8, "dropout": 0.5, "heads": 2})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = spec.build(inputs=table.inputs(tuple(table.embeddings)), classes=4).double()
+    whole = table.batch(rows)
+    batch = Batch(
+        embeddings={m: x[part].double() for m, x in whole.embeddings.items()},
+        presence={m: p[part] for m, p in whole.presence.items()},
+        targets=whole.targets[part],
+    )
+    seed_step(model, seed=1, epoch=2, step=3, rows=13)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = train_step(model, optimizer=optimizer, batch=batch, gradient_clip=1e9)
+    return {
+        "loss": step.loss,
+        "norm": step.gradient_norm,
+        "gradients": {
+            n: p.grad.tolist() for n, p in model.named_parameters() if p.grad is not None
+        },
+    }
+
+
+def fit(options: dict[str, Any]) -> dict[str, Any]:
+    """A whole fit with evaluation, once without a break and once resumed after epoch 4."""
+    table = table_of(**make_columns())
+    spec = parse_candidate(options)
+    modalities = spec.resolved_modalities(tuple(table.embeddings))
+    states: list[FitState] = []
+    fitted = fit_candidate(spec, table=table, training=TRAINING, save=states.append)
+    weights = {name: value.tolist() for name, value in fitted.model.state_dict().items()}
+    resumed = fit_candidate(spec, table=table, training=TRAINING, resume=states[1])
+    again = {name: value.tolist() for name, value in resumed.model.state_dict().items()}
+    found = None
+    if spec.type == "alignment":
+        fit_probe(fitted.model, table=table, modalities=modalities)
+        found = retrieval(fitted.model, table=table, modalities=modalities)
+    answers = evaluate(fitted.model, table=table, modalities=modalities)
+    epochs = [dataclasses.asdict(epoch) for epoch in fitted.epochs]
+    return {
+        "epochs": [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in epochs],
+        "best_epoch": fitted.best_epoch,
+        "weights": weights,
+        "resumed alike": weights == again,
+        "rows": answers.rows.tolist(),
+        "probabilities": answers.probabilities.tolist(),
+        "without": {m: p.tolist() for m, p in answers.without.items()},
+        "retrieval": found,
+    }
+
+
+def failure() -> dict[str, Any]:
+    """A fit whose loss becomes infinite."""
+    spec = parse_candidate({"type": "early", "width": 8, "learning_rate": 1e36})
+    fitted = fit_candidate(spec, table=table_of(**make_columns()), training=TRAINING)
+    assert fitted.failure is not None
+    return dataclasses.asdict(fitted.failure)
+
+
+def unreached_parameter() -> dict[str, Any]:
+    """A parameter that only the first worker's rows reach."""
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
+    name = "a" if worker_rank() == 0 else "b"
+    share = model[name](torch.ones(1, 1)).sum()
+    share.backward()
+    sum_gradients(model, share=share)
+    return {n: p.grad.tolist() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def gathered(*, rank: int) -> dict[str, Any]:
+    """Rows joined from workers that hold 3 and none."""
+    own = torch.arange(6.0).view(3, 2) if rank == 0 else torch.empty(0, 2)
+    found = gather_rows(own)
+    return {"rows": found.rows.tolist(), "first": found.first}
+
+
+def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
+    """All cases; `part(rows of the first worker, all rows)` is this worker's."""
+    return {
+        "contrastive": {
+            name: contrastive(case, part=part(case["first"], 13))
+            for name, case in CONTRASTIVE.items()
+        },
+        "classification": classification(part=part(4, 13)),
+        "step": step_gradients(part=part(6, 13)),
+        "fits": {name: fit(options) for name, options in FITS.items()},
+        "failure": failure(),
+    }
+
+
+def main(rank: int, workers: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
+    )
+
+    def part(first: int, rows: int) -> slice:
+        return slice(0, first) if rank == 0 else slice(first, rows)
+
+    found = run(part, rank=rank)
+    found["gathered"] = gathered(rank=rank)
+    found["unreached"] = unreached_parameter()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

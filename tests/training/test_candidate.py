@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features.store import Snapshot, Store
+from training.candidate import (
+    CandidateRecord,
+    candidate_fingerprint,
+    load_model,
+    load_model_files,
+    plan_candidates,
+    predict,
+    read_predictions,
+    read_record,
+    write_candidate,
+)
+from training.data import load_table
+from training.produce import produce_candidate
+from training.spec import CandidateSpec, TaskSpec, TrainingSpec, parse_candidate
+
+TASK = TaskSpec(target="label")
+TRAINING = TrainingSpec(batch_size=64, max_epochs=3)
+
+
+def produce(
+    store: Store, snapshot: Snapshot, *specs: CandidateSpec, training: TrainingSpec = TRAINING
+) -> list[CandidateRecord]:
+    options = {"store": store, "snapshot": snapshot, "task": TASK, "training": training}
+    table = load_table(store, snapshot, task=TASK, modalities=tuple(snapshot.modalities))
+    planned = plan_candidates(
+        store, snapshot=snapshot, task=TASK, candidates=specs, training=training
+    )
+    return [produce_candidate(candidate, **options, table=table) for candidate in planned]
+
+
+def fingerprint(snapshot: Snapshot, *, training: TrainingSpec = TRAINING, **options) -> str:
+    spec = parse_candidate({"type": "late", **options})
+    return candidate_fingerprint(spec, snapshot=snapshot, task=TASK, training=training)
+
+
+def test_identity_is_what_can_change_the_result(make_store) -> None:
+    _, snapshot = make_store()
+    base = fingerprint(snapshot)
+    everything = ["speech", "photo", "caption"]
+    workers = TRAINING.model_copy(update={"workers": 3, "checkpoint_every": 1})
+    for alike in (
+        fingerprint(snapshot, name="renamed"),
+        fingerprint(snapshot, modalities=everything),
+        fingerprint(snapshot, training=workers),
+    ):
+        assert alike == base
+    others = [
+        fingerprint(snapshot, type="early"),
+        fingerprint(snapshot, seed=1),
+        fingerprint(snapshot, learning_rate=2e-3),
+        fingerprint(snapshot, modalities=["speech", "photo"]),
+        fingerprint(snapshot, training=TRAINING.model_copy(update={"batch_size": 65})),
+        candidate_fingerprint(
+            parse_candidate({"type": "late"}),
+            snapshot=snapshot,
+            task=TaskSpec(target="other"),
+            training=TRAINING,
+        ),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+def test_another_encoder_concerns_its_own_modality_alone(make_store) -> None:
+    _, snapshot = make_store()
+    photo = dataclasses.replace(snapshot.modalities["photo"], encoder_fingerprint="another")
+    changed = dataclasses.replace(snapshot, modalities={**snapshot.modalities, "photo": photo})
+    speech = {"type": "single", "modality": "speech"}
+    assert fingerprint(changed, **speech) == fingerprint(snapshot, **speech)
+    assert fingerprint(changed) != fingerprint(snapshot)
+
+
+@pytest.mark.parametrize("kind", ["single", "early", "late", "attention", "alignment"])
+def test_a_produced_candidate_is_all_there_and_answers_as_recorded(make_store, kind) -> None:
+    store, snapshot = make_store()
+    spec = parse_candidate(
+        {"type": kind, "width": 8, **({"modality": "speech"} if kind == "single" else {})}
+    )
+    (record,) = produce(store, snapshot, spec)
+    assert read_record(store, record.fingerprint) == record
+    assert (record.status, record.failure, record.name) == ("fitted", None, spec.name)
+    assert record.classes == ["cat", "dog", "eel", "fox"]
+    assert (record.snapshot, record.workers, len(record.epochs)) == (snapshot.id, 1, 3)
+    assert parse_candidate(record.spec) == spec
+    assert (record.retrieval is not None) == (kind == "alignment")
+    table = load_table(store, snapshot, task=TASK, modalities=list(record.modalities))
+    stored = read_predictions(store, record.fingerprint)
+    rows = np.array(stored["row"])
+    batch = table.batch(torch.tensor(rows))
+    model = load_model(store, record.fingerprint)
+    answered = predict(
+        model,
+        embeddings={m: x.numpy() for m, x in batch.embeddings.items()},
+        presence={m: p.numpy() for m, p in batch.presence.items()},
+    )
+    probabilities = np.array(stored["probabilities"].to_pylist(), dtype=np.float32)
+    np.testing.assert_allclose(answered, probabilities, rtol=1e-5, atol=1e-7)
+    right = probabilities.argmax(axis=1) == np.array(stored["target"])
+    for split in ("validation", "test"):
+        chosen = np.array(stored["split"].to_pylist()) == split
+        assert record.metrics[split]["accuracy"] == pytest.approx(right[chosen].mean())
+    without = [name for name in stored.column_names if name.startswith("without.")]
+    several = [] if kind == "single" else [f"without.{m}" for m in record.modalities]
+    assert without == several
+
+
+def test_model_is_loaded_from_a_folder_of_its_own(make_store, tmp_path) -> None:
+    store, snapshot = make_store()
+    (record,) = produce(store, snapshot, parse_candidate({"type": "attention", "width": 8}))
+    ours = load_model(store, record.fingerprint)
+    theirs = load_model_files(Path(store.storage.root) / "candidates" / record.fingerprint)
+    assert not theirs.training
+    for name, value in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], value)
+
+
+def test_prediction_takes_half_precision_and_absent_rows_of_any_content(make_store) -> None:
+    store, snapshot = make_store()
+    (record,) = produce(store, snapshot, parse_candidate({"type": "late", "width": 8}))
+    model = load_model(store, record.fingerprint)
+    rng = np.random.default_rng(0)
+    embeddings = {
+        m: rng.normal(size=(5, part["dim"])).astype(np.float16)
+        for m, part in record.modalities.items()
+    }
+    presence = {m: np.ones(5, dtype=bool) for m in embeddings}
+    presence["photo"][2:] = False
+    expected = predict(model, embeddings=embeddings, presence=presence)
+    embeddings["photo"][2:] = np.nan
+    for values in embeddings.values():
+        values.setflags(write=False)  # as read from a file
+    answered = predict(model, embeddings=embeddings, presence=presence)
+    assert np.array_equal(answered, expected)
+    assert (answered.dtype, answered.shape) == (np.float32, (5, 4))
+
+
+def test_a_planned_candidate_is_found_again_under_its_present_name(make_store) -> None:
+    store, snapshot = make_store()
+    (record,) = produce(store, snapshot, parse_candidate({"type": "late", "width": 8}))
+    renamed = parse_candidate({"type": "late", "width": 8, "name": "renamed"})
+    other = parse_candidate({"type": "early", "width": 8})
+    first, second = plan_candidates(
+        store, snapshot=snapshot, task=TASK, candidates=[renamed, other], training=TRAINING
+    )
+    assert first.fingerprint == record.fingerprint
+    assert first.record is not None
+    assert first.record.name == "renamed"
+    assert second.record is None
+    assert second.modalities == ("caption", "photo", "speech")
+
+
+def test_a_candidate_is_written_once(make_store) -> None:
+    store, snapshot = make_store()
+    (record,) = produce(store, snapshot, parse_candidate({"type": "late", "width": 8}))
+    folder = Path(store.storage.root) / "candidates" / record.fingerprint
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+    model = load_model(store, record.fingerprint)
+    assert not write_candidate(store, record, model=model)
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()} == before
+
+
+def test_files_that_a_killed_attempt_left_are_no_candidate_and_are_replaced(make_store) -> None:
+    store, snapshot = make_store()
+    spec = parse_candidate({"type": "late", "width": 8})
+    name = candidate_fingerprint(spec, snapshot=snapshot, task=TASK, training=TRAINING)
+    store.storage.write_once(f"candidates/{name}/model.safetensors", b"of another attempt")
+    assert read_record(store, name) is None
+    with pytest.raises(FileNotFoundError, match=name):
+        load_model(store, name)
+    (record,) = produce(store, snapshot, spec)
+    assert record.fingerprint == name
+    load_model(store, name)
+
+
+def test_a_failed_candidate_is_recorded_and_the_others_go_on(make_store) -> None:
+    store, snapshot = make_store()
+    wild = parse_candidate({"type": "early", "width": 8, "learning_rate": 1e36, "name": "wild"})
+    tame = parse_candidate({"type": "late", "width": 8})
+    failed, fitted = produce(store, snapshot, wild, tame)
+    assert (failed.status, fitted.status) == ("failed", "fitted")
+    assert set(failed.failure) == {"reason", "epoch", "step", "learning_rate", "sample_ids"}
+    assert failed.metrics is None
+    again = read_record(store, failed.fingerprint)
+    assert again == failed
+    folder = Path(store.storage.root) / "candidates" / failed.fingerprint
+    assert [path.name for path in folder.iterdir()] == ["record.json"]
+    with pytest.raises(ValueError, match="'wild' failed and has no model"):
+        load_model(store, failed.fingerprint)
+
+
+def test_a_candidate_that_its_data_do_not_allow_is_recorded_as_failed(make_store) -> None:
+    store, snapshot = make_store(missing=1.0)
+    (record,) = produce(store, snapshot, parse_candidate({"type": "late"}))
+    assert record.status == "failed"
+    assert "none of the 150 training rows has an embedding" in record.failure["reason"]
+
+
+def test_a_record_holds_what_its_readers_expect(make_store) -> None:
+    store, snapshot = make_store()
+    (record,) = produce(store, snapshot, parse_candidate({"type": "alignment", "width": 8}))
+    path = Path(store.storage.root) / "candidates" / record.fingerprint / "record.json"
+    value = json.loads(path.read_text())
+    assert set(value) == {
+        "fingerprint", "name", "spec", "training", "task", "snapshot", "part", "classes",
+        "modalities", "parameters", "status", "failure", "best_epoch", "epochs", "seconds",
+        "workers", "metrics", "retrieval",
+    }  # fmt: skip
+    assert set(value["epochs"][0]) == {
+        "epoch", "train_loss", "validation_loss", "validation_accuracy", "learning_rate", "seconds",
+    }  # fmt: skip
+    assert value["modalities"]["photo"] == {
+        "kind": "text", "dim": 7, "encoder_fingerprint": "of-photo",
+    }  # fmt: skip
+    assert value["parameters"] == sum(
+        p.numel() for p in load_model(store, record.fingerprint).parameters()
+    )

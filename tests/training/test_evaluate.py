@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import sklearn.metrics
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from features.store import Embeddings
+from training.data import EmbeddingTable, table_of
+from training.evaluate import PROBE_STRENGTHS, evaluate, fit_probe, map_rows, retrieval
+from training.loop import Fit, fit_candidate
+from training.spec import TrainingSpec, parse_candidate
+
+TRAINING = TrainingSpec(batch_size=64, max_epochs=10)
+
+
+def fit(table: EmbeddingTable, **options: object) -> Fit:
+    spec = parse_candidate({"width": 16, "learning_rate": 5e-3, **options})
+    return fit_candidate(spec, table=table, training=TRAINING)
+
+
+def test_every_labelled_evaluation_row_is_answered_once(table) -> None:
+    answers = evaluate(fit(table, type="late").model, table=table, modalities=list(table.index))
+    rows = [*table.labelled("validation").tolist(), *table.labelled("test").tolist()]
+    assert answers.rows.tolist() == rows
+    assert answers.targets.tolist() == table.targets[rows].tolist()
+    assert answers.splits.tolist().count("validation") == len(table.labelled("validation"))
+    np.testing.assert_allclose(answers.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert answers.probabilities.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["early", "late", "attention", "alignment"])
+def test_taking_a_modality_away_is_what_never_having_it_gives(table, columns, kind) -> None:
+    model = fit(table, type=kind).model
+    if kind == "alignment":
+        fit_probe(model, table=table, modalities=list(table.index))
+    answers = evaluate(model, table=table, modalities=list(table.index))
+    assert list(answers.without) == list(table.index)
+    raw = columns()
+    width = raw["embeddings"]["photo"].values.shape[1]
+    raw["embeddings"]["photo"] = Embeddings(
+        rows=np.empty(0, np.int64), values=np.empty((0, width), np.float16)
+    )
+    never = evaluate(model, table=table_of(**raw), modalities=list(table.index))
+    assert np.array_equal(answers.without["photo"], never.probabilities)
+    assert not np.array_equal(answers.without["photo"], answers.probabilities)
+
+
+def test_metrics_are_those_of_scikit_learn_per_split(table) -> None:
+    answers = evaluate(fit(table, type="early").model, table=table, modalities=list(table.index))
+    metrics = answers.metrics()
+    for split in ("validation", "test"):
+        chosen = answers.splits == split
+        p, y = answers.probabilities[chosen].astype(np.float64), answers.targets[chosen]
+        p /= p.sum(axis=1, keepdims=True)
+        assert metrics[split]["rows"] == chosen.sum()
+        assert metrics[split]["accuracy"] == sklearn.metrics.accuracy_score(y, p.argmax(axis=1))
+        expected = sklearn.metrics.log_loss(y, p, labels=range(4))
+        assert metrics[split]["loss"] == pytest.approx(expected, rel=1e-5)
+        expected = sklearn.metrics.top_k_accuracy_score(y, p, k=3, labels=range(4))
+        assert metrics[split]["top_3_accuracy"] == pytest.approx(expected)
+
+
+def test_one_modality_is_not_taken_away_and_two_classes_have_no_top_3(columns) -> None:
+    raw = columns()
+    labels = [None if v is None else v in ("cat", "dog") for v in raw["labels"].to_pylist()]
+    table = table_of(**{**raw, "labels": pa.chunked_array([labels])})
+    model = fit(table, type="single", modality="photo").model
+    answers = evaluate(model, table=table, modalities=["photo"])
+    assert answers.without == {}
+    assert set(answers.metrics()["test"]) == {"accuracy", "loss", "rows"}
+
+
+def test_table_of_predictions_keeps_all(table) -> None:
+    answers = evaluate(fit(table, type="late").model, table=table, modalities=list(table.index))
+    stored = answers.table()
+    assert stored.column_names == [
+        "row", "split", "target", "probabilities",
+        "without.caption", "without.photo", "without.speech",
+    ]  # fmt: skip
+    kept = np.array(stored["without.speech"].to_pylist(), dtype=np.float32)
+    assert np.array_equal(kept, answers.without["speech"])
+    assert stored["row"].to_pylist() == answers.rows.tolist()
+
+
+def test_rows_come_back_in_order_whatever_the_blocks(table, monkeypatch) -> None:
+    rows = torch.tensor([5, 3, 200, 7, 8, 9, 3])
+    monkeypatch.setattr("training.evaluate.BATCH_ROWS", 2)
+    found = map_rows(
+        lambda batch: batch.targets,
+        model=torch.nn.Identity(),
+        table=table,
+        rows=rows,
+        modalities=["photo"],
+    )
+    assert torch.equal(found, table.targets[rows])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
+    raw = columns()
+    if classes == 2:
+        labels = [None if v is None else v in ("cat", "dog") for v in raw["labels"].to_pylist()]
+        raw["labels"] = pa.chunked_array([labels])
+    table = table_of(**raw)
+    model = fit(table, type="alignment", dim=6).model
+    fit_probe(model, table=table, modalities=list(table.index))
+
+    def joint(rows: torch.Tensor) -> np.ndarray:
+        batch = table.batch(rows)
+        with torch.no_grad():
+            return model.joint(batch.embeddings, batch.presence).double().numpy()
+
+    def some(split: str) -> torch.Tensor:
+        labelled = table.labelled(split)
+        present = torch.stack([i[labelled] >= 0 for i in table.index.values()]).any(dim=0)
+        return labelled[present]
+
+    train, validation, test = (some(split) for split in ("train", "validation", "test"))
+    fits = [
+        LogisticRegression(C=c, max_iter=2000).fit(joint(train), table.targets[train])
+        for c in PROBE_STRENGTHS
+    ]
+    losses = [
+        sklearn.metrics.log_loss(table.targets[validation], f.predict_proba(joint(validation)))
+        for f in fits
+    ]
+    expected = fits[int(np.argmin(losses))].predict_proba(joint(test))
+    batch = table.batch(test)
+    answered = model(batch.embeddings, batch.presence).softmax(dim=1)
+    np.testing.assert_allclose(answered.numpy(force=True), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_alignment_without_any_modality_answers_the_shares_of_the_classes(table) -> None:
+    model = fit(table, type="alignment").model
+    fit_probe(model, table=table, modalities=list(table.index))
+    batch = table.batch(torch.arange(2))
+    nothing = {m: torch.zeros_like(p) for m, p in batch.presence.items()}
+    counts = torch.bincount(table.targets[table.labelled("train")]).float() + 1
+    answered = model(batch.embeddings, nothing).softmax(dim=1)
+    torch.testing.assert_close(answered[0], counts / counts.sum())
+
+
+def test_class_that_training_never_met_is_not_answered(columns) -> None:
+    raw = columns()
+    labels = raw["labels"].to_pylist()
+    test_row = raw["split"].to_pylist().index("test")
+    labels[test_row] = "zebra"
+    table = table_of(**{**raw, "labels": pa.chunked_array([labels])})
+    model = fit(table, type="alignment").model
+    fit_probe(model, table=table, modalities=list(table.index))
+    answers = evaluate(model, table=table, modalities=list(table.index))
+    assert table.classes[-1] == "zebra"
+    some = torch.stack([i[answers.rows] >= 0 for i in table.index.values()]).any(dim=0).numpy()
+    assert (answers.probabilities[some, -1] < 1e-6).all()
+    assert (answers.probabilities.argmax(axis=1) != 4).all()
+
+
+def test_retrieval_counts_the_test_rows_that_have_both(table) -> None:
+    model = fit(table, type="alignment").model
+    found = retrieval(model, table=table, modalities=list(table.index))
+    assert [(f["query"], f["target"]) for f in found] == [
+        (a, b) for a in table.index for b in table.index if a != b
+    ]
+    for entry in found:
+        rows = table.with_modalities("test", modalities=[entry["query"], entry["target"]], least=2)
+        assert entry["rows"] == entry["gallery"] == len(rows)
+        assert entry["class_rows"] == int((table.targets[rows] >= 0).sum())
+        assert set(entry["recall"]) == set(entry["class_recall"]) == {"1", "5", "10"}
+        assert entry["recall"]["10"] >= entry["recall"]["5"] >= entry["recall"]["1"]
+        # The class can be told, and it is the class alone that modalities share.
+        assert entry["class_recall"]["1"] >= entry["recall"]["1"]
+    strongest = max(f["class_recall"]["1"] - f["class_chance"]["1"] for f in found)
+    assert strongest > 0.15
+
+
+def test_retrieval_of_a_pair_that_no_test_row_has_is_left_out(table) -> None:
+    index = {m: i.clone() for m, i in table.index.items()}
+    test = table.split["test"]
+    index["photo"][test[::2]] = -1
+    index["speech"][test[1::2]] = -1
+    model = fit(table, type="alignment").model
+    found = retrieval(
+        model, table=dataclasses.replace(table, index=index), modalities=list(table.index)
+    )
+    pairs = {(f["query"], f["target"]) for f in found}
+    assert ("photo", "speech") not in pairs
+    assert ("caption", "photo") in pairs

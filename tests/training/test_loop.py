@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
+from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
+from training.evaluate import evaluate
+from training.loop import Fit, fit_candidate
+from training.spec import CandidateSpec, TrainingSpec, parse_candidate
+
+TRAINING = TrainingSpec(batch_size=40, max_epochs=8, checkpoint_every=3)
+
+
+def weights(fit: Fit) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in fit.model.state_dict().items()}
+
+
+def same(a: Fit, b: Fit) -> bool:
+    """Bit for bit, but for the seconds."""
+    strip = [
+        [{k: v for k, v in vars(e).items() if k != "seconds"} for e in fit.epochs] for fit in (a, b)
+    ]
+    ours, theirs = weights(a), weights(b)
+    return (
+        strip[0] == strip[1]
+        and a.best_epoch == b.best_epoch
+        and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    )
+
+
+def validation_loss(fit: Fit, *, table: EmbeddingTable) -> float:
+    batch = table.batch(table.labelled("validation"))
+    with torch.no_grad():
+        return float(F.cross_entropy(fit.model(batch.embeddings, batch.presence), batch.targets))
+
+
+def test_fusion_learns_and_beats_every_single_modality(make_table) -> None:
+    table = make_table(rows=640)
+    training = TrainingSpec(batch_size=64, max_epochs=25)
+
+    def accuracy(options: dict[str, Any]) -> float:
+        spec = parse_candidate({"width": 32, "learning_rate": 3e-3, **options})
+        fit = fit_candidate(spec, table=table, training=training)
+        modalities = spec.resolved_modalities(tuple(table.embeddings))
+        return evaluate(fit.model, table=table, modalities=modalities).metrics()["test"]["accuracy"]
+
+    singles = [accuracy({"type": "single", "modality": m}) for m in table.embeddings]
+    fusions = {kind: accuracy({"type": kind}) for kind in ("early", "late", "attention")}
+    assert min(singles) > 0.3  # chance is 0.25
+    for kind, reached in fusions.items():
+        assert reached > max(singles) + 0.08, kind
+        assert reached > 0.85, kind
+
+
+@pytest.mark.parametrize("kind", ["single", "early", "late", "attention", "alignment"])
+def test_interrupted_after_any_checkpoint_it_ends_in_the_same_bits(table, tmp_path, kind) -> None:
+    options = {"modality": "speech"} if kind == "single" else {}
+    spec = parse_candidate({"type": kind, "width": 8, "dropout": 0.3, **options})
+    training = TRAINING.model_copy(update={"patience": 2})
+    states: list[FitState] = []
+    whole = fit_candidate(spec, table=table, training=training, save=states.append)
+    assert states
+    for state in states:
+        folder = tmp_path / str(state.epoch)
+        folder.mkdir()
+        write_checkpoint(state, folder=folder, about={"candidate": kind})
+        assert read_about(folder) == {"candidate": kind}
+        torch.manual_seed(state.epoch)  # what was drawn in between must not matter
+        resumed = fit_candidate(
+            spec, table=table, training=training, resume=read_checkpoint(folder)
+        )
+        assert same(resumed, whole)
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["progress.json", "state.safetensors"]
+        json.loads((folder / "progress.json").read_text())
+
+
+def test_state_after_the_last_epoch_needs_no_more_training(table) -> None:
+    spec = parse_candidate({"type": "late", "width": 8})
+    training = TRAINING.model_copy(update={"max_epochs": 6})
+    states: list[FitState] = []
+    whole = fit_candidate(spec, table=table, training=training, save=states.append)
+    assert [state.epoch for state in states] == [3, 6]
+    seen: list[int] = []
+    resumed = fit_candidate(
+        spec,
+        table=table,
+        training=training,
+        resume=states[-1],
+        on_epoch=lambda epoch: seen.append(epoch.epoch),
+    )
+    assert seen == []
+    assert same(resumed, whole)
+
+
+def test_equal_seeds_give_equal_bits_and_others_do_not(table) -> None:
+    def fit(seed: int) -> Fit:
+        spec = parse_candidate({"type": "early", "width": 8, "seed": seed})
+        return fit_candidate(spec, table=table, training=TRAINING)
+
+    torch.manual_seed(1)
+    first = fit(0)
+    torch.manual_seed(2)
+    assert same(fit(0), first)
+    assert not same(fit(1), first)
+
+
+def test_global_random_state_is_left_as_it_was(table) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    fit_candidate(parse_candidate({"type": "late", "width": 8}), table=table, training=TRAINING)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_best_epoch_is_kept_and_training_stops_after_patience(table) -> None:
+    # So high a rate that it fits the training rows and gets worse on the others.
+    spec = parse_candidate({"type": "early", "width": 64, "learning_rate": 0.03, "dropout": 0})
+    training = TrainingSpec(batch_size=40, max_epochs=100, patience=4)
+    fit = fit_candidate(spec, table=table, training=training)
+    losses = [epoch.validation_loss for epoch in fit.epochs]
+    assert fit.best_epoch == losses.index(min(losses)) + 1
+    assert len(losses) < 100
+    assert all(loss >= min(losses) for loss in losses[-4:])
+    assert validation_loss(fit, table=table) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_epochs_tell_what_happened(table) -> None:
+    spec = parse_candidate({"type": "late", "width": 16, "learning_rate": 0.01})
+    seen = []
+    fit = fit_candidate(spec, table=table, training=TRAINING, on_epoch=seen.append)
+    assert seen == fit.epochs
+    assert [epoch.epoch for epoch in seen] == list(range(1, 9))
+    assert seen[-1].train_loss < seen[0].train_loss
+    assert seen[-1].validation_accuracy > 0.5
+    assert max(epoch.learning_rate for epoch in seen) <= spec.learning_rate
+    assert fit.seconds == pytest.approx(sum(epoch.seconds for epoch in seen))
+    best = fit.epochs[(fit.best_epoch or 0) - 1]
+    answers = evaluate(fit.model, table=table, modalities=tuple(table.embeddings))
+    metrics = answers.metrics()["validation"]
+    assert metrics["accuracy"] == pytest.approx(best.validation_accuracy)
+    assert metrics["loss"] == pytest.approx(best.validation_loss, rel=1e-5)
+
+
+def test_alignment_lowers_its_loss_and_has_no_accuracy_yet(table) -> None:
+    spec = parse_candidate({"type": "alignment", "width": 16})
+    fit = fit_candidate(spec, table=table, training=TRAINING)
+    assert fit.epochs[-1].validation_loss < fit.epochs[0].validation_loss
+    assert {epoch.validation_accuracy for epoch in fit.epochs} == {None}
+
+
+def test_loss_that_is_not_finite_names_step_rate_and_samples(table) -> None:
+    spec = parse_candidate({"type": "early", "width": 8, "learning_rate": 1e36})
+    fit = fit_candidate(spec, table=table, training=TRAINING)
+    failure = fit.failure
+    assert failure is not None
+    assert "is not finite" in failure.reason
+    rows = table.labelled("train")
+    steps = step_count(len(rows), batch_size=TRAINING.batch_size)
+    assert (failure.epoch - 1) * steps < failure.step <= failure.epoch * steps
+    taken = step_rows(
+        epoch_order(rows, seed=0, epoch=failure.epoch), step=(failure.step - 1) % steps, steps=steps
+    )
+    assert failure.sample_ids == [f"s{row}" for row in taken.tolist()]
+    assert failure.learning_rate > 1e35
+
+
+class TakesNote(nn.Module):
+    """Counts the rows that it was shown in training and in evaluation, by their value."""
+
+    def __init__(self, seen: dict[bool, Counter[float]]) -> None:
+        super().__init__()
+        self.seen = seen
+        self.bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, embeddings: Any, presence: Any) -> torch.Tensor:
+        present = presence["speech"]
+        values = embeddings["speech"][:, 0]
+        self.seen[self.training].update(values[present].tolist())
+        return self.bias.expand(len(present), 4)
+
+
+class TakesNoteSpec(CandidateSpec):
+    """See `TakesNote`."""
+
+    type: Literal["takes-note"] = "takes-note"
+
+    def build(self, *, inputs: Any, classes: int) -> nn.Module:
+        return TakesNote(SEEN)
+
+
+SEEN: dict[bool, Counter[float]] = {True: Counter(), False: Counter()}
+
+
+def test_an_epoch_shows_every_labelled_row_once_and_no_other(table) -> None:
+    training = TrainingSpec(batch_size=32, max_epochs=3)
+    fit_candidate(TakesNoteSpec(), table=table, training=training)
+    for training_mode, split in ((True, "train"), (False, "validation")):
+        batch = table.batch(table.labelled(split))
+        values = batch.embeddings["speech"][:, 0][batch.presence["speech"]].tolist()
+        expected = {value: 3 * count for value, count in Counter(values).items()}
+        assert dict(SEEN[training_mode]) == expected
+
+
+def test_alignment_without_pairs_says_so(columns) -> None:
+    from features.store import Embeddings
+    from training.data import table_of
+
+    raw = columns()
+    for i, (modality, part) in enumerate(raw["embeddings"].items()):
+        chosen = part.rows % 3 == i
+        raw["embeddings"][modality] = Embeddings(rows=part.rows[chosen], values=part.values[chosen])
+    with pytest.raises(Untrainable, match="samples that have two of them; the train split has 0"):
+        fit_candidate(
+            parse_candidate({"type": "alignment"}), table=table_of(**raw), training=TRAINING
+        )
+
+
+def test_nothing_is_printed(table, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    spec = parse_candidate({"type": "early", "width": 8, "learning_rate": 0.05})
+    training = TrainingSpec(batch_size=40, max_epochs=30, patience=2)
+    assert len(fit_candidate(spec, table=table, training=training).epochs) < 30
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,132 @@
+"""Two real gloo workers on parts of a batch come to what one worker does on the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("gloo_worker.py")
+
+
+@pytest.fixture(scope="module")
+def cases() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gloo_worker", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("gloo")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), "2", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for worker in workers:
+            output, _ = worker.communicate(timeout=240)
+            assert worker.returncode == 0, output
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(cases: ModuleType) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return cases.run(lambda first, rows: slice(0, rows), rank=0)
+
+
+def assert_close(a: Any, b: Any, *, tolerance: float) -> None:
+    np.testing.assert_allclose(np.array(a), np.array(b), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "name", ["even halves", "uneven halves", "all rows on one", "a pair on one alone"]
+)
+def test_contrastive_loss_and_gradients_are_those_of_one_worker(one, two, name) -> None:
+    expected = one["contrastive"][name]
+    assert expected["loss"] > 0.1
+    assert np.abs(expected["weight"]).sum() > 0.1
+    for worker in two:
+        for key in ("loss", "weight", "log_scale"):
+            assert_close(worker["contrastive"][name][key], expected[key], tolerance=1e-10)
+
+
+def test_cross_entropy_and_gradients_are_those_of_one_worker(one, two) -> None:
+    for worker in two:
+        for key in ("loss", "weight"):
+            expected = one["classification"][key]
+            assert_close(worker["classification"][key], expected, tolerance=1e-10)
+
+
+def test_a_step_with_dropout_is_that_of_one_worker(one, two) -> None:
+    for worker in two:
+        assert_close(worker["step"]["loss"], one["step"]["loss"], tolerance=1e-9)
+        assert_close(worker["step"]["norm"], one["step"]["norm"], tolerance=1e-9)
+        for name, gradient in one["step"]["gradients"].items():
+            assert_close(worker["step"]["gradients"][name], gradient, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+def test_a_whole_fit_is_that_of_one_worker(one, two, name) -> None:
+    expected = one["fits"][name]
+    for worker in two:
+        found = worker["fits"][name]
+        assert found["best_epoch"] == expected["best_epoch"]
+        assert len(found["epochs"]) == len(expected["epochs"])
+        for ours, theirs in zip(found["epochs"], expected["epochs"], strict=True):
+            assert_close(ours["train_loss"], theirs["train_loss"], tolerance=1e-4)
+            assert_close(ours["validation_loss"], theirs["validation_loss"], tolerance=1e-4)
+            assert ours["validation_accuracy"] == theirs["validation_accuracy"]
+        assert found["rows"] == expected["rows"]
+        assert_close(found["probabilities"], expected["probabilities"], tolerance=2e-3)
+
+
+@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+def test_workers_agree_to_the_last_bit(two, name) -> None:
+    first, second = (worker["fits"][name] for worker in two)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+def test_a_fit_resumed_by_two_workers_ends_in_the_same_bits(two, name) -> None:
+    assert all(worker["fits"][name]["resumed alike"] for worker in two)
+
+
+def test_all_workers_give_up_together_and_say_the_same(one, two) -> None:
+    assert two[0]["failure"] == two[1]["failure"]
+    for key in ("epoch", "step", "learning_rate", "sample_ids"):
+        assert two[0]["failure"][key] == one["failure"][key]
+
+
+def test_rows_are_joined_in_the_workers_order_though_one_has_none(two) -> None:
+    rows = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    assert [worker["gathered"] for worker in two] == [
+        {"rows": rows, "first": 0},
+        {"rows": rows, "first": 3},
+    ]
+
+
+def test_a_parameter_that_one_worker_never_reached_has_a_gradient_on_both(two) -> None:
+    assert two[0]["unreached"] == two[1]["unreached"]
+    assert two[0]["unreached"]["b.weight"] == [[1.0]]
+    assert two[0]["unreached"]["a.bias"] == [1.0]
