@@ -88,8 +88,13 @@ def collect(
         classes=classes,
         splits=tuple(_splits(samples, target=pipeline.spec.task.target)),
         modalities=tuple(
-            _modality(name, part, column=_column(pipeline, name))
-            for name, part in snapshot.modalities.items()
+            _modality(
+                name,
+                snapshot.modalities[name],
+                column=feature.column,
+                stated=feature.encoder.model_dump(mode="json", exclude_unset=True),
+            )
+            for name, feature in pipeline.spec.features.items()
         ),
         candidates=tuple(
             _candidate(
@@ -97,6 +102,7 @@ def collect(
                 validation=answers["validation"].get(record.name),
                 test=tested.get(record.name),
                 single=tested.get(single) if single is not None else None,
+                order=tuple(snapshot.modalities),
                 confidence=confidence,
             )
             for record in records
@@ -110,7 +116,7 @@ def collect(
         else tuple(
             best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
         ),
-        retrieval=tuple(_retrieval(records)),
+        retrieval=tuple(_retrieval(records, order=tuple(snapshot.modalities))),
         quarantined=tuple(
             BadPayload(**{name: str(value) for name, value in row.items()})
             for row in quarantine.slice(0, LISTED_PAYLOADS).to_pylist()
@@ -156,13 +162,15 @@ def _candidate(
     validation: Answers | None,
     test: Answers | None,
     single: Answers | None,
+    order: Sequence[str],
     confidence: float,
 ) -> CandidateFindings:
+    masked = () if test is None else tuple(test.masked(confidence=confidence))
     return CandidateFindings(
         name=record.name,
         type=str(record.spec.get("type", "")),
         family=_family(record),
-        modalities=tuple(record.modalities),
+        modalities=tuple(sorted(record.modalities, key=order.index)),
         parameters=record.parameters,
         seconds=record.seconds,
         best_epoch=record.best_epoch,
@@ -182,7 +190,7 @@ def _candidate(
         gain=None
         if test is None or single is None
         else test.gain(over=single, confidence=confidence),
-        masked=() if test is None else tuple(test.masked(confidence=confidence)),
+        masked=tuple(sorted(masked, key=lambda item: order.index(item.modality))),
         failure=None if record.status == "fitted" else _failure(record.failure or {}),
     )
 
@@ -228,7 +236,9 @@ def _splits(samples: pa.Table, *, target: str) -> Iterator[SplitFindings]:
         yield SplitFindings(name="not used", rows=split.null_count, labelled=unused)
 
 
-def _retrieval(records: Sequence[CandidateRecord]) -> Iterator[RetrievalFindings]:
+def _retrieval(
+    records: Sequence[CandidateRecord], *, order: Sequence[str]
+) -> Iterator[RetrievalFindings]:
     for record in records:
         found: dict[str, list[Recall]] = {}
         for item in record.retrieval or ():
@@ -244,6 +254,7 @@ def _retrieval(records: Sequence[CandidateRecord]) -> Iterator[RetrievalFindings
             )
             found.setdefault(item["split"], []).append(pair)
         for split, pairs in found.items():
+            pairs.sort(key=lambda pair: (order.index(pair.query), order.index(pair.target)))
             yield RetrievalFindings(candidate=record.name, split=split, pairs=tuple(pairs))
 
 
@@ -251,9 +262,11 @@ def _by_k(values: Mapping[str, float] | None) -> dict[int, float]:
     return {int(k): float(v) for k, v in (values or {}).items() if v is not None}
 
 
-def _modality(name: str, part: ModalityShards, *, column: str) -> ModalityFindings:
-    hidden = {"type", "dtype", "batch_size", "dim"}
-    options = [f"{k} {v}" for k, v in part.encoder.items() if k not in hidden and v is not None]
+def _modality(
+    name: str, part: ModalityShards, *, column: str, stated: Mapping[str, Any]
+) -> ModalityFindings:
+    """`stated` are the encoder's options as the pipeline gives them, without the defaults."""
+    options = [f"{key} {value}" for key, value in stated.items() if key not in ("type", "dim")]
     return ModalityFindings(
         name=name,
         column=column,
@@ -268,16 +281,11 @@ def _modality(name: str, part: ModalityShards, *, column: str) -> ModalityFindin
     )
 
 
-def _column(pipeline: Pipeline, modality: str) -> str:
-    feature = pipeline.spec.features.get(modality)
-    return modality if feature is None else feature.column
-
-
 def _reasons(quarantine: pa.Table) -> Iterator[BadReason]:
     """The reasons without the names in them, most frequent first; rare ones beyond a few as one."""
     rows = quarantine.to_pylist()
     counts = Counter(
-        (row["modality"], row["stage"], re.sub(r":?\s*(['\"]).*\1", "", row["reason"]))
+        (row["modality"], row["stage"], re.sub(r":\s*(['\"]).*\1$", "", row["reason"]))
         for row in rows
     )
     listed = counts.most_common(LISTED_REASONS)

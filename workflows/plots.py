@@ -154,7 +154,9 @@ def curves(
         if not np.isfinite(curve.validation_accuracy).any():
             words: dict[str, Any] = {"fontsize": SMALL, "color": ink("muted")}
             place = accuracy.transAxes
-            accuracy.text(0.5, 0.5, "none by epoch", transform=place, ha="center", **words)
+            accuracy.text(
+                0.5, 0.5, "measured at the end only", transform=place, ha="center", **words
+            )
         loss.tick_params(labelbottom=False)
         _mark_best(lines, curve=curve)
         return to_svg(figure, label=label)

@@ -160,7 +160,7 @@ def tiles(data: ReportData) -> list[Tile]:
     failed = sum(item.failure is not None for item in data.candidates)
     present = sum(item.present for item in data.modalities)
     bad = sum(item.bad for item in data.modalities)
-    payloads = present + bad
+    there = present + bad
     found += [
         Tile(
             label="Candidates",
@@ -180,7 +180,7 @@ def tiles(data: ReportData) -> list[Tile]:
         Tile(
             label="Quarantined",
             value=number(bad),
-            note=f"{percent(bad / payloads if payloads else 0)} of payloads",
+            note=f"{percent(bad / there if there else 0)} of payloads",
         ),
     ]
     return found
@@ -200,7 +200,7 @@ def on_candidates(data: ReportData) -> list[Markup]:
     elif best.gain.low > 0:
         lines.append(
             say(
-                "The best on validation, {}, surely beats {} alone: the interval of the "
+                "The winner on validation, {}, surely beats {} alone: the interval of the "
                 "difference excludes zero.",
                 best.name,
                 data.best_single,
@@ -209,7 +209,7 @@ def on_candidates(data: ReportData) -> list[Markup]:
     else:
         lines.append(
             say(
-                "Whether the best on validation, {}, beats {} alone is not sure: the interval "
+                "Whether the winner on validation, {}, beats {} alone is not sure: the interval "
                 "of the difference includes zero.",
                 best.name,
                 data.best_single,
@@ -226,7 +226,7 @@ def on_failures(data: ReportData) -> list[Markup]:
         wrong = total - int(np.trace(data.confusion))
         lines.append(
             say(
-                "The best on validation, {}, answers {} of {} wrongly.",
+                "The winner, {}, answers {} of {} wrongly.",
                 data.winner,
                 number(wrong),
                 count(total, "test row"),
@@ -286,11 +286,11 @@ def on_data(data: ReportData) -> list[Markup]:
     """How much is there, how much is not, and that missing is not bad."""
     missing = sum(item.missing for item in data.modalities)
     bad = sum(item.bad for item in data.modalities)
-    total = missing + bad + sum(item.present for item in data.modalities)
-    share = percent(missing / total if total else 0)
-    lines = [say("{}; {} of payloads are missing.", count(data.samples, "sample"), share)]
+    there = bad + sum(item.present for item in data.modalities)
+    share = percent(missing / (missing + there) if missing + there else 0)
+    lines = [say("{}; {} of their payloads are missing.", count(data.samples, "sample"), share)]
     if bad:
-        lines.append(say("{} of payloads could not be used.", percent(bad / total)))
+        lines.append(say("{} of those that are there could not be used.", percent(bad / there)))
     lines.append(say("What is missing or bad is masked, never replaced by zeros."))
     return lines
 

@@ -194,7 +194,8 @@ def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
         ("Slices and missing modalities", data.gate.breakdown, False),
     )
     for title, comparisons, decides in blocks:
-        if not comparisons:
+        compared = any(item.champion is not None for item in comparisons)
+        if not comparisons or not (compared or decides):
             continue
         rows = [
             figures.row(item.name, item.difference, signed=True)
@@ -220,6 +221,7 @@ def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
                 "note": note,
                 "comparisons": comparisons,
                 "decides": decides,
+                "compared": compared,
                 "plot": plot,
             }
         )

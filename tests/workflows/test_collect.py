@@ -35,7 +35,7 @@ name: pets
 dataset: {path: pets.parquet, split: split, slices: [place]}
 features:
   note: {column: text, encoder: {type: hashing, dim: 64}}
-  photo: {column: picture, encoder: {type: hog}}
+  photo: {column: picture, encoder: {type: hog, size: 16}}
 task: {target: pet}
 candidates:
   - {type: single, modality: note}
@@ -170,7 +170,7 @@ def write(store: Store, *, name: str, snapshot: Snapshot, **change: Any) -> Cand
             "snapshot": snapshot.id,
             "part": "",
             "classes": CLASSES,
-            "modalities": {m: {} for m in (("note", "photo") if several else (name,))},
+            "modalities": {m: {} for m in (("photo", "note") if several else (name,))},
             "parameters": 1234,
             "status": "fitted",
             "failure": None,
@@ -256,6 +256,8 @@ def test_accuracies_and_differences_are_those_of_the_stored_answers(
     assert masked["note"].accuracy.value == pytest.approx(5 / 8)
     assert masked["photo"].difference.value == pytest.approx(-3 / 8)
     assert candidate(data, "note").masked == ()
+    # In the order of the pipeline, whatever that of the record.
+    assert candidate(data, "early").modalities == tuple(masked) == ("note", "photo")
     assert [candidate(data, name).family for name in ANSWERS] == ["single", "single", "fusion"]
 
 
@@ -313,14 +315,14 @@ def test_reasons_are_grouped_without_the_names_in_them(
 ) -> None:
     names = [f"no such file: 'photos/{i}.png'" for i in range(2)]
     quarantine(store, modality="photo", rows=[2, 3], reasons=names)
-    quarantine(store, modality="note", rows=[9], reasons=["empty text"])
+    quarantine(store, modality="note", rows=[9], reasons=["a damaged 'fmt ' chunk"])
     data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
     assert [(r.count, r.modality, r.stage, r.reason) for r in data.bad_reasons] == [
         (2, "photo", "fetch", "no such file"),
-        (1, "note", "fetch", "empty text"),
+        (1, "note", "fetch", "a damaged 'fmt ' chunk"),
     ]
     assert [(b.sample_id, b.modality, b.reason) for b in data.quarantined] == [
-        ("pet-9", "note", "empty text"),
+        ("pet-9", "note", "a damaged 'fmt ' chunk"),
         ("pet-2", "photo", "no such file: 'photos/0.png'"),
         ("pet-3", "photo", "no such file: 'photos/1.png'"),
     ]

@@ -132,11 +132,26 @@ def test_a_refusal_says_which_condition_and_by_how_much() -> None:
     assert "The alias champion stays at version 2." in text
 
 
+def test_without_a_champion_nothing_is_compared() -> None:
+    gate = digits_gate()
+    alone = [
+        dataclasses.replace(item, champion=None, difference=None)
+        for item in (*gate.conditions, *gate.breakdown)
+    ]
+    first = dataclasses.replace(
+        gate, conditions=tuple(alone[:2]), breakdown=tuple(alone[2:]), champion_before=None
+    )
+    text = Page(render(dataclasses.replace(digits(), gate=first))).text
+    section = text[text.index("There was no champion to compare with.") :]
+    assert "Condition n Challenger Limit Verdict" in section
+    assert "Slices and missing modalities" not in section
+
+
 def test_every_candidate_stands_in_the_table_the_best_first() -> None:
     text = Page(page_of("digits")).text
     table = text[text.index("Candidate Test Over the best single") :]
     rows = [
-        "attention · best attention fusion of sentence, drawing, speech 0.944",
+        "attention · winner attention fusion of sentence, drawing, speech 0.944",
         "early early fusion of sentence, drawing, speech 0.927",
         "alignment contrastive alignment of sentence, drawing, speech 0.901",
         "drawing single modality 0.862 [0.827, 0.897] the best single",
