@@ -48,6 +48,8 @@ lock: ## pin the newest versions that pyproject.toml allows, in requirements.loc
 # A set-up that was cut off leaves UNFINISHED behind, and the next begins from nothing; what pip
 # had half installed would otherwise pass for whole.
 $(READY):
+	@case "$(CURDIR)" in *" "*) echo "Ray starts no workers from a folder whose path has a space:" \
+		"$(CURDIR). Move the checkout to one without." >&2; exit 2;; esac
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "Sensorium needs Python 3.11 or newer, and finds none by the name of python3.11," \
 			"python3.12, python3.13 or python3."; \
