@@ -94,21 +94,27 @@ def plan(pipeline: PipelineFile) -> None:
 @app.command(epilog=f"Example: sensorium embed pipeline.yaml\n\n{EXIT_CODES}")
 def embed(pipeline: PipelineFile) -> None:
     """Stage 1: compute the embeddings that are not in the store, and commit a snapshot."""
+    from workflows.cluster import Connection
     from workflows.embed import embed as run_embed
     from workflows.pipeline import load_pipeline
 
-    run_embed(load_pipeline(pipeline), console=make_console())
+    loaded = load_pipeline(pipeline)
+    with Connection() as connection:
+        run_embed(loaded, connection=connection, console=make_console())
 
 
 @app.command(epilog=f"Example: sensorium train pipeline.yaml\n\n{EXIT_CODES}")
 def train(pipeline: PipelineFile) -> None:
     """Stage 2: fit the candidates that are not yet fitted to the last snapshot."""
+    from workflows.cluster import Connection
     from workflows.pipeline import load_pipeline
     from workflows.train import last_snapshot
     from workflows.train import train as run_train
 
     loaded = load_pipeline(pipeline)
-    run_train(loaded, snapshot=last_snapshot(loaded), console=make_console())
+    snapshot = last_snapshot(loaded)
+    with Connection() as connection:
+        run_train(loaded, snapshot=snapshot, connection=connection, console=make_console())
 
 
 @app.command(epilog=f"Example: sensorium promote pipeline.yaml --dry-run\n\n{EXIT_CODES}")

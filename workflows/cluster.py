@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -19,32 +19,41 @@ NOISE = (b"has constructor arguments in the object store and max_restarts > 0",)
 """What Ray's C++ says of every actor pool of Ray Data, past all logging (its issue 53727)."""
 
 
-@contextmanager
-def connected() -> Iterator[None]:
-    """Connect to Ray for the time of a block; disconnect after it if it was not connected before.
+class Connection:
+    """Ray, connected when it is first needed and disconnected at the end of a `with` block.
 
+    Stages that follow one another share it, and one that has nothing to do starts nothing.
     Without `RAY_ADDRESS`, a cluster of this machine alone is started, and ended with the block.
+    A Ray that was connected before is used, and left connected.
     """
-    import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with _without_noise():
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def open(self) -> None:
+        """Connect, unless that is done."""
+        import ray
+
+        if ray.is_initialized():
+            return
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._stack.enter_context(_without_noise())
         local = not os.environ.get("RAY_ADDRESS")
         ray.init(
             include_dashboard=False if local else None,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        self._stack.callback(ray.shutdown)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from features.plan import Plan, QuarantineCount, count_quarantine, make_plan, ma
 from features.sources import SourceError
 from features.storage import open_storage
 from features.store import Snapshot, Store
-from workflows import cluster
+from workflows.cluster import Connection
 from workflows.console import count, duration, progress, share, size, table
 from workflows.pipeline import ConfigurationError, Pipeline
 
@@ -68,7 +68,7 @@ def plan_embedding(pipeline: Pipeline, *, write_samples: bool) -> Plan:
         raise ConfigurationError(f"{pipeline.path}: dataset: {error}") from error
 
 
-def embed(pipeline: Pipeline, *, console: Console) -> Embedded:
+def embed(pipeline: Pipeline, *, connection: Connection, console: Console) -> Embedded:
     """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad."""
     plan = plan_embedding(pipeline, write_samples=True)
     store = open_store(pipeline)
@@ -78,7 +78,7 @@ def embed(pipeline: Pipeline, *, console: Console) -> Embedded:
     )
     if plan.work:
         print_work(plan, console=console)
-        _compute(plan, store=store, console=console)
+        _compute(plan, store=store, connection=connection, console=console)
     quarantine = count_quarantine(plan, store=store)
     _check_budget(quarantine, limit=plan.dataset.max_bad_fraction)
     snapshot = make_snapshot(plan, store=store, quarantine=quarantine)
@@ -132,7 +132,7 @@ def quarantine_table(counts: Mapping[str, QuarantineCount]) -> Table:
     return made
 
 
-def _compute(plan: Plan, *, store: Store, console: Console) -> None:
+def _compute(plan: Plan, *, store: Store, connection: Connection, console: Console) -> None:
     from features.job import embed as run_job
 
     begun = time.perf_counter()
@@ -145,8 +145,8 @@ def _compute(plan: Plan, *, store: Store, console: Console) -> None:
             rows += result.embedded + result.copied
             bar.update(task, advance=1, note=f"{count(rows)} rows")
 
-        with cluster.connected():
-            results = run_job(plan, storage=store.storage, on_shard=on_shard)
+        connection.open()
+        results = run_job(plan, storage=store.storage, on_shard=on_shard)
     embedded = sum(result.embedded for result in results)
     copied = sum(result.copied for result in results)
     parts = [f"{count(embedded)} payloads embedded"]

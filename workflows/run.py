@@ -15,10 +15,12 @@ from rich.console import Console
 from features.store import Snapshot, Store, vectors
 from training.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from training.candidate import CandidateRecord, read_predictions
+from workflows.cluster import Connection
 from workflows.console import count, duration, progress
 from workflows.embed import embed, open_store, plan_embedding, print_work
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.promote import Promotion, choose_winner, promote
+from workflows.runs import without_passwords
 from workflows.tracking import log_report
 from workflows.train import candidate_table, last_snapshot, planned, train
 
@@ -28,8 +30,10 @@ DEMO_RECIPE = "digits.yaml"
 def run(pipeline: Pipeline, *, console: Console) -> Promotion:
     """Embed, train, promote and report; an unchanged world costs seconds and changes nothing."""
     begun = time.perf_counter()
-    embedded = embed(pipeline, console=console)
-    trained = train(pipeline, snapshot=embedded.snapshot, console=console)
+    with Connection() as connection:
+        embedded = embed(pipeline, connection=connection, console=console)
+        snapshot = embedded.snapshot
+        trained = train(pipeline, snapshot=snapshot, connection=connection, console=console)
     promotion = _promote(
         pipeline, snapshot=embedded.snapshot, records=trained.records, console=console
     )
@@ -175,7 +179,9 @@ def _promote(
     dry_run: bool = False,
     console: Console,
 ) -> Promotion:
-    console.print(f"[bold]promote[/bold]  {pipeline.model} at {pipeline.tracking_uri}")
+    console.print(
+        f"[bold]promote[/bold]  {pipeline.model} at {without_passwords(pipeline.tracking_uri)}"
+    )
     promotion = promote(
         pipeline=pipeline,
         store=open_store(pipeline),
@@ -229,7 +235,9 @@ def _summary(
             f"champion [bold]{promotion.model} version {promotion.champion_after}[/bold] stays"
         )
     console.print(f"report   {pipeline.report_path}", soft_wrap=True)
-    console.print(f"MLflow   mlflow ui --backend-store-uri {pipeline.tracking_uri}", soft_wrap=True)
+    uri = without_passwords(pipeline.tracking_uri)
+    shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    console.print(f"MLflow   {shown}", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)

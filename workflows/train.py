@@ -12,7 +12,7 @@ from rich.table import Table
 from features.store import Snapshot, Store
 from training.bootstrap import Interval
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
-from workflows import cluster
+from workflows.cluster import Connection
 from workflows.console import count, duration, progress, table
 from workflows.embed import open_store
 from workflows.pipeline import Pipeline, StageError
@@ -55,7 +55,9 @@ def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]
     )
 
 
-def train(pipeline: Pipeline, *, snapshot: Snapshot, console: Console) -> Trained:
+def train(
+    pipeline: Pipeline, *, snapshot: Snapshot, connection: Connection, console: Console
+) -> Trained:
     """Run stage 2. StageError if not a single candidate could be fitted."""
     before = planned(pipeline, snapshot=snapshot)
     missing = [candidate for candidate in before if candidate.record is None]
@@ -65,7 +67,7 @@ def train(pipeline: Pipeline, *, snapshot: Snapshot, console: Console) -> Traine
         + (f" on {workers} workers" if missing else "")
     )
     if missing:
-        _fit(pipeline, snapshot=snapshot, missing=missing, console=console)
+        _fit(pipeline, snapshot=snapshot, missing=missing, connection=connection, console=console)
     else:
         console.print("         nothing to do: every candidate is in the store")
     done = planned(pipeline, snapshot=snapshot) if missing else before
@@ -116,6 +118,7 @@ def _fit(
     *,
     snapshot: Snapshot,
     missing: Sequence[PlannedCandidate],
+    connection: Connection,
     console: Console,
 ) -> None:
     from training.job import FitProgress, TrainingError, fit
@@ -130,15 +133,15 @@ def _fit(
             bar.update(task, completed=done, note=f"{update.candidate}, epoch {update.epoch}")
 
         try:
-            with cluster.connected():
-                fit(
-                    store_root=store.storage.root,
-                    snapshot_id=snapshot.id,
-                    task=pipeline.spec.task,
-                    candidates=[candidate.spec for candidate in missing],
-                    training=pipeline.spec.training,
-                    on_progress=on_progress,
-                )
+            connection.open()
+            fit(
+                store_root=store.storage.root,
+                snapshot_id=snapshot.id,
+                task=pipeline.spec.task,
+                candidates=[candidate.spec for candidate in missing],
+                training=pipeline.spec.training,
+                on_progress=on_progress,
+            )
         except TrainingError as error:
             raise StageError(str(error)) from error
     console.print(
