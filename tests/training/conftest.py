@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,32 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
         return Store(LocalStorage(folder)), snapshot
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_workers() -> Callable[[Path], None]:
+    """Runs gloo_worker.py as two processes on a folder, and waits for them."""
+    script = Path(__file__).with_name("gloo_worker.py")
+
+    def run(folder: Path) -> None:
+        workers = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(rank), "2", str(folder)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            for worker in workers:
+                output, _ = worker.communicate(timeout=240)
+                assert worker.returncode == 0, output
+        finally:
+            for worker in workers:
+                worker.kill()
+
+    return run
 
 
 @pytest.fixture

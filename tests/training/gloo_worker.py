@@ -1,6 +1,7 @@
 """One of several real gloo workers: `python gloo_worker.py RANK WORKERS FOLDER`.
 
-Runs every case below, and writes what this worker came to as FOLDER/RANK.json.
+Runs every case below, and writes what this worker came to as FOLDER/RANK.json; or, if there is
+a FOLDER/job.json, produces the candidates that it names, without Ray.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
+from features.storage import LocalStorage  # noqa: E402
+from features.store import Store  # noqa: E402
+from training.candidate import plan_candidates  # noqa: E402
 from training.checkpoint import FitState  # noqa: E402
-from training.data import Batch, table_of  # noqa: E402
+from training.data import Batch, load_table, table_of  # noqa: E402
 from training.evaluate import evaluate, fit_probe, retrieval  # noqa: E402
 from training.loop import fit_candidate  # noqa: E402
 from training.losses import (  # noqa: E402
@@ -31,7 +35,8 @@ from training.losses import (  # noqa: E402
     sum_over_workers,
     worker_rank,
 )
-from training.spec import TrainingSpec, parse_candidate  # noqa: E402
+from training.produce import produce_candidate  # noqa: E402
+from training.spec import TaskSpec, TrainingSpec, parse_candidate  # noqa: E402
 from training.step import seed_step, sum_gradients, train_step  # noqa: E402
 
 CONTRASTIVE = {
@@ -195,11 +200,29 @@ def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
     }
 
 
+def produce(job: dict[str, Any]) -> None:
+    """What the Ray job does, on this process group."""
+    store = Store(LocalStorage(job["store_root"]))
+    snapshot = store.read_snapshot(job["snapshot_id"])
+    task, training = TaskSpec(**job["task"]), TrainingSpec(**job["training"])
+    options: dict[str, Any] = {"snapshot": snapshot, "task": task, "training": training}
+    specs = [parse_candidate(spec) for spec in job["candidates"]]
+    planned = plan_candidates(store, candidates=specs, **options)
+    table = load_table(store, snapshot, task=task, modalities=tuple(snapshot.modalities))
+    for candidate in planned:
+        produce_candidate(candidate, store=store, table=table, **options)
+
+
 def main(rank: int, workers: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
     )
+
+    if (folder / "job.json").exists():
+        produce(json.loads((folder / "job.json").read_text()))
+        dist.destroy_process_group()
+        return
 
     def part(first: int, rows: int) -> slice:
         return slice(0, first) if rank == 0 else slice(first, rows)

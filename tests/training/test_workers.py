@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,24 +27,11 @@ def cases() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(
+    tmp_path_factory: pytest.TempPathFactory, run_workers: Callable[[Path], None]
+) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gloo")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), "2", str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            output, _ = worker.communicate(timeout=240)
-            assert worker.returncode == 0, output
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_workers(folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
