@@ -18,6 +18,9 @@ from workflows.cluster import Connection
 from workflows.console import count, duration, progress, share, size, table
 from workflows.pipeline import ConfigurationError, Pipeline
 
+MOST_REASONS = 10
+"""Reasons shown of a modality's quarantine."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
@@ -127,8 +130,12 @@ def quarantine_table(counts: Mapping[str, QuarantineCount]) -> Table:
     """Bad payloads by modality, stage and reason."""
     made = table("modality", "stage", "reason", "rows", "of payloads", numbers=("rows",))
     for item in counts.values():
-        for (stage, reason), rows in sorted(item.reasons.items(), key=lambda pair: -pair[1]):
+        ranked = sorted(item.reasons.items(), key=lambda pair: -pair[1])
+        for (stage, reason), rows in ranked[:MOST_REASONS]:
             made.add_row(item.modality, stage, reason, count(rows), share(rows, item.payloads))
+        if rest := ranked[MOST_REASONS:]:
+            rows = sum(rows for _, rows in rest)
+            made.add_row(item.modality, "", f"{count(len(rest))} other reasons", count(rows), "")
     return made
 
 

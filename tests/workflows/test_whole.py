@@ -212,7 +212,7 @@ def test_over_budget_ends_with_4_and_the_reasons(world, capsys):
     finally:
         write(world, original)
     assert code == 4
-    for reason in ("there is no such file", "empty", "no frames", "cut off|truncated"):
+    for reason in ("there is no such file", "empty text", "zero frames", "truncated"):
         assert re.search(reason, output), (reason, output)
     assert "drawing" in output and "speech" in output and "sentence" in output
 

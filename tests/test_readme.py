@@ -1,0 +1,81 @@
+"""What README shows works as it stands there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from features.encoders import parse_encoder
+from training.spec import InputSpec, parse_candidate
+from workflows.pipeline import PipelineSpec
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """The examples that name their file, on the Python path."""
+    for block in blocks("python"):
+        named = re.match(r"# (\w+\.py)\n", block)
+        if named:
+            (tmp_path / named[1]).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield
+    for name in ("my_encoders", "my_fusions"):
+        sys.modules.pop(name, None)
+
+
+def test_the_pipeline_is_valid():
+    (text,) = blocks("yaml")
+    spec = PipelineSpec.model_validate(yaml.safe_load(text))
+    assert [candidate.type for candidate in spec.candidates][-1] == "attention"
+    assert spec.candidates[-1].learning_rate == 5e-4
+
+
+def test_every_line_of_the_tables_is_valid(tmp_path):
+    (tmp_path / "FOLDER").mkdir()
+    lines = re.findall(r"`(\{type: [^`]+\})`", README)
+    encoders = [line for line in lines if "my_" not in line and is_encoder(line)]
+    candidates = [line for line in lines if "my_" not in line and not is_encoder(line)]
+    assert len(encoders) == 5 and len(candidates) == 5
+    for line in encoders:
+        spec = parse_encoder(yaml.safe_load(line), context={"folder": str(tmp_path)})
+        assert spec.kind in ("text", "image", "audio")
+    for line in candidates:
+        assert parse_candidate(yaml.safe_load(line)).type in line
+
+
+def is_encoder(line: str) -> bool:
+    kinds = ("hashing", "huggingface", "hog", "audio_statistics")
+    return any(f"type: {kind}" in line for kind in kinds)
+
+
+def test_the_example_encoder_encodes(modules):
+    spec = parse_encoder({"type": "my_encoders.LengthSpec", "scale": 10})
+    encoder = spec.load()
+    found = encoder.encode([encoder.prepare("two words"), encoder.prepare("one")])
+    np.testing.assert_allclose(found, [[0.9, 0.2], [0.3, 0.1]], rtol=1e-6)
+    assert spec.fingerprint() != parse_encoder({"type": "my_encoders.LengthSpec"}).fingerprint()
+
+
+def test_the_example_fusion_answers_and_ignores_what_is_missing(modules):
+    spec = parse_candidate({"type": "my_fusions.SumSpec", "width": 8})
+    model = spec.build(inputs={"a": InputSpec(dim=3), "b": InputSpec(dim=2)}, classes=4)
+    embeddings = {"a": torch.randn(5, 3), "b": torch.randn(5, 2)}
+    presence = {"a": torch.ones(5, dtype=torch.bool), "b": torch.zeros(5, dtype=torch.bool)}
+    logits = model(embeddings, presence)
+    assert logits.shape == (5, 4)
+    torch.testing.assert_close(logits, model({**embeddings, "b": torch.randn(5, 2)}, presence))
