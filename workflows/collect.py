@@ -35,10 +35,10 @@ from workflows.findings import (
 )
 from workflows.gate import Comparison, Condition
 from workflows.plots import Family
+from workflows.promote import Promotion, choose_winner
 
 if TYPE_CHECKING:
     from workflows.pipeline import Pipeline
-    from workflows.promote import Promotion
 
 LISTED_PAYLOADS = 50
 LISTED_REASONS = 20
@@ -74,8 +74,11 @@ def collect(
         for split in ("validation", "test")
     }
     tested = {name: found for name, found in answers["test"].items() if len(found.rows)}
-    single = _best_single(records, tested)
-    winner = promotion.winner if promotion is not None else _best_validated(records)
+    single = best_single(records, tested)
+    if promotion is not None:
+        winner: str | None = promotion.winner
+    else:
+        winner = choose_winner(records).name if predictions else None
     samples = _samples(store, snapshot=snapshot, target=pipeline.spec.task.target)
     classes = next((tuple(map(str, record.classes)) for record in records), ())
     quarantine = store.read_quarantine(snapshot)
@@ -140,20 +143,10 @@ def _family(record: CandidateRecord) -> Family:
     return "single" if len(record.modalities) == 1 else "fusion"
 
 
-def _best_single(records: Sequence[CandidateRecord], tested: Mapping[str, Answers]) -> str | None:
+def best_single(records: Sequence[CandidateRecord], tested: Mapping[str, Answers]) -> str | None:
     """The single modality of the best test accuracy: the hardest one to compare with."""
     names = [r.name for r in records if r.name in tested and _family(r) == "single"]
     return max(names, key=lambda name: tested[name].right.mean(), default=None)
-
-
-def _best_validated(records: Sequence[CandidateRecord]) -> str | None:
-    fitted = [record for record in records if record.status == "fitted" and record.metrics]
-    best = min(
-        fitted,
-        key=lambda r: (-(r.metrics or {})["validation"]["accuracy"], r.parameters, r.name),
-        default=None,
-    )
-    return best.name if best is not None else None
 
 
 def _candidate(

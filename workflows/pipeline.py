@@ -149,7 +149,7 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     """
     file = Path(path).absolute()
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         there = os.listdir(file.parent) if file.parent.is_dir() else []
         names = [name for name in there if name.endswith((".yaml", ".yml"))]
@@ -231,7 +231,7 @@ class _Lines:
 
     def _line(self, where: Location) -> int:
         """Line of a field, or of the deepest part of its path that is there, counted from 1."""
-        node: Any = yaml.compose(self._path.read_text(), Loader=yaml.SafeLoader)
+        node: Any = yaml.compose(self._path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         line = 1
         for part in where:
             if isinstance(node, yaml.MappingNode):
@@ -265,4 +265,4 @@ class _Lines:
                 for i, value in enumerate(node.value):
                     visit(value, (*where, i))
 
-        visit(yaml.compose(self._path.read_text(), Loader=yaml.SafeLoader), ())
+        visit(yaml.compose(self._path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())

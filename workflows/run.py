@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-import pyarrow.compute as pc
 from rich.console import Console
 
-from features.store import Snapshot, Store, vectors
-from training.bootstrap import Interval, bootstrap_interval, paired_bootstrap
+from features.store import Snapshot
 from training.candidate import CandidateRecord, read_predictions
+from workflows.answers import Answers
 from workflows.cluster import Connection
+from workflows.collect import best_single, collect
 from workflows.console import count, duration, progress
 from workflows.embed import embed, open_store, plan_embedding, print_work
+from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.promote import Promotion, choose_winner, promote
 from workflows.runs import without_passwords
@@ -75,8 +75,8 @@ def run_demo(directory: Path, *, samples: int | None, console: Console) -> Pipel
     )
     recipe = directory / DEMO_RECIPE
     if not recipe.exists():
-        text = (resources.files("workflows") / "recipes" / DEMO_RECIPE).read_text()
-        recipe.write_text(text)
+        text = (resources.files("workflows") / "recipes" / DEMO_RECIPE).read_text(encoding="utf-8")
+        recipe.write_text(text, encoding="utf-8")
     return load_pipeline(recipe)
 
 
@@ -140,7 +140,6 @@ def write_report(
     out: Path | None = None,
 ) -> Path:
     """Write the HTML report whole, and keep it with the training's run in MLflow."""
-    from workflows.collect import collect
     from workflows.registry import git_commit
     from workflows.report import render
 
@@ -154,7 +153,7 @@ def write_report(
     )
     path = (out or pipeline.report_path).absolute()
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(render(data))
+    temporary.write_text(render(data), encoding="utf-8")
     temporary.replace(path)
     if promotion.parent is not None:
         log_report(path, uri=pipeline.tracking_uri, run=promotion.parent)
@@ -194,10 +193,6 @@ def _promote(
     return promotion
 
 
-def _since(begun: float) -> str:
-    return duration(time.perf_counter() - begun)
-
-
 def _summary(
     pipeline: Pipeline,
     *,
@@ -206,24 +201,29 @@ def _summary(
     console: Console,
 ) -> None:
     """The candidates, what fusion gains, the champion, and where to look further."""
+    confidence = pipeline.spec.promotion.confidence
     store = open_store(pipeline)
-    right = {r.name: answers_on_test(store, record=r) for r in records if r.status == "fitted"}
-    accuracy = {name: bootstrap_interval(answers) for name, answers in right.items()}
-    console.print(candidate_table(records, test=accuracy, winner=promotion.winner))
-    gain = fusion_gain(records, right=right)
-    if gain is not None:
+    tested = {
+        record.name: Answers.from_table(read_predictions(store, record.fingerprint), split="test")
+        for record in records
+        if record.status == "fitted"
+    }
+    accuracy = {name: answers.accuracy(confidence=confidence) for name, answers in tested.items()}
+    console.print(
+        candidate_table(records, test=accuracy, winner=promotion.winner, confidence=confidence)
+    )
+    single = best_single(records, tested)
+    fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
+    if single is not None and fusions:
+        fusion = choose_winner(fusions).name
+        gain = tested[fusion].gain(over=tested[single], confidence=confidence)
         console.print(
-            f"fusion   {gain.fusion} beats {gain.single}, the best single modality, by "
-            f"{gain.interval.mean:+.3f} [{gain.interval.low:+.3f}, {gain.interval.high:+.3f}] "
-            "on the test split"
-            if gain.interval.low > 0
-            else f"fusion   {gain.fusion} against {gain.single}, the best single modality: "
-            f"{gain.interval.mean:+.3f} [{gain.interval.low:+.3f}, {gain.interval.high:+.3f}] "
-            "on the test split, which is no clear gain"
+            f"fusion   {fusion} {_compared(gain)} {single}, the best single modality: "
+            f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on the test split"
         )
     verdict = promotion.verdict
     if promotion.champion_after is None:
-        console.print(f"champion [bold]none yet[/bold] of {promotion.model}")
+        console.print(f"champion none yet of {promotion.model}")
     elif promotion.promoted and verdict is not None:
         console.print(
             f"champion [bold green]{promotion.model} version {promotion.champion_after}"
@@ -231,46 +231,26 @@ def _summary(
             f"[{verdict.accuracy_low:.3f}, {verdict.accuracy_high:.3f}]"
         )
     else:
-        console.print(
-            f"champion [bold]{promotion.model} version {promotion.champion_after}[/bold] stays"
-        )
+        console.print(f"champion {promotion.model} version {promotion.champion_after} stays")
     console.print(f"report   {pipeline.report_path}", soft_wrap=True)
-    uri = without_passwords(pipeline.tracking_uri)
-    shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-    console.print(f"MLflow   {shown}", soft_wrap=True)
+    console.print(f"MLflow   {_mlflow(pipeline.tracking_uri)}", soft_wrap=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FusionGain:
-    """What the best fusion gains over the best single modality, row by row on the test split."""
-
-    fusion: str
-    single: str
-    interval: Interval
+def _compared(gain: Estimate) -> str:
+    if gain.low > 0:
+        return "beats"
+    return "loses to" if gain.high < 0 else "is not clearly better or worse than"
 
 
-def fusion_gain(
-    records: Sequence[CandidateRecord], *, right: Mapping[str, np.ndarray]
-) -> FusionGain | None:
-    """Compare the best of both kinds, each chosen on the validation split; None if one lacks."""
-    fitted = [record for record in records if record.name in right]
-    singles = [record for record in fitted if len(record.modalities) == 1]
-    fusions = [record for record in fitted if len(record.modalities) > 1]
-    if not singles or not fusions:
-        return None
-    fusion, single = choose_winner(fusions).name, choose_winner(singles).name
-    return FusionGain(
-        fusion=fusion,
-        single=single,
-        interval=paired_bootstrap(right[fusion], right[single]),
-    )
+def _mlflow(uri: str) -> str:
+    """Where to look at the runs: the server, or the command that opens MLflow's page."""
+    if uri.startswith("http"):
+        return without_passwords(uri)
+    command = Path(sys.executable).with_name("mlflow")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
+    return f"{command} ui --backend-store-uri {without_passwords(uri)}"
 
 
-def answers_on_test(store: Store, *, record: CandidateRecord) -> np.ndarray:
-    """Whether each labelled test row was answered rightly, float64 `[N]`, in row order."""
-    table = read_predictions(store, record.fingerprint)
-    table = table.filter(pc.equal(table["split"], "test"))
-    probabilities = vectors(table["probabilities"])
-    order = np.argsort(table["row"].to_numpy())
-    right = probabilities.argmax(axis=1) == table["target"].to_numpy()
-    return right[order].astype(np.float64)
+def _since(begun: float) -> str:
+    return duration(time.perf_counter() - begun)

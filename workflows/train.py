@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from features.store import Snapshot, Store
-from training.bootstrap import Interval
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, table
 from workflows.embed import open_store
+from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError
 
 
@@ -86,12 +86,16 @@ def train(
 
 
 def candidate_table(
-    records: Sequence[CandidateRecord], *, test: Mapping[str, Interval], winner: str | None
+    records: Sequence[CandidateRecord],
+    *,
+    test: Mapping[str, Estimate],
+    winner: str | None,
+    confidence: float,
 ) -> Table:
     """The candidates side by side: what they are, and their accuracy with its interval."""
     made = table(
-        "candidate", "validation", "test accuracy", "95 % interval", "parameters", "epochs",
-        "fitted in",
+        "candidate", "validation", "test accuracy", f"{confidence:.0%} interval", "parameters",
+        "epochs", "fitted in",
         numbers=("validation", "test accuracy", "parameters", "epochs", "fitted in"),
     )  # fmt: skip
     for record in records:
@@ -103,7 +107,7 @@ def candidate_table(
         made.add_row(
             record.name,
             f"{record.metrics['validation']['accuracy']:.3f}",
-            f"{estimate.mean:.3f}",
+            f"{estimate.value:.3f}",
             f"{estimate.low:.3f} – {estimate.high:.3f}",
             count(record.parameters),
             f"{len(record.epochs)}",
