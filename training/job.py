@@ -41,6 +41,8 @@ RUNS_FOLDER = "train-runs"
 RETRIES = 3
 """How often the worker group is started again after a worker has died."""
 POLL_SECONDS = 0.3
+HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+"""How often Ray looks at its workers; a checkpoint takes as long, and by default that is 2 s."""
 
 
 class TrainingError(ValueError):
@@ -138,6 +140,7 @@ def _run(
     gpu: bool,
 ) -> None:
     """One Ray Train run over the candidates; the same ones again continue it."""
+    os.environ.setdefault(*HEALTH_CHECK)
     filesystem, root = store.storage.filesystem()
     name = fingerprint([candidate.fingerprint for candidate in planned])
     trainer = ray.train.torch.TorchTrainer(
