@@ -133,6 +133,17 @@ def test_best_epoch_is_kept_and_training_stops_after_patience(table) -> None:
     assert validation_loss(fit, table=table) == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_patience_goes_on_where_it_was_interrupted(table) -> None:
+    spec = parse_candidate({"type": "early", "width": 64, "learning_rate": 0.03, "dropout": 0})
+    training = TrainingSpec(batch_size=40, max_epochs=100, patience=4, checkpoint_every=1)
+    states: list[FitState] = []
+    whole = fit_candidate(spec, table=table, training=training, save=states.append)
+    assert len(whole.epochs) < 100
+    for state in states[-4:]:  # the last of them has run out of patience
+        resumed = fit_candidate(spec, table=table, training=training, resume=state)
+        assert same(resumed, whole)
+
+
 def test_epochs_tell_what_happened(table) -> None:
     spec = parse_candidate({"type": "late", "width": 16, "learning_rate": 0.01})
     seen = []

@@ -83,10 +83,11 @@ def test_uninformative_embeddings_cost_the_log_of_the_rows() -> None:
 
 def test_no_pair_costs_nothing_and_can_still_be_differentiated() -> None:
     x, _ = make()
-    x.requires_grad_()
     one_each = torch.zeros(9, 3, dtype=torch.bool)
     one_each[torch.arange(9), torch.arange(9) % 3] = True
     one_each[0, 1] = True  # a pair of a single row has nothing to be told from
+    x[~one_each] = float("nan")
+    x.requires_grad_()
     scale = torch.tensor(3.0, requires_grad=True)
     loss = info_nce(x, presence_BM=one_each, scale=scale)
     loss.backward()
