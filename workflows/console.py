@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -20,12 +21,12 @@ def make_console(*, stderr: bool = False) -> Console:
     return console
 
 
-def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
-    """A table with the named columns; those in `numbers` stand to the right."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def table(*columns: str, numbers: Sequence[str] = (), wraps: Sequence[str] = ()) -> Table:
+    """A table with the named columns; `numbers` stand to the right, `wraps` may take lines."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        right = column in numbers
-        made.add_column(column, justify="right" if right else "left", no_wrap=right)
+        justify: Literal["right", "left"] = "right" if column in numbers else "left"
+        made.add_column(column, justify=justify, no_wrap=column not in wraps)
     return made
 
 

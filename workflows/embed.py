@@ -104,31 +104,37 @@ def embed(pipeline: Pipeline, *, connection: Connection, console: Console) -> Em
 def print_work(plan: Plan, *, console: Console) -> None:
     """What would be embedded, modality by modality in rows, how much is reused, what it costs."""
     made = table(
-        "modality", "encoder", "payloads", "missing", "reused", "copied", "to embed", "why",
-        numbers=("payloads", "missing", "reused", "copied", "to embed"),
+        "modality", "encoder", "payloads", "reused", "copied", "to embed", "why",
+        numbers=("payloads", "reused", "copied", "to embed"), wraps=("why",),
     )  # fmt: skip
     parts = plan.modalities.values()
     for part in parts:
         new = f"[bold]{count(part.to_embed)}[/bold]" if part.to_embed else "0"
-        numbers = [count(n) for n in (part.payloads, part.missing, part.reused, part.copied)]
+        numbers = [count(n) for n in (part.payloads, part.reused, part.copied)]
         encoder = part.feature.encoder.type
         made.add_row(part.modality, encoder, *numbers, new, part.reason)
     console.print(made)
     payloads = sum(part.payloads for part in parts)
     kept = sum(part.reused + part.copied for part in parts)
     to_embed = sum(part.to_embed for part in parts)
-    said = f"{count(to_embed)} payloads to embed, {share(kept, payloads)} reused"
+    missing = sum(part.missing for part in parts)
+    said = (
+        f"{count(to_embed)} of {count(payloads)} payloads to embed, {share(kept, payloads)} reused"
+    )
     changing = [part for part in parts if part.reason]
     if changing and all(part.bytes is not None for part in changing):
         written = sum(part.bytes or 0 for part in changing)
         seconds = sum(part.seconds or 0.0 for part in changing)
         said += f"; about {size(written)} to write, {duration(seconds)} on one worker"
-    console.print(f"         {said if plan.work else 'nothing to embed'}")
+    said = said if plan.work else "nothing to embed"
+    console.print(f"         {said} ({count(missing)} are missing)", soft_wrap=True)
 
 
 def quarantine_table(counts: Mapping[str, QuarantineCount]) -> Table:
     """Bad payloads by modality, stage and reason."""
-    made = table("modality", "stage", "reason", "rows", "of payloads", numbers=("rows",))
+    made = table(
+        "modality", "stage", "reason", "rows", "of payloads", numbers=("rows",), wraps=("reason",)
+    )
     for item in counts.values():
         ranked = sorted(item.reasons.items(), key=lambda pair: -pair[1])
         for (stage, reason), rows in ranked[:MOST_REASONS]:

@@ -93,26 +93,24 @@ def candidate_table(
     confidence: float,
 ) -> Table:
     """The candidates side by side: what they are, and their accuracy with its interval."""
+    interval = f"test, {confidence:.0%} interval"
     made = table(
-        "candidate", "validation", "test accuracy", f"{confidence:.0%} interval", "parameters",
-        "epochs", "fitted in",
-        numbers=("validation", "test accuracy", "parameters", "epochs", "fitted in"),
+        "candidate", "validation", interval, "parameters", "epochs", "time",
+        numbers=("validation", interval, "parameters", "epochs", "time"),
     )  # fmt: skip
     for record in records:
-        style = "bold green" if record.name == winner else None
         if record.status == "failed" or record.metrics is None:
-            made.add_row(record.name, "", "failed", "", "", "", "", style="red")
+            made.add_row(record.name, "", "failed", style="red")
             continue
         estimate = test[record.name]
         made.add_row(
             record.name,
             f"{record.metrics['validation']['accuracy']:.3f}",
-            f"{estimate.value:.3f}",
-            f"{estimate.low:.3f} – {estimate.high:.3f}",
+            f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]",
             count(record.parameters),
             f"{len(record.epochs)}",
             duration(record.seconds),
-            style=style,
+            style="bold green" if record.name == winner else None,
         )
     return made
 

@@ -77,7 +77,7 @@ def plan_rows(output):
     for line in output.splitlines():
         cells = line.split()
         if cells and cells[0] in ("sentence", "drawing", "speech"):
-            numbers = [int(cell) for cell in cells[4:7]]
+            numbers = [int(cell) for cell in cells[3:6]]
             found[cells[0]] = dict(zip(("reused", "copied", "to_embed"), numbers, strict=True))
     return found
 
