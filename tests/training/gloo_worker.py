@@ -161,6 +161,14 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def fit_without_rows(options: dict[str, Any]) -> list[float]:
+    """Losses of a fit in whose steps one of two workers has no row."""
+    training = TrainingSpec(batch_size=1, max_epochs=2)
+    spec = parse_candidate(options)
+    fitted = fit_candidate(spec, table=table_of(**make_columns(rows=48)), training=training)
+    return [loss for e in fitted.epochs for loss in (e.train_loss, e.validation_loss)]
+
+
 def failure() -> dict[str, Any]:
     """A fit whose loss becomes infinite."""
     spec = parse_candidate({"type": "early", "width": 8, "learning_rate": 1e36})
@@ -196,6 +204,7 @@ def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
         "classification": classification(part=part(4, 13)),
         "step": step_gradients(part=part(6, 13)),
         "fits": {name: fit(options) for name, options in FITS.items()},
+        "without rows": {name: fit_without_rows(options) for name, options in FITS.items()},
         "failure": failure(),
     }
 

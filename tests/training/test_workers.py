@@ -98,6 +98,12 @@ def test_a_fit_resumed_by_two_workers_ends_in_the_same_bits(two, name) -> None:
     assert all(worker["fits"][name]["resumed alike"] for worker in two)
 
 
+@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+def test_a_worker_without_a_row_takes_part_in_the_step(one, two, name) -> None:
+    assert two[0]["without rows"][name] == two[1]["without rows"][name]
+    assert_close(two[0]["without rows"][name], one["without rows"][name], tolerance=1e-4)
+
+
 def test_all_workers_give_up_together_and_say_the_same(one, two) -> None:
     assert two[0]["failure"] == two[1]["failure"]
     for key in ("epoch", "step", "learning_rate", "sample_ids"):
