@@ -1,8 +1,8 @@
 """One missing shard, computed: read, decode, prepare, encode, write. Knows nothing of Ray.
 
-Payloads are fetched, decoded and prepared by threads, one window of rows ahead of the
-encoder, so memory is bounded by two windows whatever the shard's size. Within a window,
-batches are formed of rows of like size, in an order that depends on the rows alone.
+Payloads are read, decoded and prepared by threads, one window of rows ahead of the encoder, so
+memory is bounded by two windows of prepared payloads and the shard's embeddings. Within a
+window, batches are formed of rows of like size, in an order that depends on the rows alone.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from features import payloads
 from features.encoders import Encoder, EncoderSpec
+from features.encoding import Bad, Prepared, Rows, encode_rows
 from features.plan import Work
 from features.samples import payload_key
-from features.sources import RowReader, Source, SourceError
+from features.sources import RowRange, RowReader, Source, SourceError
 from features.store import (
     QUARANTINE_SCHEMA,
     Store,
@@ -33,8 +34,10 @@ from features.store import (
     vectors,
 )
 
-WINDOW_ROWS = 512
-"""Rows that are decoded at once. Fixed, since it decides which rows share a batch."""
+WINDOW_ROWS = {"text": 2048, "image": 256, "audio": 128}
+"""Rows that are prepared at once. Fixed, since it decides which rows share a batch."""
+PROBES = 4
+"""Copied rows that are tried for one to prove an encoder with."""
 THREADS = max(2, min(8, os.cpu_count() or 2))
 
 
@@ -51,24 +54,6 @@ class ShardResult:
     """False if another job had written the shard meanwhile."""
     seconds: dict[str, float]
     """Wall time waiting for payloads (`read`), in the encoder (`encode`) and writing (`write`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bad:
-    """A row without an embedding, and why."""
-
-    row: int
-    stage: str
-    reason: str
-
-
-@dataclass(kw_only=True)
-class _Rows:
-    """Embeddings as they come, in any order."""
-
-    rows: list[int] = field(default_factory=list)
-    values: list[np.ndarray] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
 
 
 def embed_shard(
@@ -88,31 +73,38 @@ def embed_shard(
     for a fault of the medium; a bad payload raises nothing.
     """
     keys = store.read_table(work.samples, columns=[f"key.{work.modality}"])[0].to_pylist()
-    done = _copied(work, store=store, keys=keys)
-    copied = len(done.rows)
+    held = _copied(work, store=store, keys=keys)
+    done = Rows(values=dict(held))
     seconds = {"read": 0.0, "encode": 0.0, "write": 0.0}
-    held = set(done.rows)
-    wanted = [row for row, key in enumerate(keys) if key is not None and row not in held]
-    if wanted:
-        values = reader.read(work.ranges)[column].to_pylist()
-        windows = _prepared_windows(
-            [(row, values[row], keys[row]) for row in wanted],
+
+    def windows(rows: Sequence[int]) -> Iterator[tuple[list[Prepared], list[Bad]]]:
+        return _prepared_windows(
+            rows,
+            read=lambda some: reader.read(_ranges(work.ranges, some))[column].to_pylist(),
+            keys=keys,
             spec=spec,
             encoder=encoder,
             folder=source.folder,
             key_by=payload_key_by,
         )
+
+    def known_good() -> Iterator[Prepared]:
+        for row in list(held)[:PROBES]:
+            for prepared, _ in windows([row]):
+                yield from prepared
+
+    begun = time.perf_counter()
+    wanted = [row for row, key in enumerate(keys) if key is not None and row not in held]
+    for prepared, bad in windows(wanted):
+        seconds["read"] += time.perf_counter() - begun
         begun = time.perf_counter()
-        for prepared, bad in windows:
-            seconds["read"] += time.perf_counter() - begun
-            begun = time.perf_counter()
-            done.bad += bad
-            _encode_window(prepared, spec=spec, encoder=encoder, into=done)
-            seconds["encode"] += time.perf_counter() - begun
-            begun = time.perf_counter()
+        done.bad += bad
+        encode_rows(prepared, spec=spec, encoder=encoder, into=done, known_good=known_good)
+        seconds["encode"] += time.perf_counter() - begun
+        begun = time.perf_counter()
     begun = time.perf_counter()
     table = _shard_table(
-        done, spec=spec, dim=encoder.dim, work=work, keys=keys, copied=copied, seconds=seconds
+        done, spec=spec, dim=encoder.dim, work=work, keys=keys, copied=len(held), seconds=seconds
     )
     if done.bad:
         bad_rows = sorted(done.bad, key=lambda bad: bad.row)
@@ -133,19 +125,16 @@ def embed_shard(
     return ShardResult(
         modality=work.modality,
         shard=work.shard,
-        embedded=len(done.rows) - copied,
-        copied=copied,
+        embedded=len(done.values) - len(held),
+        copied=len(held),
         bad=len(done.bad),
         written=written,
         seconds=seconds,
     )
 
 
-def _copied(work: Work, *, store: Store, keys: Sequence[bytes | None]) -> _Rows:
+def _copied(work: Work, *, store: Store, keys: Sequence[bytes | None]) -> dict[int, np.ndarray]:
     """The rows whose embeddings stand in donor shards."""
-    found = _Rows()
-    if not work.donors:
-        return found
     held: dict[bytes, np.ndarray] = {}
     for donor in work.donors:
         path = embedding_path(encoder=work.encoder, shard=donor)
@@ -154,33 +143,40 @@ def _copied(work: Work, *, store: Store, keys: Sequence[bytes | None]) -> _Rows:
         except FileNotFoundError:
             continue  # collected since the planning; its rows are computed like any others
         held.update(zip(table["payload_key"].to_pylist(), vectors(table["embedding"]), strict=True))
-    for row, key in enumerate(keys):
-        if key is not None and key in held:
-            found.rows.append(row)
-            found.values.append(held[key])
+    return {row: held[key] for row, key in enumerate(keys) if key is not None and key in held}
+
+
+def _ranges(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:
+    """Where some rows of a shard, counted within it and ascending, stand in the source."""
+    starts = np.cumsum([0, *(part.stop - part.start for part in ranges)])
+    found: list[RowRange] = []
+    for row in rows:
+        place = int(np.searchsorted(starts, row, side="right")) - 1
+        file, at = ranges[place].file, ranges[place].start + row - int(starts[place])
+        if found and (found[-1].file, found[-1].stop) == (file, at):
+            found[-1] = RowRange(file=file, start=found[-1].start, stop=at + 1)
+        else:
+            found.append(RowRange(file=file, start=at, stop=at + 1))
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    row: int
-    payload: Any
-    size: int
-
-
 def _prepared_windows(
-    rows: Sequence[tuple[int, Any, bytes]],
+    rows: Sequence[int],
     *,
+    read: Callable[[Sequence[int]], list[Any]],
+    keys: Sequence[bytes | None],
     spec: EncoderSpec,
     encoder: Encoder,
     folder: str,
     key_by: str,
-) -> Iterator[tuple[list[_Prepared], list[Bad]]]:
+) -> Iterator[tuple[list[Prepared], list[Bad]]]:
     """Windows of prepared rows; the next one is worked on by threads while one is used."""
 
-    def prepare(item: tuple[int, Any, bytes]) -> _Prepared | Bad:
-        row, value, key = item
-        if value is None or payload_key(value, kind=spec.kind, folder=folder, by=key_by) != key:
+    def prepare(row: int, value: Any) -> Prepared | Bad:
+        if (
+            value is None
+            or payload_key(value, kind=spec.kind, folder=folder, by=key_by) != keys[row]
+        ):
             raise SourceError(
                 f"the payload {_shown(value)} is not the one that the job was planned for; leave "
                 "the table and its files alone while they are read, and run again"
@@ -196,83 +192,30 @@ def _prepared_windows(
             prepared = encoder.prepare(payload)
         except ValueError as error:
             return Bad(row=row, stage="prepare", reason=str(error))
-        return _Prepared(row=row, payload=prepared, size=encoder.size(prepared))
+        return Prepared(row=row, payload=prepared, size=encoder.size(prepared))
 
+    window = WINDOW_ROWS[spec.kind]
     with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="prepare") as pool:
-        starts = range(0, len(rows), WINDOW_ROWS)
-        ahead: list[Future[_Prepared | Bad]] = []
+        starts = range(0, len(rows), window)
+        ahead: list[Future[Prepared | Bad]] = []
         for start in (*starts, None):
             current = ahead
             if start is not None:
-                ahead = [pool.submit(prepare, item) for item in rows[start : start + WINDOW_ROWS]]
+                some = rows[start : start + window]
+                ahead = [
+                    pool.submit(prepare, row, value)
+                    for row, value in zip(some, read(some), strict=True)
+                ]
             if current:
                 results = [future.result() for future in current]
                 yield (
-                    [item for item in results if isinstance(item, _Prepared)],
+                    [item for item in results if isinstance(item, Prepared)],
                     [item for item in results if isinstance(item, Bad)],
                 )
 
 
-def _encode_window(
-    prepared: list[_Prepared], *, spec: EncoderSpec, encoder: Encoder, into: _Rows
-) -> None:
-    """Encode in batches of rows of like size, the longest first: if memory runs out, then soon."""
-    ordered = sorted(prepared, key=lambda item: (-item.size, item.row))
-    for start in range(0, len(ordered), spec.batch_size):
-        batch = ordered[start : start + spec.batch_size]
-        failures = _encode_batch(batch, spec=spec, encoder=encoder, into=into)
-        if len(failures) == len(batch) > 1:
-            raise failures[0]  # not the rows are at fault, but the encoder
-
-
-def _encode_batch(
-    batch: Sequence[_Prepared], *, spec: EncoderSpec, encoder: Encoder, into: _Rows
-) -> list[Exception]:
-    """Encode a batch; on an error halve it, until it is done or the row that fails is alone.
-
-    Returns the errors of rows that failed alone. Memory that does not suffice for one row,
-    and a fault of the medium, are raised.
-    """
-    try:
-        values = np.asarray(encoder.encode([item.payload for item in batch]))
-    except OSError:
-        raise
-    except Exception as error:
-        if len(batch) == 1:
-            if _is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            into.bad.append(Bad(row=batch[0].row, stage="encode", reason=reason))
-            return [error]
-        middle = (len(batch) + 1) // 2
-        return [
-            failure
-            for half in (batch[:middle], batch[middle:])
-            for failure in _encode_batch(half, spec=spec, encoder=encoder, into=into)
-        ]
-    assert values.shape == (len(batch), encoder.dim), (values.shape, len(batch), encoder.dim)
-    with np.errstate(over="ignore"):
-        stored = values.astype(spec.dtype)
-    finite = np.isfinite(stored).all(axis=1)
-    for item, value, computed, good in zip(batch, stored, values, finite, strict=True):
-        if good:
-            into.rows.append(item.row)
-            into.values.append(value)
-        elif np.isfinite(computed).all():
-            reason = f"the embedding is out of range for {spec.dtype}; set `dtype: float32`"
-            into.bad.append(Bad(row=item.row, stage="encode", reason=reason))
-        else:
-            reason = "the encoder gave a value that is not finite"
-            into.bad.append(Bad(row=item.row, stage="encode", reason=reason))
-    return []
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-
-
 def _shard_table(
-    done: _Rows,
+    done: Rows,
     *,
     spec: EncoderSpec,
     dim: int,
@@ -281,11 +224,10 @@ def _shard_table(
     copied: int,
     seconds: dict[str, float],
 ) -> pa.Table:
-    order = np.argsort(np.array(done.rows, dtype=np.int64))
-    rows = np.array(done.rows, dtype=np.int32)[order]
+    rows = np.array(sorted(done.values), dtype=np.int32)
     values = np.empty((len(rows), dim), dtype=spec.dtype)
-    for place, source in enumerate(order):
-        values[place] = done.values[source]
+    for place, row in enumerate(rows.tolist()):
+        values[place] = done.values[row]
     metadata = {
         "sensorium.encoder": work.encoder,
         "sensorium.modality": work.modality,

@@ -17,11 +17,12 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
 from features.embedding import ShardResult, embed_shard
 from features.encoders import Encoder
 from features.plan import Plan, Work
-from features.sources import RowRange, RowReader, Source
+from features.sources import RowRange, RowReader, Source, SourceError
 from features.spec import FeatureSpec
 from features.storage import Storage
 from features.store import Store
@@ -45,8 +46,8 @@ def embed(
 ) -> list[ShardResult]:
     """Compute all missing shards of a plan; Ray must be connected.
 
-    Raises what the first failing shard raised, when its retries are used up; what was
-    written until then stays, and need not be computed again.
+    Raises SourceError, OSError or ImportError as the first failing shard raised them, and other
+    errors as Ray wraps them; what was written until then stays, and is not computed again.
     """
     if not plan.work:
         return []
@@ -55,11 +56,26 @@ def embed(
         store.write_encoder(part.feature.encoder, fingerprint=part.encoder_fingerprint)
     actors = plan_actors(ray.cluster_resources(), shards=len(plan.work))
     results = []
-    for result in _run(plan, storage=storage, actors=actors):
-        results.append(result)
-        if on_shard:
-            on_shard(result)
+    try:
+        for result in _run(plan, storage=storage, actors=actors):
+            results.append(result)
+            if on_shard:
+                on_shard(result)
+    except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, SourceError | OSError | ImportError):
+            raise cause from error
+        raise
     return results
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised in the worker, out of what Ray has wrapped around it."""
+    while True:
+        inner = error.cause if isinstance(error, RayTaskError) else error.__cause__
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
 
 
 def plan_actors(resources: Mapping[str, float], *, shards: int) -> Actors:

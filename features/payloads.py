@@ -36,7 +36,7 @@ RETRY_SECONDS = (0.2, 1.0, 3.0)
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that Pillow decodes by itself: none that runs a program, as EPS does."""
 
-_OF_THE_FILE = {
+OF_THE_FILE = {
     errno.ENOENT: "there is no such file",
     errno.ENOTDIR: "there is no such file",
     errno.EISDIR: "it is a folder, not a file",
@@ -83,8 +83,8 @@ def fetch(uri: str, *, base: str) -> bytes:
         try:
             return _read(path, uri=uri)
         except OSError as error:
-            if error.errno in _OF_THE_FILE:
-                reason = f"{_OF_THE_FILE[error.errno]}: {uri!r}"
+            if error.errno in OF_THE_FILE:
+                reason = f"{OF_THE_FILE[error.errno]}: {uri!r}"
                 raise BadPayload(reason, stage="fetch") from error
             if wait is None:
                 raise

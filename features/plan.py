@@ -10,21 +10,21 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import pyarrow as pa
 
 from features.encoders import EncoderSpec
 from features.samples import PayloadColumn, SampleShard, scan_samples
-from features.sources import RowRange, Source
+from features.sources import RowRange, Source, SourceError
 from features.spec import DatasetSpec, FeatureSpec
 from features.store import (
     ModalityShards,
     Snapshot,
     Store,
     embedding_path,
-    quarantine_path,
     shard_fingerprint,
 )
 
@@ -85,6 +85,8 @@ class Plan:
     work: tuple[Work, ...]
     splits: Mapping[str, int]
     """Samples per split; those in no split under the empty name."""
+    labelled: Mapping[str, int]
+    """Samples with a label per split."""
     previous: Snapshot | None
     seconds: float
     """How long the planning took."""
@@ -102,22 +104,19 @@ def make_plan(
     features: Mapping[str, FeatureSpec],
     target: str | None,
     store: Store,
-    write_samples: bool,
 ) -> Plan:
-    """Compare the table with the store. Writes the sample shards if asked to, and nothing else.
+    """Compare the table with the store. Writes nothing.
 
     Raises SourceError for a table that cannot be what the configuration says.
     """
     begun = time.perf_counter()
+    donors = store.donors(name)
     previous = store.latest(name)
     encoders = {m: feature.encoder.fingerprint() for m, feature in features.items()}
     there = {encoder: store.shards_of(encoder) for encoder in encoders.values()}
-    may_copy = {
-        m
+    donors_of = {
+        m: [part for donor in donors if (part := _same_encoder(donor, modality=m, encoder=encoder))]
         for m, encoder in encoders.items()
-        if previous
-        and m in previous.modalities
-        and previous.modalities[m].encoder_fingerprint == encoder
     }
     patches = {m: _patches(previous, modality=m) for m in features}
     samples: list[SampleShard] = []
@@ -125,15 +124,16 @@ def make_plan(
     missing: dict[str, dict[str, SampleShard]] = {m: {} for m in features}
     keys: dict[tuple[str, str], pa.Array] = {}
     splits: Counter[str] = Counter()
+    labelled: Counter[str] = Counter()
     columns = {m: PayloadColumn(column=f.column, kind=f.encoder.kind) for m, f in features.items()}
     for shard, rows in scan_samples(
         source, dataset=dataset, payload_columns=columns, target=target
     ):
         samples.append(shard)
-        for item in rows["split"].value_counts().to_pylist():
-            splits[item["values"] or ""] += item["counts"]
-        if write_samples:
-            store.write_samples(shard, rows=rows)
+        splits.update(split or "" for split in rows["split"].to_pylist())
+        if target is not None:
+            has_label = rows[f"target.{target}"].is_valid()
+            labelled.update(split or "" for split in rows["split"].filter(has_label).to_pylist())
         for modality, encoder in encoders.items():
             if modality not in shard.keys:
                 shards[modality].append(())
@@ -142,15 +142,14 @@ def make_plan(
             shards[modality].append((made, *patches[modality].get(made, ())))
             if made not in there[encoder] and made not in missing[modality]:
                 missing[modality][made] = shard
-                if modality in may_copy:
+                if donors_of[modality]:
                     keys[modality, made] = rows[f"key.{modality}"]
     work: list[Work] = []
     parts: dict[str, ModalityPlan] = {}
     for modality, feature in features.items():
-        donors = _donors(
+        held = _holders(
             store,
-            previous=previous if modality in may_copy else None,
-            modality=modality,
+            donors=donors_of[modality],
             listed={shard for over in shards[modality] for shard in over},
             keys={made: column for (m, made), column in keys.items() if m == modality},
         )
@@ -163,7 +162,7 @@ def make_plan(
                 ranges=shard.ranges,
                 rows=shard.rows,
                 payloads=shard.payloads[modality],
-                donors=donors[made].shards if made in donors else (),
+                donors=held[made].shards if made in held else (),
             )
             for made, shard in missing[modality].items()
         ]
@@ -175,7 +174,7 @@ def make_plan(
             shards=tuple(shards[modality]),
             samples=samples,
             work=here,
-            copied=sum(donor.rows for donor in donors.values()),
+            copied=sum(item.rows for item in held.values()),
             known=there[encoders[modality]],
             previous=previous,
             store=store,
@@ -189,107 +188,103 @@ def make_plan(
         modalities=parts,
         work=tuple(work),
         splits=dict(splits),
+        labelled=dict(labelled),
         previous=previous,
         seconds=time.perf_counter() - begun,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuarantineCount:
-    """How much of a modality is in the quarantine."""
+def write_samples(plan: Plan, *, store: Store) -> None:
+    """Write the sample shards that are not in the store; reads the table again if there are any.
 
-    modality: str
-    bad: int
-    payloads: int
-    reasons: Mapping[tuple[str, str], int]
-    """Rows by stage and reason."""
-
-    @property
-    def fraction(self) -> float:
-        return self.bad / self.payloads if self.payloads else 0.0
-
-
-def count_quarantine(plan: Plan, *, store: Store) -> dict[str, QuarantineCount]:
-    """Count the quarantined rows of all shards of a plan whose work is done.
-
-    Costs one listing an encoder, and one small read a shard that has bad rows.
+    Raises SourceError if the table is no longer the one that was planned.
     """
-    counts: dict[str, QuarantineCount] = {}
-    for modality, part in plan.modalities.items():
-        listed = store.quarantined_shards_of(part.encoder_fingerprint)
-        reasons: Counter[tuple[str, str]] = Counter()
-        for over in part.shards:
-            bad = [shard for shard in over if shard in listed]
-            if bad:
-                path = quarantine_path(encoder=part.encoder_fingerprint, shard=bad[-1])
-                table = store.read_table(path, columns=["stage", "reason"])
-                reasons.update(
-                    zip(*(table[c].to_pylist() for c in table.column_names), strict=True)
-                )
-        counts[modality] = QuarantineCount(
-            modality=modality, bad=reasons.total(), payloads=part.payloads, reasons=reasons
-        )
-    return counts
+    if not {f"{shard.fingerprint}.parquet" for shard in plan.samples} - store.storage.list(
+        "samples"
+    ):
+        return
+    columns = {
+        modality: PayloadColumn(column=part.feature.column, kind=part.feature.encoder.kind)
+        for modality, part in plan.modalities.items()
+    }
+    scanned = scan_samples(
+        plan.source, dataset=plan.dataset, payload_columns=columns, target=plan.target
+    )
+    for planned, (shard, rows) in zip_longest(plan.samples, scanned, fillvalue=(None, None)):
+        if shard != planned:
+            raise SourceError(
+                "the table changed while it was read; leave it and its files alone, and run again"
+            )
+        store.write_samples(shard, rows=rows)
 
 
-def make_snapshot(
-    plan: Plan, *, store: Store, quarantine: Mapping[str, QuarantineCount]
-) -> Snapshot:
-    """The snapshot of a plan whose shards are all there."""
-    modalities = {}
-    for name, part in plan.modalities.items():
-        spec = part.feature.encoder
-        bad = quarantine[name].bad
-        modalities[name] = ModalityShards(
-            kind=spec.kind,
-            encoder=spec.model_dump(mode="json"),
-            encoder_fingerprint=part.encoder_fingerprint,
-            dim=_width(store, part),
-            shards=part.shards,
-            present=part.payloads - bad,
-            missing=part.missing,
-            bad=bad,
-        )
+def draft_snapshot(plan: Plan) -> Snapshot:
+    """The snapshot that a plan leads to, without what only its shards can tell.
+
+    Its id and parts are right; widths and counts of bad rows are zero.
+    """
+    return snapshot_of(plan, dims={}, bad={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """Shards that hold some of the payloads of a missing one, and how many they hold."""
+
+    shards: tuple[str, ...]
+    rows: int
+
+
+def _same_encoder(donor: Snapshot, *, modality: str, encoder: str) -> ModalityShards | None:
+    part = donor.modalities.get(modality)
+    return part if part is not None and part.encoder_fingerprint == encoder else None
+
+
+def _holders(
+    store: Store,
+    *,
+    donors: Sequence[ModalityShards],
+    listed: set[str],
+    keys: Mapping[str, pa.Array],
+) -> dict[str, _Held]:
+    """Per missing shard: the donors' shards, listed no more, that hold its payloads."""
+    if not keys:
+        return {}
+    holder: dict[bytes, str] = {}
+    for part in donors:
+        for shard in dict.fromkeys(s for over in part.shards for s in over if s not in listed):
+            path = embedding_path(encoder=part.encoder_fingerprint, shard=shard)
+            if store.storage.exists(path):
+                for key in store.read_table(path, columns=["payload_key"])[0].to_pylist():
+                    holder.setdefault(key, shard)
+    found = {}
+    for made, column in keys.items():
+        held = [holder[key] for key in column.to_pylist() if key in holder]
+        found[made] = _Held(shards=tuple(dict.fromkeys(held)), rows=len(held))
+    return found
+
+
+def snapshot_of(plan: Plan, *, dims: Mapping[str, int], bad: Mapping[str, int]) -> Snapshot:
+    """The snapshot of a plan, given each modality's width and number of bad rows."""
     return Snapshot(
         name=plan.name,
         target=plan.target,
         slices=plan.dataset.slices,
         samples=plan.samples,
-        modalities=modalities,
+        modalities={
+            name: ModalityShards(
+                kind=part.feature.encoder.kind,
+                encoder=part.feature.encoder.model_dump(mode="json"),
+                encoder_fingerprint=part.encoder_fingerprint,
+                dim=dims.get(name, 0),
+                shards=part.shards,
+                present=part.payloads - bad.get(name, 0),
+                missing=part.missing,
+                bad=bad.get(name, 0),
+            )
+            for name, part in plan.modalities.items()
+        },
         files=plan.source.files,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Donors:
-    shards: tuple[str, ...]
-    rows: int
-
-
-def _donors(
-    store: Store,
-    *,
-    previous: Snapshot | None,
-    modality: str,
-    listed: set[str],
-    keys: Mapping[str, pa.Array],
-) -> dict[str, _Donors]:
-    """Per missing shard: the last snapshot's shards, listed no more, that hold its payloads."""
-    if previous is None or not keys:
-        return {}
-    part = previous.modalities[modality]
-    unlisted = dict.fromkeys(s for over in part.shards for s in over if s not in listed)
-    holder: dict[bytes, str] = {}
-    for shard in unlisted:
-        path = embedding_path(encoder=part.encoder_fingerprint, shard=shard)
-        if store.storage.exists(path):
-            for key in store.read_table(path, columns=["payload_key"])["payload_key"].to_pylist():
-                holder[key] = shard
-    found = {}
-    for made, column in keys.items():
-        held = [holder[key] for key in column.to_pylist() if key in holder]
-        found[made] = _Donors(shards=tuple(dict.fromkeys(held)), rows=len(held))
-    return found
 
 
 def _patches(previous: Snapshot | None, *, modality: str) -> dict[str, tuple[str, ...]]:
@@ -371,12 +366,3 @@ def _rate(store: Store, *, encoder: str, shards: list[str]) -> _Rate | None:
     if not rows:
         return None
     return _Rate(seconds_per_row=seconds / rows, bytes_per_row=width)
-
-
-def _width(store: Store, part: ModalityPlan) -> int:
-    """The width of a modality's embeddings, by the first shard there is; 0 if there is none."""
-    for over in part.shards:
-        for shard in over:
-            path = embedding_path(encoder=part.encoder_fingerprint, shard=shard)
-            return int(store.read_metadata(path)["sensorium.dim"])
-    return 0

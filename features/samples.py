@@ -2,14 +2,15 @@
 
 Shard boundaries follow the hash of the sample's id alone, so that all modalities share them
 and neither a changed payload nor a changed label moves them. A scan costs one pass over the
-table, one `stat` a payload behind a URI, and 24 bytes of memory a row to prove that the ids
-are unique.
+table, one `stat` a payload behind a URI, and 8 bytes a row (24 while they are sorted, at the end)
+to prove that the ids are unique.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,8 @@ class SampleShard:
 
     fingerprint: str
     """Hash of all that the shard's file holds."""
+    labels: str
+    """Hash of ids, splits and targets alone, which is what training depends on."""
     rows: int
     ranges: tuple[RowRange, ...]
     """Where the samples stand in the source."""
@@ -129,18 +132,22 @@ def payload_key(value: str | bytes, *, kind: Kind, folder: str, by: str = "stat"
         return _hash(b"inline", value.encode())
     try:
         path = payloads.local_path(value, base=folder)
-        if by == "content":
+        status = os.stat(path)
+        if by == "content" and stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(
                     file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
                 )
             return _hash(b"content", digest.digest())
-        status = os.stat(path)
-        return _hash(b"file", value.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, payloads.BadPayload):
+    except payloads.BadPayload:
         return _hash(b"absent", value.encode())
     except ValueError as error:
         raise SourceError(str(error)) from error
+    except OSError as error:
+        if error.errno in payloads.OF_THE_FILE:
+            return _hash(b"absent", value.encode())
+        raise
+    return _hash(b"file", value.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
 
 
 def split_of(group: str, *, split: SplitSpec) -> str:
@@ -179,11 +186,13 @@ def _sample_rows(
 ) -> pa.Table:
     columns: dict[str, pa.Array] = {"sample_id": ids, "split": _splits(table, dataset=dataset)}
     if target is not None:
-        columns[f"target.{target}"] = _plain(table[target])
+        columns[f"target.{target}"] = _labels(table[target], name=target)
     for name in dataset.slices:
         columns[f"slice.{name}"] = _as_text(table[name], name=name)
     for modality, payload in payload_columns.items():
         values = _plain(table[payload.column])
+        if values.null_count == len(values):  # of whatever type, as CSV and pandas make them
+            values = pa.nulls(len(values), pa.string())
         _check_payloads(values, column=payload.column, kind=payload.kind)
         keys = [
             None
@@ -193,6 +202,27 @@ def _sample_rows(
         ]
         columns[f"key.{modality}"] = pa.array(keys, KEY)
     return pa.table(columns)
+
+
+def _labels(column: pa.ChunkedArray, *, name: str) -> pa.Array:
+    """Labels as text, int64 or booleans; whole floats (integers with gaps, in pandas) as int64."""
+    labels = _plain(column)
+    found = labels.type
+    if pa.types.is_floating(found):
+        labels = pc.if_else(pc.is_nan(labels), pa.scalar(None, found), labels)
+        try:
+            return labels.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"column {name!r} holds fractions; a class is text, an integer or a boolean"
+            ) from error
+    if pa.types.is_integer(found):
+        return labels.cast(pa.int64())
+    if pa.types.is_string(found) or pa.types.is_large_string(found):
+        return labels.cast(pa.string())
+    if pa.types.is_boolean(found) or pa.types.is_null(found):
+        return labels
+    raise SourceError(f"column {name!r} holds {found}; a class is text, an integer or a boolean")
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
@@ -254,12 +284,22 @@ def _cut(hashes: np.ndarray, *, size: ShardSize, pending_rows: int) -> Iterator[
 
 
 def _finish(pending: _Pending, *, modalities: Sequence[str]) -> tuple[SampleShard, pa.Table]:
-    table = pa.concat_tables(pending.tables, promote_options="permissive").combine_chunks()
+    try:
+        table = pa.concat_tables(pending.tables, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        raise SourceError(f"a column changes its type within the table: {error}") from error
     digests = {name: _column_digest(table[name]) for name in table.column_names}
     payload_counts = {m: table.num_rows - table[f"key.{m}"].null_count for m in modalities}
     shard = SampleShard(
         fingerprint=fingerprint(
             {"columns": digests, "types": [str(t) for t in table.schema.types]}
+        ),
+        labels=fingerprint(
+            {
+                name: [digest, str(table.schema.field(name).type)]
+                for name, digest in digests.items()
+                if not name.startswith(("key.", "slice."))
+            }
         ),
         rows=table.num_rows,
         ranges=tuple(_joined(pending.ranges)),

@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from features.fingerprint import nearest_hint
 
 CHUNK_ROWS = 8192
+CSV_BLOCK_BYTES = 2**26
+"""How much of a CSV file is parsed at once; no record may be longer."""
 SUFFIXES = {
     "parquet": (".parquet", ".pq"),
     "csv": (".csv",),
@@ -44,16 +46,19 @@ class Source:
     folder: str
     """Folder that relative paths in the table's cells start from."""
 
-    def columns(self) -> list[str]:
-        """Names of the columns, as the first file has them."""
-        if self.format == "parquet":
-            try:
-                return list(pq.read_schema(self.files[0]).names)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise SourceError(f"{self.files[0]}: not a Parquet file: {error}") from error
-        for _, table in _read(self.files[0], format=self.format, columns=None):
-            return list(table.column_names)
-        return []
+    def columns(self, *, wanted: Collection[str] = ()) -> list[str]:
+        """Names of the columns: those of the first file that is not empty.
+
+        Lines of JSON name their fields one by one; they are read on until all in `wanted` are
+        found, or to the end.
+        """
+        found: dict[str, None] = {}
+        for file in self.files:
+            for _, table in _read(file, format=self.format, columns=None):
+                found |= dict.fromkeys(table.column_names)
+                if self.format != "jsonl" or not set(wanted) - set(found):
+                    return list(found)
+        return list(found)
 
     def scan(self, *, columns: Sequence[str], text: Collection[str] = ()) -> Iterator[Chunk]:
         """All rows in order, in chunks of some thousand rows.
@@ -152,13 +157,21 @@ def open_source(path: str, *, folder: str, format: str | None = None) -> Source:
             raise SourceError(f"{full} has no files that end in {', '.join(known)}")
     else:
         files = sorted(glob.glob(full, recursive=True))
-        base = os.path.dirname(full.split("*")[0].rstrip("/")) if "*" in full else ""
+        base = _folder_of_glob(full)
         if not files:
             raise SourceError(_not_found(full))
     formats = {format or _format_of(file) for file in files}
     if len(formats) > 1:
         raise SourceError(f"{full}: files of several formats: {', '.join(sorted(formats))}")
-    return Source(files=tuple(files), format=formats.pop(), folder=base or folder)
+    return Source(files=tuple(files), format=formats.pop(), folder=base)
+
+
+def _folder_of_glob(path: str) -> str:
+    """The deepest folder that all that a glob matches lies in."""
+    folder = os.path.dirname(path)
+    while any(character in folder for character in "*?["):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def _not_found(path: str) -> str:
@@ -192,15 +205,18 @@ def _read(
     skip: int = 0,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Chunks of a file and the row each begins at, from the one with row `skip`, or sooner."""
+    readers = {
+        "parquet": lambda: _read_parquet(file, columns=columns, skip=skip),
+        "csv": lambda: _read_csv(file, columns=columns, text=text),
+        "jsonl": lambda: _read_jsonl(file, columns=columns),
+    }
     try:
-        match format:
-            case "parquet":
-                yield from _read_parquet(file, columns=columns, skip=skip)
-            case "csv":
-                yield from _read_csv(file, columns=columns, text=text)
-            case _:
-                yield from _read_jsonl(file, columns=columns)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError) as error:
+        for first, table in readers[format]():
+            lacking = [name for name in columns or () if name not in table.column_names]
+            if lacking:
+                raise SourceError(f"{file} has no column {', '.join(map(repr, lacking))}")
+            yield first, table
+    except (pa.ArrowException, UnicodeError) as error:
         raise SourceError(f"{file}: cannot be read as {format}: {error}") from error
 
 
@@ -235,10 +251,13 @@ def _read_csv(
         quoted_strings_can_be_null=False,
     )
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    read = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK_BYTES)
     first = 0
     with (
         pa.input_stream(file, compression="detect") as stream,
-        pyarrow.csv.open_csv(stream, convert_options=convert, parse_options=parse) as reader,
+        pyarrow.csv.open_csv(
+            stream, read_options=read, convert_options=convert, parse_options=parse
+        ) as reader,
     ):
         for batch in reader:
             yield first, pa.Table.from_batches([batch])

@@ -104,7 +104,9 @@ class LocalStorage:
     @staticmethod
     def _write_temporary(target: str, data: bytes | pa.Buffer) -> str:
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        folder, name = os.path.split(target)
+        # A leading dot: readers of whole folders pass over what a killed writer has left.
+        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
         try:
             with open(temporary, "xb") as file:
                 file.write(data)

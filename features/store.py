@@ -5,17 +5,19 @@
     quarantine/<encoder>/<shard>.parquet       rows that have no embedding, and why
     encoders/<encoder>.json                    the encoder's spec
     snapshots/<id>.json                        the shards that make up one version of a dataset
-    latest/<name>.json                         the newest snapshot of a dataset
+    latest/<name>.json                         the newest snapshot of a dataset, and where its
+                                               rows stand in the source
+    attempts/<name>                            the last snapshot that went over its budget
 
-Everything but `latest/` is written once and never changed. Readers follow snapshots only.
+Everything but the last two is written once and never changed. Readers follow snapshots only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -69,12 +71,14 @@ class Snapshot:
     samples: tuple[SampleShard, ...]
     modalities: Mapping[str, ModalityShards]
     files: tuple[str, ...] = ()
-    """The source's files, which the sample shards' ranges refer to."""
+    """The source's files, which the sample shards' ranges refer to. Where the rows stand is no
+    part of the snapshot, and is read with the latest one of a name only."""
 
     @cached_property
     def id(self) -> str:
-        """Hash of what the snapshot refers to; names and paths do not enter it."""
-        return self.part(modalities=tuple(self.modalities))
+        """Hash of what the snapshot refers to; names and places do not enter it."""
+        shards = [shard.fingerprint for shard in self.samples]
+        return fingerprint({"samples": shards, "part": self.part(modalities=self.modalities)})
 
     @property
     def rows(self) -> int:
@@ -85,11 +89,11 @@ class Snapshot:
         """Per sample shard: the number of its first row within the snapshot."""
         return tuple(int(row) for row in np.cumsum([0, *(s.rows for s in self.samples)])[:-1])
 
-    def part(self, *, modalities: Sequence[str]) -> str:
-        """Identity of the samples and of some of the modalities, without the others."""
+    def part(self, *, modalities: Collection[str]) -> str:
+        """Identity of ids, splits and labels, and of some modalities, without all else."""
         return fingerprint(
             {
-                "samples": [shard.fingerprint for shard in self.samples],
+                "samples": [shard.labels for shard in self.samples],
                 "target": self.target,
                 "modalities": {
                     name: {
@@ -145,12 +149,28 @@ class Store:
         return _stems(self.storage.list(f"quarantine/{encoder}"))
 
     def latest(self, name: str) -> Snapshot | None:
-        """The snapshot last committed under a name."""
+        """The snapshot last committed under a name, with where its rows stand."""
         try:
             pointer = json.loads(self.storage.read(f"latest/{name}.json"))
         except FileNotFoundError:
             return None
-        return self.read_snapshot(pointer["snapshot"])
+        snapshot = self.read_snapshot(pointer["snapshot"])
+        samples = [
+            replace(shard, ranges=tuple(RowRange(file=f, start=a, stop=b) for f, a, b in ranges))
+            for shard, ranges in zip(snapshot.samples, pointer["ranges"], strict=True)
+        ]
+        return replace(snapshot, name=name, files=tuple(pointer["files"]), samples=tuple(samples))
+
+    def donors(self, name: str) -> list[Snapshot]:
+        """The snapshots of a name that may hold embeddings to copy, the newest first.
+
+        The latest, and before it the last that was complete but went over its budget.
+        """
+        try:
+            attempt = self.read_snapshot(self.storage.read(f"attempts/{name}").decode())
+        except FileNotFoundError:
+            attempt = None
+        return [snapshot for snapshot in (attempt, self.latest(name)) if snapshot is not None]
 
     # ------------------------------------------------------------------ writing
 
@@ -168,18 +188,29 @@ class Store:
     def commit(self, snapshot: Snapshot) -> bool:
         """Write a snapshot whose shards are all there, and make it the latest of its name.
 
-        False, and nothing written, if it is the latest already.
+        False if it is the latest already.
         """
         pointer = f"latest/{snapshot.name}.json"
-        body = _json({"snapshot": snapshot.id})
-        self.storage.write_once(f"snapshots/{snapshot.id}.json", _json(_snapshot_json(snapshot)))
+        ranges = [[[r.file, r.start, r.stop] for r in s.ranges] for s in snapshot.samples]
+        place = {"snapshot": snapshot.id, "files": list(snapshot.files), "ranges": ranges}
+        self._write_snapshot(snapshot)
         try:
-            if self.storage.read(pointer) == body:
-                return False
+            before = json.loads(self.storage.read(pointer))
         except FileNotFoundError:
-            pass
-        self.storage.replace(pointer, body)
-        return True
+            before = {}
+        if before != place:
+            self.storage.replace(pointer, _json(place, indent=None))
+        return before.get("snapshot") != snapshot.id
+
+    def keep_attempt(self, snapshot: Snapshot) -> None:
+        """Remember a snapshot that must not be used, so that its embeddings can be copied."""
+        self._write_snapshot(snapshot)
+        self.storage.replace(f"attempts/{snapshot.name}", snapshot.id.encode())
+
+    def _write_snapshot(self, snapshot: Snapshot) -> None:
+        path = f"snapshots/{snapshot.id}.json"
+        if not self.storage.exists(path):
+            self.storage.write_once(path, _json(_snapshot_json(snapshot)))
 
     # ------------------------------------------------------------------ reading
 
@@ -218,32 +249,54 @@ class Store:
             rows=table["row"].to_numpy().astype(np.int64), values=vectors(table["embedding"])
         )
 
+    def read_rows(self, snapshot: Snapshot, *, modality: str) -> np.ndarray:
+        """Row numbers of the samples that have an embedding, int64 `[P]`, ascending."""
+        part = snapshot.modalities[modality]
+        found = [np.empty(0, np.int64)]
+        for first, shards in zip(snapshot.first_rows, part.shards, strict=True):
+            for shard in shards:
+                path = embedding_path(encoder=part.encoder_fingerprint, shard=shard)
+                rows = self.read_table(path, columns=["row"])["row"].to_numpy()
+                found.append(rows.astype(np.int64) + first)
+        return np.sort(np.concatenate(found))
+
     def read_quarantine(self, snapshot: Snapshot) -> pa.Table:
         """Who is quarantined and why: `sample_id`, `modality`, `stage`, `reason`, in row order."""
-        found: list[pa.Table] = []
+        names = ("sample_id", "modality", "stage", "reason")
+        found = [pa.table({name: pa.array([], pa.string()) for name in names})]
         for name, part in snapshot.modalities.items():
             listed = self.quarantined_shards_of(part.encoder_fingerprint)
             for sample_shard, shards in zip(snapshot.samples, part.shards, strict=True):
-                bad = [shard for shard in shards if shard in listed]
-                if not bad:
+                bad = self.read_bad(shards, encoder=part.encoder_fingerprint, listed=listed)
+                if bad is None:
                     continue
-                # A later patch has quarantined a part of what the shard before it had.
-                path = quarantine_path(encoder=part.encoder_fingerprint, shard=bad[-1])
-                table = self.read_table(path)
                 ids = self.read_table(sample_shard.path, columns=["sample_id"])["sample_id"]
-                found.append(
-                    pa.table(
-                        {
-                            "sample_id": ids.take(table["row"]),
-                            "modality": pa.array([name] * table.num_rows, pa.string()),
-                            "stage": table["stage"],
-                            "reason": table["reason"],
-                        }
-                    )
-                )
-        names = ("sample_id", "modality", "stage", "reason")
-        empty = pa.table({name: pa.array([], pa.string()) for name in names})
-        return pa.concat_tables([empty, *found])
+                modality = pa.array([name] * bad.num_rows, pa.string())
+                columns = [ids.take(bad["row"]), modality, bad["stage"], bad["reason"]]
+                found.append(pa.table(dict(zip(names, columns, strict=True))))
+        return pa.concat_tables(found)
+
+    def read_bad(
+        self, shards: Sequence[str], *, encoder: str, listed: Collection[str]
+    ) -> pa.Table | None:
+        """The quarantined rows of a shard and its patches; None if there are none.
+
+        `listed` are the shards of the encoder that have any. A row that a patch embeds is no
+        longer bad, and what a patch says of a row holds over what was said before.
+        """
+        tables = [
+            self.read_table(quarantine_path(encoder=encoder, shard=shard))
+            for shard in shards
+            if shard in listed
+        ]
+        if not tables:
+            return None
+        last = {row: i for i, row in enumerate(row for t in tables for row in t["row"].to_pylist())}
+        for patch in shards[1:]:
+            for row in self.read_shard(patch, encoder=encoder).rows.tolist():
+                last.pop(row, None)
+        places = [last[row] for row in sorted(last)]
+        return pa.concat_tables(tables).take(places) if places else None
 
     def read_table(self, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of the store, or some of its columns."""
@@ -271,7 +324,8 @@ def merge_patches(parts: Sequence[Embeddings]) -> Embeddings | None:
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
     """A fixed-size list column without nulls as an array `[N, D]`; no copy of a single chunk."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(array), array.type.list_size)
 
 
 def embedding_table(
@@ -316,8 +370,8 @@ def _stems(names: set[str]) -> set[str]:
     return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
 
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+def _json(value: object, *, indent: int | None = 1) -> bytes:
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
 
 
 def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -326,12 +380,11 @@ def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "name": snapshot.name,
         "target": snapshot.target,
         "slices": list(snapshot.slices),
-        "files": list(snapshot.files),
         "samples": [
             {
                 "fingerprint": shard.fingerprint,
                 "rows": shard.rows,
-                "ranges": [[r.file, r.start, r.stop] for r in shard.ranges],
+                "labels": shard.labels,
                 "keys": dict(shard.keys),
                 "payloads": dict(shard.payloads),
             }
@@ -358,12 +411,12 @@ def _snapshot_from(value: dict[str, Any]) -> Snapshot:
         name=value["name"],
         target=value["target"],
         slices=tuple(value["slices"]),
-        files=tuple(value["files"]),
         samples=tuple(
             SampleShard(
                 fingerprint=shard["fingerprint"],
                 rows=shard["rows"],
-                ranges=tuple(RowRange(file=f, start=a, stop=b) for f, a, b in shard["ranges"]),
+                labels=shard["labels"],
+                ranges=(),
                 keys=shard["keys"],
                 payloads=shard["payloads"],
             )

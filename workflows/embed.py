@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from features.commit import QuarantineCount, count_quarantine, make_snapshot
 from features.embedding import ShardResult
-from features.plan import Plan, QuarantineCount, count_quarantine, make_plan, make_snapshot
+from features.plan import Plan, make_plan, write_samples
 from features.sources import SourceError
+from features.spec import SPLITS
 from features.storage import open_storage
 from features.store import Snapshot, Store
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, share, size, table
-from workflows.pipeline import ConfigurationError, Pipeline
+from workflows.pipeline import ConfigurationError, Pipeline, StageError
 
 MOST_REASONS = 10
 """Reasons shown of a modality's quarantine."""
@@ -53,10 +55,15 @@ def open_store(pipeline: Pipeline) -> Store:
         raise ConfigurationError(f"{pipeline.path}: store: {error}") from error
 
 
-def plan_embedding(pipeline: Pipeline, *, write_samples: bool) -> Plan:
-    """Compare the table with the store; ConfigurationError for a table that is not as described."""
+def plan_embedding(pipeline: Pipeline) -> Plan:
+    """Compare the table with the store; ConfigurationError for what is not as described."""
     source = pipeline.open_source()
     spec = pipeline.spec
+    for modality, feature in spec.features.items():
+        try:
+            feature.encoder.fingerprint()
+        except (ValueError, OSError, ImportError) as error:
+            raise pipeline.error(("features", modality, "encoder"), str(error)) from error
     try:
         return make_plan(
             name=pipeline.name,
@@ -65,15 +72,37 @@ def plan_embedding(pipeline: Pipeline, *, write_samples: bool) -> Plan:
             features=spec.features,
             target=spec.task.target,
             store=open_store(pipeline),
-            write_samples=write_samples,
         )
     except SourceError as error:
-        raise ConfigurationError(f"{pipeline.path}: dataset: {error}") from error
+        raise pipeline.error(("dataset",), str(error)) from error
 
 
-def embed(pipeline: Pipeline, *, connection: Connection, console: Console) -> Embedded:
-    """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad."""
-    plan = plan_embedding(pipeline, write_samples=True)
+def check_labels(plan: Plan, *, pipeline: Pipeline) -> None:
+    """Refuse, before any work, a table on which nothing can be trained or compared."""
+    lacking = [split for split in SPLITS if not plan.labelled.get(split)]
+    if lacking:
+        splits = ", ".join(f"{name or 'no split'} {count(n)}" for name, n in plan.splits.items())
+        raise pipeline.error(
+            ("dataset", "split"),
+            f"no sample with a label in {' and '.join(lacking)}; each split needs some "
+            f"(samples: {splits}; with a label: {count(sum(plan.labelled.values()))})",
+        )
+
+
+def embed(
+    pipeline: Pipeline,
+    *,
+    connection: Connection,
+    console: Console,
+    for_training: bool = False,
+) -> Embedded:
+    """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad.
+
+    `for_training` refuses a table without labels in each split, before any work.
+    """
+    plan = plan_embedding(pipeline)
+    if for_training:
+        check_labels(plan, pipeline=pipeline)
     store = open_store(pipeline)
     console.print(
         f"[bold]embed[/bold]    {count(plan.rows)} samples in {count(len(plan.samples))} shards, "
@@ -81,10 +110,18 @@ def embed(pipeline: Pipeline, *, connection: Connection, console: Console) -> Em
     )
     if plan.work:
         print_work(plan, console=console)
-        _compute(plan, store=store, connection=connection, console=console)
+    try:
+        write_samples(plan, store=store)
+        if plan.work:
+            _compute(plan, store=store, connection=connection, console=console)
+    except (SourceError, OSError, ImportError) as error:
+        raise StageError(f"{error}; run again, and only what is not done will be") from error
     quarantine = count_quarantine(plan, store=store)
-    _check_budget(quarantine, limit=plan.dataset.max_bad_fraction)
     snapshot = make_snapshot(plan, store=store, quarantine=quarantine)
+    limit = plan.dataset.max_bad_fraction
+    if any(item.fraction > limit for item in quarantine.values()):
+        store.keep_attempt(snapshot)
+        raise BudgetExceeded(quarantine, limit=limit)
     committed = store.commit(snapshot)
     bad = sum(item.bad for item in quarantine.values())
     if not plan.work:
@@ -169,8 +206,3 @@ def _compute(plan: Plan, *, store: Store, connection: Connection, console: Conso
         f"         {', '.join(parts)}, {count(len(results))} shards written in "
         f"{duration(time.perf_counter() - begun)}"
     )
-
-
-def _check_budget(counts: Mapping[str, QuarantineCount], *, limit: float) -> None:
-    if any(item.fraction > limit for item in counts.values()):
-        raise BudgetExceeded(counts, limit=limit)

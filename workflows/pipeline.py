@@ -104,6 +104,10 @@ class Pipeline:
         """Hash of all that the file says that can change a result."""
         return fingerprint(self.spec)
 
+    def error(self, where: Location, text: str) -> ConfigurationError:
+        """What is wrong with a field, with the line in which it stands."""
+        return ConfigurationError(_Lines(self.path).message(where, text))
+
     def open_source(self) -> Source:
         """Find the table and check that it has every column that the file names."""
         lines = _Lines(self.path)
@@ -111,7 +115,9 @@ class Pipeline:
             source = open_source(
                 self.spec.dataset.path, folder=str(self.folder), format=self.spec.dataset.format
             )
-            columns = source.columns()
+            columns = source.columns(wanted=[column for _, column in self._columns()])
+            if not columns:
+                raise SourceError(f"{source.files[0]}: the table has no rows")
         except (SourceError, OSError) as error:
             raise ConfigurationError(lines.message(("dataset", "path"), str(error))) from error
         problems = [

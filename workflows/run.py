@@ -10,13 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from features.plan import draft_snapshot
 from features.store import Snapshot
 from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers
 from workflows.cluster import Connection
 from workflows.collect import best_single, collect
 from workflows.console import count, duration, progress
-from workflows.embed import embed, open_store, plan_embedding, print_work
+from workflows.embed import check_labels, embed, open_store, plan_embedding, print_work
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.promote import Promotion, choose_winner, promote
@@ -31,7 +32,7 @@ def run(pipeline: Pipeline, *, console: Console) -> Promotion:
     """Embed, train, promote and report; an unchanged world costs seconds and changes nothing."""
     begun = time.perf_counter()
     with Connection() as connection:
-        embedded = embed(pipeline, connection=connection, console=console)
+        embedded = embed(pipeline, connection=connection, console=console, for_training=True)
         snapshot = embedded.snapshot
         trained = train(pipeline, snapshot=snapshot, connection=connection, console=console)
     promotion = _promote(
@@ -82,21 +83,15 @@ def run_demo(directory: Path, *, samples: int | None, console: Console) -> Pipel
 
 def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     """What `run` would do, stage by stage. Writes nothing."""
-    plan = plan_embedding(pipeline, write_samples=False)
+    plan = plan_embedding(pipeline)
     splits = ", ".join(f"{name or 'no split'} {count(n)}" for name, n in plan.splits.items())
     console.print(
         f"[bold]embed[/bold]    {count(plan.rows)} samples ({splits}) in "
         f"{count(len(plan.samples))} shards"
     )
     print_work(plan, console=console)
-    latest = open_store(pipeline).latest(pipeline.name)
-    if plan.work or latest is None:
-        console.print(
-            f"[bold]train[/bold]    {len(pipeline.spec.candidates)} candidates; which of them "
-            "need fitting is known once the embeddings are there"
-        )
-        return
-    candidates = planned(pipeline, snapshot=latest)
+    check_labels(plan, pipeline=pipeline)
+    candidates = planned(pipeline, snapshot=draft_snapshot(plan))
     waiting = [candidate.spec.name for candidate in candidates if candidate.record is None]
     console.print(
         f"[bold]train[/bold]    {len(candidates)} candidates, {len(waiting)} to fit"

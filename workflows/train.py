@@ -29,17 +29,18 @@ class Trained:
 
 
 def last_snapshot(pipeline: Pipeline) -> Snapshot:
-    """The snapshot that stage 1 committed last; StageError if it is not of these encoders."""
+    """The snapshot that stage 1 committed last; StageError if it is not of this pipeline."""
     snapshot = open_store(pipeline).latest(pipeline.name)
     command = f"sensorium embed {pipeline.path.name}"
     if snapshot is None:
         raise StageError(f"{pipeline.name} has no snapshot yet; run `{command}` first")
-    for modality, feature in pipeline.spec.features.items():
-        part = snapshot.modalities.get(modality)
-        if part is None or part.encoder_fingerprint != feature.encoder.fingerprint():
-            raise StageError(
-                f"the last snapshot does not have {modality!r} by this encoder; run `{command}`"
-            )
+    spec = pipeline.spec
+    wanted = {m: feature.encoder.fingerprint() for m, feature in spec.features.items()}
+    found = {m: part.encoder_fingerprint for m, part in snapshot.modalities.items()}
+    if (found, snapshot.target, snapshot.slices) != (wanted, spec.task.target, spec.dataset.slices):
+        raise StageError(
+            f"the last snapshot is of other features, slices or targets; run `{command}` first"
+        )
     return snapshot
 
 
@@ -67,7 +68,13 @@ def train(
         + (f" on {workers} workers" if missing else "")
     )
     if missing:
-        _fit(pipeline, snapshot=snapshot, missing=missing, connection=connection, console=console)
+        _fit(
+            pipeline,
+            snapshot=snapshot,
+            missing=len(missing),
+            connection=connection,
+            console=console,
+        )
     else:
         console.print("         nothing to do: every candidate is in the store")
     done = planned(pipeline, snapshot=snapshot) if missing else before
@@ -119,7 +126,7 @@ def _fit(
     pipeline: Pipeline,
     *,
     snapshot: Snapshot,
-    missing: Sequence[PlannedCandidate],
+    missing: int,
     connection: Connection,
     console: Console,
 ) -> None:
@@ -128,7 +135,7 @@ def _fit(
     begun = time.perf_counter()
     store: Store = open_store(pipeline)
     with progress(console) as bar:
-        task = bar.add_task("train", total=len(missing), note="starting Ray")
+        task = bar.add_task("train", total=missing, note="starting Ray")
 
         def on_progress(update: FitProgress) -> None:
             done = update.number - (0 if update.done else 1)
@@ -140,12 +147,12 @@ def _fit(
                 store_root=store.storage.root,
                 snapshot_id=snapshot.id,
                 task=pipeline.spec.task,
-                candidates=[candidate.spec for candidate in missing],
+                candidates=pipeline.spec.candidates,
                 training=pipeline.spec.training,
                 on_progress=on_progress,
             )
         except TrainingError as error:
             raise StageError(str(error)) from error
     console.print(
-        f"         {len(missing)} candidates fitted in {duration(time.perf_counter() - begun)}"
+        f"         {missing} candidates fitted in {duration(time.perf_counter() - begun)}"
     )

@@ -11,9 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from features.commit import count_quarantine, make_snapshot
 from features.embedding import embed_shard
 from features.encoders import EncoderSpec
-from features.plan import count_quarantine, make_plan, make_snapshot
+from features.plan import make_plan, write_samples
 from features.sources import RowReader, SourceError, open_source
 from features.spec import DatasetSpec, FeatureSpec, ShardSize
 from features.storage import LocalStorage
@@ -73,6 +74,7 @@ class World:
 
     def __init__(self, folder):
         self.folder = folder
+        self.path = "table.parquet"
         self.store = Store(LocalStorage(folder / "store"))
         self.frame = pd.DataFrame(
             {
@@ -85,21 +87,21 @@ class World:
         )
         self.specs = {"text": LettersSpec(), "note": LettersSpec(scale=2)}
 
-    def plan(self, *, write=True):
+    def plan(self):
         self.frame.to_parquet(self.folder / "table.parquet", index=False)
         size = ShardSize(min=20, target=50, max=200)
         return make_plan(
             name="world",
-            source=open_source("table.parquet", folder=str(self.folder)),
-            dataset=DatasetSpec(path="table.parquet", id="id", split="split", shard_rows=size),
+            source=open_source(self.path, folder=str(self.folder)),
+            dataset=DatasetSpec(path=self.path, id="id", split="split", shard_rows=size),
             features={m: FeatureSpec(column=m, encoder=spec) for m, spec in self.specs.items()},
             target="label",
             store=self.store,
-            write_samples=write,
         )
 
     def run(self):
         plan = self.plan()
+        write_samples(plan, store=self.store)
         LettersSpec.log.clear()
         results = [self.embed(plan, work) for work in plan.work]
         snapshot = make_snapshot(
@@ -184,7 +186,7 @@ def test_a_second_run_does_nothing(world):
 
 
 def test_planning_alone_writes_nothing(world):
-    world.plan(write=False)
+    world.plan()
     assert not (world.folder / "store").exists()
 
 
@@ -286,6 +288,7 @@ def test_an_encoder_that_always_fails_fails_the_job(world, monkeypatch):
 
 def test_a_table_that_changes_after_the_planning_fails_the_job(world):
     plan = world.plan()
+    write_samples(plan, store=world.store)
     world.frame["text"] = world.frame["text"].shift(1)
     world.frame.to_parquet(world.folder / "table.parquet", index=False)
     with pytest.raises(SourceError, match="not the one that the job was planned for"):
@@ -298,6 +301,7 @@ def test_a_shard_does_not_depend_on_who_computes_it(world, tmp_path):
     other = Store(LocalStorage(tmp_path / "elsewhere"))
     world.store, plain = other, world.store
     plan = world.plan()
+    write_samples(plan, store=other)
     for work in reversed(plan.work):
         world.embed(plan, work)
         path = f"embeddings/{work.encoder}/{work.shard}.parquet"
@@ -333,6 +337,91 @@ def test_patches_join_their_shard_in_row_order(world):
     rows, _ = world.expected("text")
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.values[rows == 50], np.ones((1, 4)))
+
+
+def test_a_shard_without_a_good_row_is_read_as_empty(world):
+    """Also as a donor, once its rows are mended."""
+    plan = world.plan()
+    first = plan.samples[0].rows
+    world.frame.loc[: first - 1, "text"] = ""
+    _, _, snapshot = world.run()
+    found = world.store.read_embeddings(snapshot, modality="text")
+    assert found.values.shape == (snapshot.modalities["text"].present, 4)
+    np.testing.assert_array_equal(world.store.read_rows(snapshot, modality="text"), found.rows)
+    world.frame.loc[3, "text"] = "good now"
+    _, _, snapshot = world.run()
+    assert LettersSpec.log == ["good now"]
+    assert 3 in world.store.read_embeddings(snapshot, modality="text").rows
+
+
+def test_rows_that_fail_are_told_from_an_encoder_that_fails(world, monkeypatch):
+    """Two poisoned rows in one batch are bad; one row of a machine that fails is not."""
+    world.specs["text"] = LettersSpec(batch_size=2)
+    world.frame.loc[[5, 6], "text"] = "poison"
+    _, _, snapshot = world.run()
+    assert snapshot.modalities["text"].bad == 2
+
+    world.frame.loc[501, "text"] = "other"
+    plan = world.plan()
+    write_samples(plan, store=world.store)
+
+    def broken(self, batch):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(Letters, "encode", broken)
+    with pytest.raises(RuntimeError, match="out of order"):
+        world.embed(plan, plan.work[0])
+    assert not world.store.storage.exists(
+        f"embeddings/{plan.work[0].encoder}/{plan.work[0].shard}.parquet"
+    )
+
+
+def test_a_fault_of_the_device_is_not_blamed_on_the_row(world, monkeypatch):
+    def lost(self, batch):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Letters, "encode", lost)
+    world.frame = world.frame[1:2]
+    with pytest.raises(RuntimeError, match="CUDA"):
+        world.run()
+
+
+def test_where_rows_stand_follows_the_table(world):
+    """The same rows in two files: the same snapshot, read with the places of today."""
+    _, _, before = world.run()
+    (world.folder / "parts").mkdir()
+    world.frame[:400].to_parquet(world.folder / "parts/a.parquet", index=False)
+    world.frame[400:].to_parquet(world.folder / "parts/b.parquet", index=False)
+    world.path = "parts"
+    _, _, after = world.run()
+    assert after.id == before.id
+    latest = world.store.latest("world")
+    assert latest.samples == after.samples and len(latest.files) == 2
+
+
+def test_a_candidate_depends_on_its_own_modality_alone(world):
+    _, _, before = world.run()
+    world.frame.loc[7, "note"] = "another note"
+    _, _, after = world.run()
+    assert before.part(modalities=["text"]) == after.part(modalities=["text"])
+    assert before.part(modalities=["note"]) != after.part(modalities=["note"])
+    world.frame.loc[7, "label"] = 2
+    _, _, relabelled = world.run()
+    assert after.part(modalities=["text"]) != relabelled.part(modalities=["text"])
+
+
+def test_what_went_over_budget_is_copied_once_it_is_mended(world):
+    world.frame.loc[[100, 500], "text"] = ""
+    plan = world.plan()
+    write_samples(plan, store=world.store)
+    for work in plan.work:
+        world.embed(plan, work)
+    counts = count_quarantine(plan, store=world.store)
+    world.store.keep_attempt(make_snapshot(plan, store=world.store, quarantine=counts))
+    assert world.store.latest("world") is None
+    world.frame.loc[[100, 500], "text"] = ["mended", "also mended"]
+    world.run()
+    assert sorted(LettersSpec.log) == ["also mended", "mended"]
 
 
 def test_the_store_s_modules_load_no_model_library():

@@ -176,6 +176,12 @@ def test_a_file_is_known_by_name_size_and_time_or_by_content(tmp_path):
     assert key("a.png", "content") != before[1]
 
 
+def test_a_path_that_cannot_be_one_is_known_as_absent(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    keys = {payload_key(v, kind="image", folder=str(tmp_path)) for v in ("x" * 300, "loop", " ")}
+    assert len(keys) == 3
+
+
 def test_inline_payloads_stand_for_themselves(tmp_path):
     folder = str(tmp_path)
     assert payload_key("x", kind="text", folder=folder) == payload_key(

@@ -46,7 +46,8 @@ def table_path(request, tmp_path):
 
 def read_all(source, columns):
     chunks = list(source.scan(columns=columns, text=["id", "text"]))
-    return chunks, pa.concat_tables([chunk.table for chunk in chunks]).to_pandas()
+    tables = [chunk.table for chunk in chunks]
+    return chunks, pa.concat_tables(tables, promote_options="permissive").to_pandas()
 
 
 def test_a_scan_gives_every_row_in_order(table_path):
@@ -88,6 +89,22 @@ def test_a_run_may_cross_files(tmp_path):
     ranges = [RowRange(file=0, start=90, stop=100), RowRange(file=1, start=0, stop=10)]
     found = RowReader(source, columns=["id"]).read(ranges)
     assert found["id"].to_pylist() == FRAME["id"][90:110].tolist()
+
+
+@pytest.mark.parametrize("path", ["data", "data/part-0.csv", "data/*.csv", "data/part-?.csv"])
+def test_relative_paths_in_a_table_start_from_its_folder(tmp_path, path):
+    (tmp_path / "data").mkdir()
+    FRAME[:3].to_csv(tmp_path / "data/part-0.csv", index=False)
+    assert open_source(path, folder=str(tmp_path)).folder == str(tmp_path / "data")
+
+
+def test_a_field_that_comes_late_in_lines_of_json_is_found(tmp_path):
+    rows = [{"id": i} for i in range(CHUNK_ROWS + 10)] + [{"id": -1, "late": "x"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_source("t.jsonl", folder=str(tmp_path))
+    assert "late" in source.columns(wanted=["id", "late"])
+    _, frame = read_all(source, ["id", "late"])
+    assert frame["late"].notna().sum() == 1
 
 
 def test_csv_keeps_text_as_it_is_written(tmp_path):

@@ -52,7 +52,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_a_killed_writer_s_temporary_file_is_not_listed(tmp_path):
     storage = LocalStorage(tmp_path)
     storage.write_once("folder/shard", b"x")
-    (tmp_path / "folder/other.0123.tmp").write_bytes(b"half")
+    (tmp_path / "folder/.other.0123.tmp").write_bytes(b"half")
     assert storage.list("folder") == {"shard"}
     assert storage.list("nowhere") == set()
 

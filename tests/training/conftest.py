@@ -75,6 +75,7 @@ def write_store(folder: Path, columns: dict[str, Any], *, shard_rows: int = 100)
         body = parquet_bytes(table).to_pybytes()
         shard = SampleShard(
             fingerprint=hashlib.blake2b(body, digest_size=16).hexdigest(),
+            labels=hashlib.blake2b(body, digest_size=16).hexdigest(),
             rows=table.num_rows,
             ranges=(RowRange(file=0, start=part.start, stop=part.stop),),
             keys={},

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from features.commit import count_quarantine, make_snapshot
 from features.embedding import embed_shard
-from features.plan import count_quarantine, make_plan, make_snapshot
+from features.plan import make_plan, write_samples
 from features.sources import RowReader
 from features.storage import LocalStorage
 from features.store import Snapshot, Store
@@ -123,8 +124,8 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16) -> Shapes:
         features=pipeline.spec.features,
         target=pipeline.spec.task.target,
         store=store,
-        write_samples=True,
     )
+    write_samples(plan, store=store)
     for work in plan.work:
         feature = pipeline.spec.features[work.modality]
         embed_shard(

@@ -30,8 +30,10 @@ candidates:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    splits = ["train", "train", "validation", "test"]
     rows = [
-        [f"w{i}", f"text {i}", None, "ja" if i % 2 else "en", i % 3, "train"] for i in range(40)
+        [f"w{i}", f"text {i}", None, "ja" if i % 2 else "en", i % 3, splits[i % 4]]
+        for i in range(40)
     ]
     columns = ["sample_id", "text", "photo", "language", "label", "split"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "words.csv", index=False)
@@ -177,6 +179,72 @@ def test_a_repeated_id_is_named(folder, capsys):
     assert not (folder / "store/embeddings").exists()
 
 
+def break_label_column(frame):
+    frame["label"] = [[1, 2]] * len(frame)
+
+
+def break_labels(frame):
+    frame["label"] = None
+
+
+def break_fractions(frame):
+    frame["label"] = frame["label"] + 0.5
+
+
+def break_test(frame):
+    frame["split"] = frame["split"].replace("test", "train")
+
+
+TABLES = {
+    "labels that are lists": (break_label_column, "a class is text, an integer or a boolean"),
+    "labels that are fractions": (break_fractions, "column 'label' holds fractions"),
+    "no label at all": (break_labels, "no sample with a label in train and validation and test"),
+    "no test rows": (break_test, "words.yaml:4: dataset.split: no sample with a label in test"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_table_that_nothing_can_be_learned_from_ends_before_any_work(
+    folder, capsys, case, command
+):
+    damage, message = TABLES[case]
+    frame = pd.read_csv("words.csv")
+    damage(frame)
+    frame.to_parquet("words.parquet", index=False)
+    change(folder, "words.csv", "words.parquet")
+    code, out, err = sensorium(capsys, command, "words.yaml")
+    assert code == 2 and message in " ".join(err.split()), err
+    assert "Traceback" not in err + out
+    assert not (folder / "store").exists()
+
+
+def test_whole_numbers_that_pandas_made_floats_are_labels(folder, capsys):
+    frame = pd.read_csv("words.csv")
+    frame["label"] = frame["label"].astype(float).where(frame.index != 3)
+    frame.to_parquet("words.parquet", index=False)
+    change(folder, "words.csv", "words.parquet")
+    assert sensorium(capsys, "plan", "words.yaml")[0] == 0
+
+
+def test_a_second_file_without_a_column_is_named(folder, capsys):
+    (folder / "words").mkdir()
+    frame = pd.read_csv("words.csv")
+    frame.to_csv("words/a.csv", index=False)
+    frame.drop(columns="text").assign(sample_id=[f"x{i}" for i in range(40)]).to_csv(
+        "words/b.csv", index=False
+    )
+    change(folder, "words.csv", "words")
+    code, _, err = sensorium(capsys, "run", "words.yaml")
+    assert code == 2 and "b.csv" in err and "text" in err
+
+
+def test_a_model_that_is_not_there_ends_before_any_work(folder, capsys):
+    change(folder, "{type: hashing, dim: 32}", "{type: huggingface_text, model: ./nothing}")
+    code, out, err = sensorium(capsys, "run", "words.yaml")
+    assert code == 2 and "features.text.encoder" in err and "Traceback" not in err + out
+
+
 def test_bad_usage_ends_with_2(folder, capsys):
     for arguments in (["embedd", "words.yaml"], ["run"], ["run", "words.yaml", "--fast"]):
         assert sensorium(capsys, *arguments)[0] == 2
@@ -201,7 +269,7 @@ def test_every_command_has_help_with_an_example(capsys, monkeypatch):
 def test_plan_changes_nothing(folder, capsys):
     before = sorted(path.name for path in folder.iterdir())
     code, out, _ = sensorium(capsys, "plan", "words.yaml")
-    assert code == 0 and "40 samples (train 40)" in out
+    assert code == 0 and "40 samples (train 20, validation 10, test 10)" in out
     assert sorted(path.name for path in folder.iterdir()) == before
 
 

@@ -84,6 +84,7 @@ def snapshot(store: Store) -> Snapshot:
     ]
     shard = SampleShard(
         fingerprint="f" * 32,
+        labels="e" * 32,
         rows=rows,
         ranges=(RowRange(file=0, start=0, stop=rows),),
         keys={},
