@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -78,6 +78,7 @@ def fit(
 ) -> list[CandidateRecord]:
     """Fit the candidates that are not in the store yet; returns all their records, in order.
 
+    Give all candidates of a pipeline, done or not: they name the run that a killed job continues.
     Ray must be connected. A candidate whose loss is not finite, or which its data do not allow,
     is recorded as failed, and the others go on. TrainingError if the cluster is too small or
     no candidate can be trained on the data.
@@ -91,7 +92,10 @@ def fit(
         )
 
     planned = plan()
-    if any(candidate.record is None for candidate in planned):
+    if all(candidate.record for candidate in planned):
+        # A job that was killed after its last candidate has left its checkpoints.
+        _forget_run(store, name=run_name(planned))
+    else:
         gpu = _check_resources(training.workers)
         with _mailbox(on_progress) as mailbox:
             _run(
@@ -107,6 +111,7 @@ def fit(
                 store=store,
                 workers=training.workers,
                 gpu=gpu,
+                is_done=lambda: all(candidate.record for candidate in plan()),
             )
         planned = plan()
     records = [candidate.record for candidate in planned if candidate.record is not None]
@@ -138,11 +143,16 @@ def _run(
     store: Store,
     workers: int,
     gpu: bool,
+    is_done: Callable[[], bool],
 ) -> None:
-    """One Ray Train run over the candidates; the same ones again continue it."""
+    """One Ray Train run over the candidates; the same ones again continue it.
+
+    Two jobs over the same candidates at once share their checkpoints, which either can go on
+    from. The first to end deletes them, and what the other was fitting is in the store by then.
+    """
     os.environ.setdefault(*HEALTH_CHECK)
     filesystem, root = store.storage.filesystem()
-    name = fingerprint([candidate.fingerprint for candidate in planned])
+    name = run_name(planned)
     trainer = ray.train.torch.TorchTrainer(
         cast(Any, fit_on_worker),
         train_loop_config=dict(config),
@@ -155,11 +165,28 @@ def _run(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    result: Any = trainer.fit()
-    # What a run of this name would continue from is of no more use.
-    filesystem.delete_dir(f"{root}/{RUNS_FOLDER}/{name}")
+    try:
+        result: Any = trainer.fit()
+    except ray.train.TrainingFailedError:
+        if not is_done():
+            raise
+        return  # Another job has done it all, and taken this one's folder away.
+    _forget_run(store, name=name)
     if result.return_value:
         raise TrainingError(result.return_value)
+
+
+def run_name(planned: Sequence[PlannedCandidate]) -> str:
+    """The run over these candidates: the same in any order, and however many are done."""
+    return fingerprint(sorted({candidate.fingerprint for candidate in planned}))
+
+
+def _forget_run(store: Store, *, name: str) -> None:
+    """Delete what a run of this name would continue from, if there is any."""
+    filesystem, root = store.storage.filesystem()
+    # Another job over the same candidates may have deleted it, or be doing so now.
+    with suppress(FileNotFoundError):
+        filesystem.delete_dir(f"{root}/{RUNS_FOLDER}/{name}")
 
 
 def fit_on_worker(config: dict[str, Any]) -> str | None:

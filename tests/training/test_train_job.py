@@ -9,9 +9,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import ray
+import ray.train.torch
 
-from training.candidate import read_record
-from training.job import FitProgress, TrainingError, fit
+from training.candidate import plan_candidates, read_record
+from training.data import load_table
+from training.job import RUNS_FOLDER, FitProgress, TrainingError, fit, run_name
+from training.produce import produce_candidate
 from training.spec import TaskSpec, TrainingSpec, parse_candidate
 
 pytestmark = pytest.mark.slow
@@ -41,6 +45,61 @@ def test_more_workers_than_the_cluster_has_is_refused_at_once(ray_cluster, make_
             candidates=CANDIDATES,
             training=TRAINING.model_copy(update={"workers": 9}),
         )
+
+
+def test_a_run_has_one_name_however_much_of_it_is_done(make_store) -> None:
+    store, snapshot = make_store()
+    options = {"snapshot": snapshot, "task": TASK, "training": TRAINING}
+    before = plan_candidates(store, candidates=CANDIDATES, **options)
+    table = load_table(store, snapshot, task=TASK, modalities=tuple(snapshot.modalities))
+    produce_candidate(before[0], store=store, table=table, **options)
+    after = plan_candidates(store, candidates=[*reversed(CANDIDATES), CANDIDATES[0]], **options)
+    assert [c.record is None for c in after] == [True, True, False, False]
+    assert run_name(after) == run_name(before)
+    assert run_name(after[:2]) != run_name(before)
+
+
+def test_what_a_run_left_is_deleted_once_nothing_is_to_be_fitted(make_store) -> None:
+    store, snapshot = make_store()
+    options = {"snapshot": snapshot, "task": TASK, "training": TRAINING}
+    wild = CANDIDATES[:1]
+    planned = plan_candidates(store, candidates=wild, **options)
+    table = load_table(store, snapshot, task=TASK, modalities=tuple(snapshot.modalities))
+    record = produce_candidate(planned[0], store=store, table=table, **options)
+    runs = Path(store.storage.root) / RUNS_FOLDER
+    (runs / run_name(planned) / "checkpoint").mkdir(parents=True)
+    (runs / "another").mkdir()
+    job = {"store_root": store.storage.root, "snapshot_id": snapshot.id, "task": TASK}
+    for _ in range(2):
+        assert fit(**job, candidates=wild, training=TRAINING) == [record]
+        assert [path.name for path in runs.iterdir()] == ["another"]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_error_is_none_if_another_job_has_done_all(make_store, monkeypatch, done) -> None:
+    store, snapshot = make_store()
+    options = {"snapshot": snapshot, "task": TASK, "training": TRAINING}
+    wild = CANDIDATES[:1]
+
+    class Overtaken:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def fit(self) -> None:
+            if done:
+                (planned,) = plan_candidates(store, candidates=wild, **options)
+                table = load_table(store, snapshot, task=TASK, modalities=list(planned.modalities))
+                produce_candidate(planned, store=store, table=table, **options)
+            raise ray.train.TrainingFailedError("its folder is gone")
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Overtaken)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    job = {"store_root": store.storage.root, "snapshot_id": snapshot.id, "task": TASK}
+    if done:
+        (record,) = fit(**job, candidates=wild, training=TRAINING)
+        assert record.status == "failed"
+    else:
+        with pytest.raises(ray.train.TrainingFailedError, match="folder is gone"):
+            fit(**job, candidates=wild, training=TRAINING)
 
 
 def test_a_killed_worker_resumes_and_ends_as_an_uninterrupted_run(
