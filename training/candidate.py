@@ -1,8 +1,9 @@
 """Fitted candidates in the store: what identifies one, and how it is written and read.
 
-    candidates/<candidate>/model.safetensors     weights, with the input statistics
-    candidates/<candidate>/predictions.parquet   answers for the labelled evaluation rows
-    candidates/<candidate>/record.json           everything else; written last: it is done
+    candidates/<candidate>/model-<hash>.safetensors     weights, with the input statistics
+    candidates/<candidate>/predictions-<hash>.parquet   answers for the labelled evaluation rows
+    candidates/<candidate>/record.json                  everything else, and which files are its
+                                                        own; written last: it is done
 
 Planning and reading records imports no torch, so that a run with nothing to do costs little.
 """
@@ -10,17 +11,18 @@ Planning and reading records imports no torch, so that a run with nothing to do 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from features.fingerprint import fingerprint
+from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.store import Snapshot, Store, parquet_bytes
 from training.spec import CandidateSpec, InputSpec, TaskSpec, TrainingSpec, parse_candidate
 
@@ -28,11 +30,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MODEL_FILE = "model.safetensors"
-PREDICTIONS_FILE = "predictions.parquet"
 RECORD_FILE = "record.json"
-FORMAT = 1
-"""Raised by one whenever training's code changes in a way that can change a result."""
+FORMAT = 2
+"""Raised by one whenever training's code changes a result, or how a model is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,8 @@ class CandidateRecord:
     metrics: Mapping[str, Mapping[str, float]] | None
     """Per split: `accuracy`, `loss` (negative log likelihood), `top_3_accuracy`, `rows`."""
     retrieval: Sequence[Mapping[str, Any]] | None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Names of its `model` and `predictions` files, by their content; none if it failed."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
@@ -148,7 +150,8 @@ def read_predictions(store: Store, fingerprint: str) -> pa.Table:
     `probabilities` (fixed-size list of float32 `[C]`), and for each modality, if there are
     several, `without.<modality>`: the probabilities with that modality taken away.
     """
-    return store.read_table(candidate_path(fingerprint, PREDICTIONS_FILE))
+    record = _fitted_record(store, fingerprint)
+    return store.read_table(candidate_path(fingerprint, record.files["predictions"]))
 
 
 def write_candidate(
@@ -157,22 +160,31 @@ def write_candidate(
     *,
     model: nn.Module | None = None,
     predictions: pa.Table | None = None,
-) -> bool:
-    """Write a candidate's files, the record last; False if it was done already.
+) -> CandidateRecord:
+    """Write a candidate's files, the record last, unless it is done; the record in the store.
 
-    Weights and predictions that an attempt left without a record are written over.
+    Of several writers the first with its record wins. The files of the others bear other names,
+    unless they hold the same, and are of no account.
     """
-    path = candidate_path(record.fingerprint, RECORD_FILE)
-    if store.storage.exists(path):
-        return False
+    done = read_record(store, record.fingerprint)
+    if done is not None:
+        return done
+    bodies = {}
     if model is not None:
-        weights = model_bytes(model)
-        store.storage.replace(candidate_path(record.fingerprint, MODEL_FILE), weights)
+        bodies["model"] = (model_bytes(model), "safetensors")
     if predictions is not None:
-        body = parquet_bytes(predictions).to_pybytes()
-        store.storage.replace(candidate_path(record.fingerprint, PREDICTIONS_FILE), body)
+        bodies["predictions"] = (parquet_bytes(predictions).to_pybytes(), "parquet")
+    files = {}
+    for kind, (body, suffix) in bodies.items():
+        digest = hashlib.blake2b(body, digest_size=DIGEST_BYTES).hexdigest()
+        files[kind] = f"{kind}-{digest}.{suffix}"
+        store.storage.write_once(candidate_path(record.fingerprint, files[kind]), body)
+    record = dataclasses.replace(record, files=files)
     text = json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    return store.storage.write_once(path, (text + "\n").encode())
+    path = candidate_path(record.fingerprint, RECORD_FILE)
+    if store.storage.write_once(path, (text + "\n").encode()):
+        return record
+    return parse_record(store.storage.read(path))
 
 
 def model_bytes(model: nn.Module) -> bytes:
@@ -185,19 +197,24 @@ def model_bytes(model: nn.Module) -> bytes:
 
 def load_model(store: Store, fingerprint: str) -> nn.Module:
     """A fitted candidate's model from the store, ready to answer."""
-    record = read_record(store, fingerprint)
-    if record is None:
-        raise FileNotFoundError(f"candidate {fingerprint} is not in the store {store.storage.root}")
-    if record.status != "fitted":
-        raise ValueError(f"candidate {record.name!r} failed and has no model: {record.failure}")
-    weights = store.storage.read(candidate_path(fingerprint, MODEL_FILE))
+    record = _fitted_record(store, fingerprint)
+    weights = store.storage.read(candidate_path(fingerprint, record.files["model"]))
     return restore_model(record, weights=weights)
 
 
 def load_model_files(folder: str | os.PathLike[str]) -> nn.Module:
     """A fitted candidate's model from a folder that holds its record and weights."""
     record = parse_record((Path(folder) / RECORD_FILE).read_bytes())
-    return restore_model(record, weights=(Path(folder) / MODEL_FILE).read_bytes())
+    return restore_model(record, weights=(Path(folder) / record.files["model"]).read_bytes())
+
+
+def _fitted_record(store: Store, fingerprint: str) -> CandidateRecord:
+    record = read_record(store, fingerprint)
+    if record is None:
+        raise FileNotFoundError(f"candidate {fingerprint} is not in the store {store.storage.root}")
+    if record.status != "fitted":
+        raise ValueError(f"candidate {record.name!r} failed and has no model: {record.failure}")
+    return record
 
 
 def restore_model(record: CandidateRecord, *, weights: bytes) -> nn.Module:

@@ -34,8 +34,9 @@ def produce_candidate(
 ) -> CandidateRecord:
     """Fit a candidate, evaluate it, and let the first worker write it; the record that it got.
 
-    All workers take part, with equal arguments. A candidate whose loss is not finite, or which
-    its data do not allow, gets a record that says so, and neither weights nor predictions.
+    All workers take part, with equal arguments; the first alone knows the record's files. A
+    candidate whose loss is not finite, or which its data do not allow, gets a record that says
+    so, and neither weights nor predictions.
     """
     modalities = candidate.modalities
     own = table.select(modalities)
@@ -63,18 +64,16 @@ def produce_candidate(
         table=table,
     )
     if fit is None or failure is not None:
-        if worker_rank() == 0:
-            write_candidate(store, record)
-        return record
+        return write_candidate(store, record) if worker_rank() == 0 else record
     found = None
     if isinstance(fit.model, Alignment):
         fit_probe(fit.model, table=own, modalities=modalities, device=device)
         found = retrieval(fit.model, table=own, modalities=modalities, device=device)
     answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
     record = dataclasses.replace(record, metrics=answers.metrics(), retrieval=found)
-    if worker_rank() == 0:
-        write_candidate(store, record, model=fit.model, predictions=answers.table())
-    return record
+    if worker_rank() != 0:
+        return record
+    return write_candidate(store, record, model=fit.model, predictions=answers.table())
 
 
 def _record(

@@ -25,7 +25,6 @@ from features import payloads
 from features.encoders import Encoder, EncoderSpec, parse_encoder
 from features.store import Store
 from training.candidate import (
-    MODEL_FILE,
     RECORD_FILE,
     CandidateRecord,
     candidate_path,
@@ -74,8 +73,9 @@ def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Inp
         place = Path(folder)
         files = place / "candidate"
         files.mkdir()
-        weights = store.storage.read(candidate_path(record.fingerprint, MODEL_FILE))
-        (files / MODEL_FILE).write_bytes(weights)
+        weights = record.files["model"]
+        body = store.storage.read(candidate_path(record.fingerprint, weights))
+        (files / weights).write_bytes(body)
         (files / RECORD_FILE).write_text(json.dumps(record.to_json(), indent=1))
         values = {name: vars(item) for name, item in inputs.items()}
         (place / INPUTS).write_text(json.dumps(values, indent=1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from features.storage import LocalStorage
 from features.store import Snapshot, Store
 from training.candidate import (
     CandidateRecord,
@@ -165,21 +166,55 @@ def test_a_candidate_is_written_once(make_store) -> None:
     folder = Path(store.storage.root) / "candidates" / record.fingerprint
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
     model = load_model(store, record.fingerprint)
-    assert not write_candidate(store, record, model=model)
+    assert write_candidate(store, record, model=model) == record
     assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()} == before
 
 
-def test_files_that_a_killed_attempt_left_are_no_candidate_and_are_replaced(make_store) -> None:
+def test_files_that_a_killed_attempt_left_are_no_candidate(make_store) -> None:
     store, snapshot = make_store()
     spec = parse_candidate({"type": "late", "width": 8})
     name = candidate_fingerprint(spec, snapshot=snapshot, task=TASK, training=TRAINING)
-    store.storage.write_once(f"candidates/{name}/model.safetensors", b"of another attempt")
+    store.storage.write_once(f"candidates/{name}/model-0.safetensors", b"of another attempt")
     assert read_record(store, name) is None
-    with pytest.raises(FileNotFoundError, match=name):
-        load_model(store, name)
+    for read in (load_model, read_predictions):
+        with pytest.raises(FileNotFoundError, match=name):
+            read(store, name)
     (record,) = produce(store, snapshot, spec)
     assert record.fingerprint == name
     load_model(store, name)
+
+
+@pytest.mark.parametrize("overtaken_before", ["model", "predictions", "record"])
+def test_of_two_writers_at_once_one_wins_with_all_its_files(
+    make_store, monkeypatch, overtaken_before
+) -> None:
+    store, snapshot = make_store()
+    other, _ = make_store("other")
+    spec = parse_candidate({"type": "late", "width": 8})
+    (made,) = produce(other, snapshot, spec)
+    first, second = load_model(other, made.fingerprint), load_model(other, made.fingerprint)
+    table = read_predictions(other, made.fingerprint)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)
+    write_once, winners = LocalStorage.write_once, []
+
+    def overtaken(storage: LocalStorage, path: str, data: bytes) -> bool:
+        if Path(path).name.startswith(overtaken_before) and not winners:
+            winners.append(None)
+            record = dataclasses.replace(made, seconds=1234.0)
+            answers = table.slice(0, 5)
+            winners[0] = write_candidate(store, record, model=second, predictions=answers)
+        return write_once(storage, path, data)
+
+    monkeypatch.setattr(LocalStorage, "write_once", overtaken)
+    returned = write_candidate(store, made, model=first, predictions=table)
+    assert winners == [returned]
+    assert read_record(store, made.fingerprint) == returned
+    assert returned.seconds == 1234.0
+    assert read_predictions(store, made.fingerprint).equals(table.slice(0, 5))
+    stored = load_model(store, made.fingerprint).state_dict()
+    assert all(torch.equal(stored[name], value) for name, value in second.state_dict().items())
 
 
 def test_a_failed_candidate_is_recorded_and_the_others_go_on(make_store) -> None:
@@ -213,7 +248,7 @@ def test_a_record_holds_what_its_readers_expect(make_store) -> None:
     assert set(value) == {
         "fingerprint", "name", "spec", "training", "task", "snapshot", "part", "classes",
         "modalities", "parameters", "status", "failure", "best_epoch", "epochs", "seconds",
-        "workers", "metrics", "retrieval",
+        "workers", "metrics", "retrieval", "files",
     }  # fmt: skip
     assert set(value["epochs"][0]) == {
         "epoch", "train_loss", "validation_loss", "validation_accuracy", "learning_rate", "seconds",

@@ -22,12 +22,13 @@ from features.store import (
     parquet_bytes,
     quarantine_path,
 )
-from training.candidate import CandidateRecord, write_candidate
-from workflows.collect import LISTED_PAYLOADS, collect
+from training.candidate import CandidateRecord, candidate_path, write_candidate
+from workflows.collect import collect
 from workflows.findings import CandidateFindings, ReportData
 from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promote import Promotion
+from workflows.quarantine import reason_group
 from workflows.report import render
 
 YAML = """
@@ -187,8 +188,7 @@ def write(store: Store, *, name: str, snapshot: Snapshot, **change: Any) -> Cand
             **change,
         }
     )
-    write_candidate(store, record, predictions=pa.table(predictions))
-    return record
+    return write_candidate(store, record, predictions=pa.table(predictions))
 
 
 @pytest.fixture
@@ -329,15 +329,30 @@ def test_reasons_are_grouped_without_the_names_in_them(
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "group"),
+    [
+        ("no such file: 'photos/1.png'", "no such file"),
+        ('no such file: "photos/it\'s.png"', "no such file"),
+        ("a damaged 'fmt ' chunk", "a damaged 'fmt ' chunk"),
+        ("http://me:s3cret@host says 404", "http://…@host says 404"),
+    ],
+)
+def test_a_reason_is_grouped_without_the_name_it_ends_with(reason: str, group: str) -> None:
+    assert reason_group(reason) == group
+
+
 def test_a_long_quarantine_is_counted_whole_and_listed_in_part(
-    pipeline: Pipeline, store: Store, snapshot: Snapshot
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reasons = [f"fault number {i}" for i in range(70)]
-    quarantine(store, modality="photo", rows=[i % 14 for i in range(70)], reasons=reasons)
+    monkeypatch.setattr("workflows.collect.LISTED_PAYLOADS", 5)
+    monkeypatch.setattr("workflows.collect.LISTED_REASONS", 4)
+    reasons = [f"fault number {i}" for i in range(14)]
+    quarantine(store, modality="photo", rows=list(range(14)), reasons=reasons)
     data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
-    assert len(data.quarantined) == LISTED_PAYLOADS
-    assert sum(reason.count for reason in data.bad_reasons) == 70
-    assert data.bad_reasons[-1].reason == "other reasons"
+    assert len(data.quarantined) == 5
+    assert len(data.bad_reasons) == 5
+    assert (data.bad_reasons[-1].reason, data.bad_reasons[-1].count) == ("other reasons", 10)
 
 
 def test_the_gate_is_told_as_it_decided(
@@ -444,8 +459,10 @@ def test_candidates_of_different_rows_are_not_compared(
             "probabilities": probabilities([0, 0]),
         }
     )
+    (record,) = [record for record in records if record.name == "early"]
     store.storage.replace(
-        f"candidates/{'early' * 8}/predictions.parquet", parquet_bytes(predictions).to_pybytes()
+        candidate_path("early" * 8, record.files["predictions"]),
+        parquet_bytes(predictions).to_pybytes(),
     )
     with pytest.raises(ValueError, match=r"answered different test rows \(2 and 8\)"):
         collect(pipeline=pipeline, store=store, snapshot=snapshot, records=records)
@@ -475,3 +492,28 @@ def test_what_is_collected_can_be_rendered(
         "torch 2.13.0",
     ):
         assert expected in text
+
+
+def test_the_page_tells_no_password(
+    pipeline: Pipeline,
+    store: Store,
+    snapshot: Snapshot,
+    records: list[CandidateRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = "postgresql://ml:s3cret/p@w@db.example/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    reasons = ["'s3://key:s3cret@bucket/1.png' is gone", "http://host/2.png?token=s3cret gone"]
+    quarantine(store, modality="photo", rows=[2, 3], reasons=reasons)
+    page = render(
+        collect(
+            pipeline=pipeline,
+            store=store,
+            snapshot=snapshot,
+            records=records,
+            promotion=promotion(),
+        )
+    )
+    assert page.count("postgresql://…@db.example/mlflow") == 3, "facts, and two commands"
+    assert "bucket/1.png" in page
+    assert "s3cret" not in page and "p@w" not in page

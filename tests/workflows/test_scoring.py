@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.candidate import read_predictions
+from training.candidate import parse_record, read_predictions
 from workflows import scoring, tracking
 from workflows.promote import promote
 
@@ -242,7 +242,8 @@ def test_the_model_holds_no_pickle_and_names_what_it_needs(model: Any, champion_
     folder = Path(mlflow.artifacts.download_artifacts("models:/shapes@champion"))
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin"))]
-    assert {"artifacts/candidate/model.safetensors", "artifacts/inputs.json"} <= names
+    record = parse_record((folder / "artifacts/candidate/record.json").read_bytes())
+    assert {f"artifacts/candidate/{record.files['model']}", "artifacts/inputs.json"} <= names
     assert (folder / "model.py").read_text() == scoring.CODE
     required = (folder / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in required)
