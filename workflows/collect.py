@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -36,6 +35,8 @@ from workflows.findings import (
 from workflows.gate import Comparison, Condition
 from workflows.plots import Family
 from workflows.promote import Promotion, choose_winner
+from workflows.quarantine import reason_group
+from workflows.runs import without_passwords
 
 if TYPE_CHECKING:
     from workflows.pipeline import Pipeline
@@ -121,7 +122,7 @@ def collect(
         ),
         retrieval=tuple(_retrieval(records, order=tuple(snapshot.modalities))),
         quarantined=tuple(
-            BadPayload(**{name: str(value) for name, value in row.items()})
+            BadPayload(**{name: without_passwords(str(value)) for name, value in row.items()})
             for row in quarantine.slice(0, LISTED_PAYLOADS).to_pylist()
         ),
         bad_reasons=tuple(_reasons(quarantine)),
@@ -130,7 +131,7 @@ def collect(
         digest=pipeline.digest,
         git_commit=git_commit,
         versions=_versions() if versions is None else versions,
-        tracking_uri=pipeline.tracking_uri,
+        tracking_uri=without_passwords(pipeline.tracking_uri),
         load_uri=f"models:/{pipeline.model}@champion"
         if promotion is not None and promotion.champion_after is not None
         else "",
@@ -277,10 +278,7 @@ def _modality(
 def _reasons(quarantine: pa.Table) -> Iterator[BadReason]:
     """The reasons without the names in them, most frequent first; rare ones beyond a few as one."""
     rows = quarantine.to_pylist()
-    counts = Counter(
-        (row["modality"], row["stage"], re.sub(r":\s*(['\"]).*\1$", "", row["reason"]))
-        for row in rows
-    )
+    counts = Counter((row["modality"], row["stage"], reason_group(row["reason"])) for row in rows)
     listed = counts.most_common(LISTED_REASONS)
     for (modality, stage, reason), number in listed:
         yield BadReason(modality=modality, stage=stage, reason=reason, count=number)

@@ -13,6 +13,14 @@ from training.candidate import CandidateRecord
 
 Json = TypeVar("Json")
 
+CREDENTIALS = re.compile(r"(?<=://)(?!/)\S*@")
+SECRETS = re.compile(
+    r"(?P<key>[?&;][^\s?&;=]*(?:pass|pwd|token|secret|key|signature|credential)[^\s?&;=]*)="
+    r"(?P<value>[^\s&]*)",
+    re.IGNORECASE,
+)
+"""Query keys whose values are secret, such as `?password=` and `&X-Amz-Signature=`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -69,14 +77,24 @@ def flat(value: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
 
 
 def without_passwords(value: Json) -> Json:
-    """The same text, or the same JSON, with `…` for every password in a URI."""
+    """The same text, or the same JSON, with `…` for every credential in a URI.
+
+    That is all before the last `@` of a URI with an authority, since a password may hold `/`
+    and `@` and a user may be a token, and the values of query keys that name a secret. More may
+    go than is secret; a URI without an authority, such as `sqlite:///…`, keeps its path.
+    """
     if isinstance(value, str):
-        return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:…@", value)  # type: ignore[return-value]
+        return CREDENTIALS.sub("…@", SECRETS.sub(_without_secret, value))  # type: ignore[return-value]
     if isinstance(value, Mapping):
         return {key: without_passwords(item) for key, item in value.items()}  # type: ignore[return-value]
     if isinstance(value, list | tuple):
         return [without_passwords(item) for item in value]  # type: ignore[return-value]
     return value
+
+
+def _without_secret(match: re.Match[str]) -> str:
+    # The mark of an `@` stays: what stands before it may be a password with `?key=` in it.
+    return f"{match['key']}={'…@…' if '@' in match['value'] else '…'}"
 
 
 def is_finite(value: object) -> bool:

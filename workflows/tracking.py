@@ -81,7 +81,8 @@ def connected(uri: str) -> Iterator[MlflowClient]:
         try:
             yield mlflow.MlflowClient(tracking_uri=uri)
         except mlflow.MlflowException as error:
-            raise StageError(f"MLflow at {without_passwords(uri)}: {error}") from error
+            said = without_passwords(str(error))
+            raise StageError(f"MLflow at {without_passwords(uri)}: {said}") from error
         finally:
             mlflow.set_tracking_uri(was)  # type: ignore[arg-type]
             for name, value in before.items():

@@ -161,7 +161,7 @@ def test_making_a_database_says_nothing(
     assert captured.out + captured.err == ""
 
 
-def test_an_error_of_mlflow_names_the_place_without_its_password(mlflow_uri: str) -> None:
+def test_an_error_of_mlflow_names_the_place(mlflow_uri: str) -> None:
     with (
         pytest.raises(StageError, match=r"MLflow at sqlite:///.*mlflow.db: .*not found"),
         tracking.connected(mlflow_uri) as client,
@@ -169,14 +169,46 @@ def test_an_error_of_mlflow_names_the_place_without_its_password(mlflow_uri: str
         client.get_run("0" * 32)
 
 
-def test_passwords_are_recorded_nowhere(fitted_shapes: Shapes, mlflow_uri: str) -> None:
-    uri = "postgresql://someone:s3cret@db.example:5432/mlflow"
-    assert without_passwords(uri) == "postgresql://someone:…@db.example:5432/mlflow"
-    assert without_passwords(mlflow_uri) == mlflow_uri
+def test_an_error_of_mlflow_does_not_tell_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MAX_RETRIES": "0", "TIMEOUT": "2"}.items():
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    with (
+        pytest.raises(StageError) as raised,
+        tracking.connected("http://ml:s3cret-pw@127.0.0.1:9/x?token=s3cret-too") as client,
+    ):
+        client.get_run("0" * 32)
+    text = str(raised.value)
+    assert text.startswith("MLflow at http://…@127.0.0.1:9/x?token=…: ")
+    assert text.count("127.0.0.1") > 1, "MLflow's own text names the place, too"
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("postgresql://someone:s3cret@db:5432/mlflow", "postgresql://…@db:5432/mlflow"),
+        ("http://ml:s3/c@r3t@db/x", "http://…@db/x"),
+        ("https://ghp_s3cret@host/a", "https://…@host/a"),
+        ("http://ml:s3cret?key=s3cret@db/x", "http://…@…"),
+        ("http://host/x?password=s3@cret", "http://…@…"),
+        ("postgresql:///db?user=me&sslPassword=s3cret&a=1", "postgresql:///db?user=me&sslPassword=…&a=1"),
+        ("s3://b/c?X-Amz-Signature=s3cret", "s3://b/c?X-Amz-Signature=…"),
+        ("cannot reach 'redis://:s3cret@a' or http://u:s3cret@b", "cannot reach 'redis://…@a' or http://…@b"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("models:/shapes@champion", "models:/shapes@champion"),
+        ("write to me@example.org?", "write to me@example.org?"),
+    ],
+)  # fmt: skip
+def test_credentials_of_every_kind_are_left_out(uri: str, expected: str) -> None:
+    assert without_passwords(uri) == expected
     assert without_passwords({"a": ["b", {"c": uri}], "d": 1}) == {
-        "a": ["b", {"c": "postgresql://someone:…@db.example:5432/mlflow"}],
+        "a": ["b", {"c": expected}],
         "d": 1,
     }
+
+
+def test_passwords_are_recorded_nowhere(fitted_shapes: Shapes, mlflow_uri: str) -> None:
+    uri = "postgresql://someone:s3cret@db.example:5432/mlflow"
     spec = fitted_shapes.pipeline.spec
     spec = spec.model_copy(
         update={
@@ -191,7 +223,7 @@ def test_passwords_are_recorded_nowhere(fitted_shapes: Shapes, mlflow_uri: str) 
         logged = log(client, shapes, uri=mlflow_uri, records=shapes.records[:1])
         run = client.get_run(logged.parent)
         artifact = Path(client.download_artifacts(logged.parent, "pipeline.json")).read_text()
-    assert run.data.params["tracking.uri"].startswith("postgresql://someone:…@")
+    assert run.data.params["tracking.uri"].startswith("postgresql://…@db.example")
     assert "s3cret" not in f"{run.data.params} {run.data.tags} {artifact}"
 
 
