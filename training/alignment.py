@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.fusion import Input, Projection
+from training.fusion import Input, PerModality, projections
 
 LARGEST_LOG_SCALE = math.log(100)
 """The inverse temperature is held at 100 at most, as in CLIP, section 2.5."""
@@ -44,10 +44,8 @@ class Alignment(nn.Module):
         temperature: float,
     ) -> None:
         super().__init__()
-        self.projections = nn.ModuleDict(
-            {m: Projection(source, width=width, dropout=dropout) for m, source in inputs.items()}
-        )
-        self.heads = nn.ModuleDict({m: nn.Linear(width, dim, bias=False) for m in inputs})
+        self.projections = projections(inputs, width=width, dropout=dropout)
+        self.heads = PerModality({m: nn.Linear(width, dim, bias=False) for m in inputs})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.register_buffer("probe_weight_CS", torch.zeros(classes, dim))
         self.register_buffer("probe_bias_C", torch.zeros(classes))

@@ -11,7 +11,7 @@ Suffixes of tensors: B rows, D width of an embedding, W hidden width, M modaliti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -90,8 +90,31 @@ class Projection(nn.Module):
         return self.dropout(hidden_BW)
 
 
+class PerModality(nn.Module):
+    """One layer a modality, found by the modality's name, in the order given.
+
+    The name is prefixed within: `nn.ModuleDict` refuses what is an attribute of its own, as
+    `type` or `values` are.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.names = tuple(layers)
+        self.layers = nn.ModuleDict({f"of-{name}": layer for name, layer in layers.items()})
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.layers[f"of-{name}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def items(self) -> Iterator[tuple[str, nn.Module]]:
+        """Each modality's name and layer."""
+        return zip(self.names, self.layers.values())
+
+
 def project_all(
-    projections: nn.ModuleDict, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]
+    projections: PerModality, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """All modalities' projections `[B, M, W]`, and which are present `[B, M]`."""
     hidden = [layer(embeddings[m], presence[m]) for m, layer in projections.items()]
@@ -99,8 +122,9 @@ def project_all(
     return torch.stack(hidden, dim=1), torch.stack(present, dim=1)
 
 
-def _projections(inputs: Mapping[str, Input], *, width: int, dropout: float) -> nn.ModuleDict:
-    return nn.ModuleDict(
+def projections(inputs: Mapping[str, Input], *, width: int, dropout: float) -> PerModality:
+    """A projection for each modality."""
+    return PerModality(
         {m: Projection(source, width=width, dropout=dropout) for m, source in inputs.items()}
     )
 
@@ -113,7 +137,7 @@ class SingleModality(nn.Module):
     ) -> None:
         super().__init__()
         (self.modality,) = inputs
-        self.projections = _projections(inputs, width=width, dropout=dropout)
+        self.projections = projections(inputs, width=width, dropout=dropout)
         self.head = nn.Linear(width, classes, bias=False)
         self.prior_C = nn.Parameter(torch.zeros(classes))
 
@@ -129,7 +153,7 @@ class EarlyFusion(nn.Module):
         self, inputs: Mapping[str, Input], *, classes: int, width: int, dropout: float
     ) -> None:
         super().__init__()
-        self.projections = _projections(inputs, width=width, dropout=dropout)
+        self.projections = projections(inputs, width=width, dropout=dropout)
         self.missing_MW = nn.Parameter(torch.randn(len(inputs), width) * width**-0.5)
         self.hidden = nn.Sequential(
             nn.Linear(len(inputs) * width, width), nn.GELU(), RowDropout(dropout)
@@ -153,15 +177,15 @@ class LateFusion(nn.Module):
         self, inputs: Mapping[str, Input], *, classes: int, width: int, dropout: float
     ) -> None:
         super().__init__()
-        self.projections = _projections(inputs, width=width, dropout=dropout)
-        self.heads = nn.ModuleDict({m: nn.Linear(width, classes, bias=False) for m in inputs})
+        self.projections = projections(inputs, width=width, dropout=dropout)
+        self.heads = PerModality({m: nn.Linear(width, classes, bias=False) for m in inputs})
         self.weight_M = nn.Parameter(torch.zeros(len(inputs)))
         self.prior_C = nn.Parameter(torch.zeros(classes))
 
     def forward(self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence)
         logits_BMC = torch.stack(
-            [head(hidden_BMW[:, i]) for i, head in enumerate(self.heads.values())], dim=1
+            [self.heads[m](hidden_BMW[:, i]) for i, m in enumerate(self.heads)], dim=1
         )
         # A finite floor: with -inf, a row without any modality would be 0 / 0.
         floor = torch.finfo(logits_BMC.dtype).min
@@ -189,7 +213,7 @@ class AttentionFusion(nn.Module):
         heads: int,
     ) -> None:
         super().__init__()
-        self.projections = _projections(inputs, width=width, dropout=dropout)
+        self.projections = projections(inputs, width=width, dropout=dropout)
         self.class_W = nn.Parameter(torch.randn(width) * width**-0.5)
         self.modality_MW = nn.Parameter(torch.randn(len(inputs), width) * width**-0.5)
         self.blocks = nn.ModuleList(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,32 @@ def test_a_produced_candidate_is_all_there_and_answers_as_recorded(make_store, k
     without = [name for name in stored.column_names if name.startswith("without.")]
     several = [] if kind == "single" else [f"without.{m}" for m in record.modalities]
     assert without == several
+
+
+@pytest.mark.parametrize("kind", ["single", "early", "late", "attention", "alignment"])
+def test_a_modality_may_bear_the_name_of_a_modules_attribute(make_store, kind) -> None:
+    store, snapshot = make_store()
+    names = ["values", "training", "type"]
+    renamed = dict(zip(names, snapshot.modalities.values()))
+    snapshot = dataclasses.replace(snapshot, modalities=renamed)
+    options = {"modality": "values"} if kind == "single" else {}
+    (record,) = produce(store, snapshot, parse_candidate({"type": kind, "width": 8, **options}))
+    assert (record.status, record.failure) == ("fitted", None)
+    assert sorted(record.modalities) == (["values"] if kind == "single" else sorted(names))
+    stored = read_predictions(store, record.fingerprint)
+    batch = load_table(store, snapshot, task=TASK, modalities=list(record.modalities)).batch(
+        torch.tensor(np.array(stored["row"]))
+    )
+    answered = predict(
+        load_model(store, record.fingerprint),
+        embeddings=batch.embeddings,
+        presence=batch.presence,
+    )
+    expected = np.array(stored["probabilities"].to_pylist(), dtype=np.float32)
+    np.testing.assert_allclose(answered, expected, rtol=1e-5, atol=1e-7)
+    if kind == "alignment":
+        pairs = {(found["query"], found["target"]) for found in record.retrieval}
+        assert pairs == set(permutations(names, 2))
 
 
 def test_model_is_loaded_from_a_folder_of_its_own(make_store, tmp_path) -> None:
