@@ -147,7 +147,8 @@ def fit_probe(
     """Fit the linear probe of an alignment on its training rows, and put it into the model.
 
     Logistic regression on the mean of a row's present unit vectors, as CLIP's linear probe
-    (Radford et al. 2021, appendix A.3). All workers take part; the first one fits.
+    (Radford et al. 2021, appendix A.3). Where these rows are not of two classes there is nothing
+    to tell apart, and the probe answers the prior. All workers take part; the first one fits.
     """
     joint = {}
     for split in ("train", "validation"):
@@ -163,15 +164,17 @@ def fit_probe(
             device=device,
         )
         joint[split] = (vectors.cpu().double().numpy(), table.targets[rows].numpy())
+    counts = torch.bincount(table.targets[table.labelled("train")], minlength=len(table.classes))
+    prior_C = ((counts + 1) / (counts + 1).sum()).log()
+    if len(np.unique(joint["train"][1])) < 2:
+        model.set_probe(
+            weight_CS=torch.zeros_like(model.probe_weight_CS), bias_C=prior_C, prior_C=prior_C
+        )
+        return
     if worker_rank() == 0:
         weight, bias = _best_probe(**joint, classes=len(table.classes))
-        counts = torch.bincount(
-            table.targets[table.labelled("train")], minlength=len(table.classes)
-        )
         model.set_probe(
-            weight_CS=torch.from_numpy(weight),
-            bias_C=torch.from_numpy(bias),
-            prior_C=((counts + 1) / (counts + 1).sum()).log(),
+            weight_CS=torch.from_numpy(weight), bias_C=torch.from_numpy(bias), prior_C=prior_C
         )
     if worker_count() > 1:
         for value in (model.probe_weight_CS, model.probe_bias_C, model.prior_C):

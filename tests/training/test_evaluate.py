@@ -145,6 +145,23 @@ def test_alignment_without_any_modality_answers_the_shares_of_the_classes(table)
     torch.testing.assert_close(answered[0], counts / counts.sum())
 
 
+@pytest.mark.parametrize("seen", [0, 1])
+def test_probe_of_rows_of_fewer_than_two_classes_answers_the_prior(table, seen) -> None:
+    model = fit(table, type="alignment").model
+    # The labelled training rows of all classes but `seen` of them have no embedding.
+    train = table.labelled("train")
+    without = train[table.targets[train] >= seen]
+    index = {m: i.clone() for m, i in table.index.items()}
+    for places in index.values():
+        places[without] = -1
+    poor = dataclasses.replace(table, index=index)
+    fit_probe(model, table=poor, modalities=list(table.index))
+    answers = evaluate(model, table=poor, modalities=list(table.index))
+    counts = np.bincount(table.targets[train]) + 1
+    expected = np.tile(counts / counts.sum(), (len(answers.rows), 1))
+    np.testing.assert_allclose(answers.probabilities, expected, rtol=1e-5)
+
+
 def test_class_that_training_never_met_is_not_answered(columns) -> None:
     raw = columns()
     labels = raw["labels"].to_pylist()
