@@ -36,12 +36,6 @@ def negative_log_likelihood(probabilities_NC: Tensor, *, targets_N: Tensor) -> f
     return float(-target_N.clamp(min=SMALLEST_PROBABILITY).log().mean())
 
 
-def confusion_matrix(predicted_N: Tensor, *, targets_N: Tensor, classes: int) -> Tensor:
-    """Counts int64 `[C, C]`: a row is a true class, a column a predicted one."""
-    cells = targets_N.long() * classes + predicted_N.long()
-    return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recall:
     """Recall@k of a retrieval, by k, with what guessing would reach."""
