@@ -60,6 +60,7 @@ class _Hashing:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         self.dim = spec.dim
+        self._shortest = 1 if spec.within_words else spec.ngrams[0]  # a word is padded, if short
         self._vectorizer = HashingVectorizer(
             analyzer="char_wb" if spec.within_words else "char",
             ngram_range=spec.ngrams,
@@ -71,7 +72,10 @@ class _Hashing:
         )
 
     def prepare(self, payload: str) -> str:
-        return unicodedata.normalize("NFKC", payload).casefold()
+        text = unicodedata.normalize("NFKC", payload).casefold()
+        if len(" ".join(text.split())) < self._shortest:
+            raise ValueError(f"the text is shorter than an n-gram of {self._shortest} characters")
+        return text
 
     def size(self, prepared: str) -> int:
         return len(prepared)

@@ -422,3 +422,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_loading_says_nothing(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     embed(tiny_spec(tiny), ["cat"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_text_shorter_than_any_ngram_is_refused_and_never_zero() -> None:
+    crossing = HashingSpec(ngrams=(4, 6), within_words=False).load()
+    with pytest.raises(ValueError, match="shorter than an n-gram of 4 characters"):
+        crossing.prepare(" no ")
+    assert crossing.encode([crossing.prepare("four")]).any()
+    padded = HashingSpec(ngrams=(4, 6)).load()
+    assert padded.encode([padded.prepare("no")]).any()
