@@ -152,12 +152,17 @@ def _promote(
     number, tags = number_of(version), tags_of(version)
     after = champion
     judgement = contest.judgement(champion)
+    by = registry.who_promotes()  # before the alias moves: nothing is to fail after that
     if number == number_of(champion):
         detail = f"version {number} is the champion already"
         if tags.get("gate") == "passed" and tags.get("promoted") != tags["judgement"]:
             # An attempt was killed between moving the alias and saying so.
             registry.record_promotion(
-                client, version=version, judgement=tags["judgement"], before=tags["against"]
+                client,
+                version=version,
+                judgement=tags["judgement"],
+                before=tags["against"],
+                by=by,
             )
             changed = True
     else:
@@ -182,7 +187,11 @@ def _promote(
         else:
             registry.move_champion(client, version=version, champion=champion)
             registry.record_promotion(
-                client, version=version, judgement=judgement, before=number_of(champion) or "none"
+                client,
+                version=version,
+                judgement=judgement,
+                before=number_of(champion) or "none",
+                by=by,
             )
             after, changed = version, True
             detail = f"version {number} is the champion now: {verdict.sentence}"

@@ -116,12 +116,20 @@ def move_champion(
     client.set_registered_model_alias(version.name, ALIAS, str(version.version))
 
 
+def who_promotes() -> str:
+    """Name of the user that this process runs as; the number of one without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no entry in passwd, as in many containers
+        return str(os.getuid())
+
+
 def record_promotion(
-    client: MlflowClient, *, version: ModelVersion, judgement: str, before: str
+    client: MlflowClient, *, version: ModelVersion, judgement: str, before: str, by: str
 ) -> None:
     """Say who promoted a version, when and in whose place, for whoever wants to go back."""
     tags = {
-        "promoted_by": getpass.getuser(),
+        "promoted_by": by,
         "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "promoted_from": before,
         "promoted": judgement,
