@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.store import Snapshot, Store
+from features.store import Snapshot, Store, vectors
 from training.bootstrap import bootstrap_interval, paired_bootstrap
 from workflows.findings import Estimate, Masked, SliceFindings
 
@@ -37,9 +37,7 @@ class Answers:
         table = table.filter(pc.equal(table["split"], split)).sort_by("row")
 
         def answered(column: str) -> np.ndarray:
-            lists = table[column].combine_chunks()
-            values = lists.flatten().to_numpy().reshape(len(table), lists.type.list_size)
-            return values.argmax(axis=1)
+            return vectors(table[column]).argmax(axis=1)
 
         prefix = "without."
         return cls(
@@ -107,9 +105,7 @@ class Answers:
             for value in np.unique(texts):
                 yield findings(column, str(value), texts == value)
         lacking = {
-            f"{name} missing": ~np.isin(
-                self.rows, store.read_embeddings(snapshot, modality=name).rows
-            )
+            f"{name} missing": ~np.isin(self.rows, store.read_rows(snapshot, modality=name))
             for name in snapshot.modalities
         }
         whole = ~np.any(list(lacking.values()), axis=0)

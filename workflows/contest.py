@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.fingerprint import fingerprint
+from features.sources import SourceError
 from features.store import Snapshot, Store
 from training.candidate import CandidateRecord
 from workflows.frozen import (
@@ -21,6 +22,7 @@ from workflows.gate import Predictions, Verdict, judge
 from workflows.inputs import Input, inputs_of, model_key
 from workflows.pipeline import Pipeline, StageError
 from workflows.registry import number_of, tags_of
+from workflows.runs import without_passwords
 
 if TYPE_CHECKING:
     from workflows.tracking import ModelVersion
@@ -88,20 +90,26 @@ class Contest:
 
         source = self.pipeline.open_source()
         uri = f"models:/{champion.name}/{champion.version}"
-        with scoring.loaded(uri, base=source.folder) as model:
-            raw_rows = self.raw_rows or table_rows(
-                source,
-                store=self.store,
-                snapshot=self.snapshot,
-                id_column=self.pipeline.spec.dataset.id,
-                columns=list(dict.fromkeys(item.column for item in model.inputs.values())),
-            )
-            try:
-                return champion_predictions(
-                    model, store=self.store, snapshot=self.snapshot, rows=rows, raw_rows=raw_rows
+        features = self.pipeline.spec.features
+        try:
+            with scoring.loaded(uri, base=source.folder) as model:
+                raw_rows = self.raw_rows or table_rows(
+                    source,
+                    store=self.store,
+                    snapshot=self.snapshot,
+                    id_column=self.pipeline.spec.dataset.id,
+                    columns=list(dict.fromkeys(item.column for item in model.inputs.values())),
                 )
-            except scoring.EncoderMismatch as error:
-                raise StageError(
-                    f"{champion.name} version {champion.version}, the champion, cannot be "
-                    f"compared: {error}"
-                ) from error
+                return champion_predictions(
+                    model,
+                    store=self.store,
+                    snapshot=self.snapshot,
+                    columns={name: feature.column for name, feature in features.items()},
+                    rows=rows,
+                    raw_rows=raw_rows,
+                )
+        except (scoring.EncoderMismatch, scoring.ForeignModel, SourceError, OSError) as error:
+            raise StageError(
+                f"{champion.name} version {champion.version}, the champion, cannot be "
+                f"compared: {without_passwords(str(error))}"
+            ) from error

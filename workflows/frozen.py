@@ -5,14 +5,14 @@ A champion is asked again each time; numbers of the day it was promoted are of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from features.sources import RowReader, Source, SourceError
-from features.store import Snapshot, Store
+from features.store import Snapshot, Store, vectors
 from training.candidate import CandidateRecord, predict, read_predictions
 from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError
@@ -44,8 +44,7 @@ def frozen_rows(
         targets=targets[rows],
         slices={name: _objects(table[f"slice.{name}"])[rows] for name in snapshot.slices},
         missing={
-            name: ~np.isin(rows, store.read_embeddings(snapshot, modality=name).rows)
-            for name in modalities
+            name: ~np.isin(rows, store.read_rows(snapshot, modality=name)) for name in modalities
         },
     )
 
@@ -55,23 +54,30 @@ def stored_predictions(store: Store, *, record: CandidateRecord) -> Predictions:
     table = read_predictions(store, record.fingerprint)
     tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
     rows = table["row"].to_numpy().astype(np.int64)[tested]
-    column = table["probabilities"].combine_chunks()
-    probabilities = column.flatten().to_numpy().reshape(len(table), -1)[tested]
+    probabilities = vectors(table["probabilities"])[tested]
     order = np.argsort(rows)
     return Predictions(rows=rows[order], labels=_labels(record, probabilities[order]))
 
 
 def champion_predictions(
-    model: LoadedModel, *, store: Store, snapshot: Snapshot, rows: np.ndarray, raw_rows: RawRows
+    model: LoadedModel,
+    *,
+    store: Store,
+    snapshot: Snapshot,
+    columns: Mapping[str, str],
+    rows: np.ndarray,
+    raw_rows: RawRows,
 ) -> Predictions:
     """A registered model's answers to rows of this snapshot.
 
-    From the snapshot's embeddings if its encoders are those of the snapshot, else from the raw
-    rows, through encoders of its own. Raises EncoderMismatch if those are no longer there.
+    `columns` are those that the snapshot's modalities were read from. If the model reads the
+    same ones, through the same encoders, it answers from the snapshot's embeddings, else from
+    the raw rows, through encoders of its own; EncoderMismatch if those are no longer there.
     """
     if all(
         name in snapshot.modalities
         and snapshot.modalities[name].encoder_fingerprint == item.encoder_fingerprint
+        and columns[name] == item.column
         for name, item in model.inputs.items()
     ):
         embeddings, presence = {}, {}

@@ -62,7 +62,11 @@ REQUIRED = (
 
 
 class EncoderMismatch(RuntimeError):
-    """The encoder here is not the one whose embeddings the model was fitted to."""
+    """The encoder that the model was fitted to is not here, or is another by that name."""
+
+
+class ForeignModel(ValueError):
+    """A registered model that was not logged by this project."""
 
 
 def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Input]) -> str:
@@ -124,8 +128,8 @@ class SensoriumModel(PythonModel):
         (why a payload was not used, or None).
 
         Raises ValueError if none of the model's columns is there, TypeError for a value that is
-        no payload, and EncoderMismatch if an encoder's weights or options are not those that
-        the model was fitted to.
+        no payload, and EncoderMismatch if an encoder is not here, or its weights or options are
+        not those that the model was fitted to.
         """
         columns = {item.column for item in self.inputs.values()}
         if not columns & set(model_input.columns):
@@ -214,8 +218,15 @@ class SensoriumModel(PythonModel):
         with self._lock:
             if name not in self._encoders:
                 item = self.inputs[name]
-                spec = parse_encoder(item.encoder)
-                here = spec.fingerprint()
+                try:
+                    spec = parse_encoder(item.encoder)
+                    here = spec.fingerprint()
+                except (ValueError, OSError, ImportError) as error:
+                    raise EncoderMismatch(
+                        f"modality {name!r}: the encoder {item.encoder.get('type')!r} that the "
+                        f"model was fitted to is not here: {error}. Put what is lacking back, or "
+                        "embed and train again."
+                    ) from error
                 if here != item.encoder_fingerprint:
                     raise EncoderMismatch(
                         f"modality {name!r}: the encoder {spec.type!r} here has the fingerprint "
@@ -267,7 +278,7 @@ class LoadedModel:
     def _ours(self) -> SensoriumModel:
         model = self.pyfunc.unwrap_python_model()
         if not isinstance(model, SensoriumModel):
-            raise ValueError(
+            raise ForeignModel(
                 f"{self.pyfunc.metadata.model_uuid} was not logged by this project, so it cannot "
                 "be compared; register it under another name, or take the alias from it"
             )

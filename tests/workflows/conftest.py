@@ -39,7 +39,7 @@ dataset:
   slices: [language]
   shard_rows: {{min: 32, target: 64, max: 128}}
 features:
-  caption: {{column: text, encoder: {{type: hashing, dim: 64}}}}
+  caption: {{column: {text}, encoder: {{type: hashing, dim: 64}}}}
   photo: {{column: picture, encoder: {{type: hog, size: {size}, pixels_per_cell: 8}}}}
 task: {{target: shape}}
 candidates:
@@ -111,9 +111,9 @@ def shapes_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_shapes(folder: Path, *, promotion: str = "", size: int = 16) -> Shapes:
+def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str = "text") -> Shapes:
     """Embed the table of a folder into the store beside it and fit the candidates, without Ray."""
-    (folder / "shapes.yaml").write_text(YAML.format(promotion=promotion, size=size))
+    (folder / "shapes.yaml").write_text(YAML.format(promotion=promotion, size=size, text=text))
     pipeline = load_pipeline(folder / "shapes.yaml")
     store = Store(LocalStorage(pipeline.store_root))
     source = pipeline.open_source()

@@ -16,13 +16,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from training.candidate import CandidateRecord
-from workflows import registry, scoring, tracking
+from features.sources import SourceError
+from features.storage import LocalStorage
+from features.store import Store
+from training.candidate import CandidateRecord, read_predictions, write_candidate
+from workflows import contest, registry, scoring, tracking
 from workflows.contest import Contest
-from workflows.frozen import TableChanged
+from workflows.frozen import TableChanged, stored_predictions
 from workflows.gate import PromotionSpec
 from workflows.pipeline import Pipeline, StageError
 from workflows.promote import Promotion, choose_winner, promote
@@ -314,6 +318,34 @@ def test_a_champion_of_other_encoders_is_asked_through_its_own(
     )
 
 
+def test_a_champion_reads_its_own_column_whatever_the_modality_is_now(
+    fitted_shapes: Shapes, mlflow_uri: str, tmp_path: Path
+) -> None:
+    run(fitted_shapes, "single-caption")
+    (tmp_path / "pictures").symlink_to(fitted_shapes.folder / "pictures")
+    fitted_shapes.table().assign(words="no words").to_parquet(tmp_path / "table.parquet")
+    repointed = fitted_shapes.elsewhere(tmp_path, text="words")
+    part = repointed.snapshot.modalities["caption"]
+    before = fitted_shapes.snapshot.modalities["caption"]
+    assert part.encoder_fingerprint == before.encoder_fingerprint
+    promotion = run(repointed, "single-photo")
+    assert promotion.verdict is not None
+    assert promotion.verdict.conditions[0].champion == pytest.approx(
+        accuracy(fitted_shapes, "single-caption")
+    )
+
+
+def test_a_user_without_a_name_promotes_by_number(
+    fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert run(fitted_shapes).promoted
+    assert versions(mlflow_uri)["1"]["promoted_by"] == str(os.getuid())
+
+
 @pytest.mark.parametrize("change", ["other samples", "fewer rows"])
 def test_a_table_that_changed_since_the_snapshot_is_not_compared_on(
     change: str, fitted_shapes: Shapes, other_encoder: Shapes, mlflow_uri: str
@@ -344,6 +376,45 @@ def test_a_champion_whose_encoder_has_changed_cannot_be_compared(
     with pytest.raises(StageError, match=r"shapes version 1.*'caption'.*embed and train again"):
         run(other_encoder, "single-photo")
     assert champion(mlflow_uri) == "1"
+
+
+@pytest.mark.parametrize("gone", ["the encoder", "the table", "our model"])
+def test_a_champion_that_cannot_be_asked_is_named_with_the_reason(
+    gone: str,
+    fitted_shapes: Shapes,
+    other_encoder: Shapes,
+    mlflow_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from features.encoders.text import HashingSpec
+
+    run(fitted_shapes, "early")
+
+    def lost(*args: Any, **kwargs: Any) -> Any:
+        error = {"the encoder": ValueError, "the table": SourceError, "our model": OSError}[gone]
+        raise error(f"{gone} is gone from s3://me:s3cret@bucket")
+
+    if gone == "the encoder":
+        monkeypatch.setattr(HashingSpec, "fingerprint", lost)
+    elif gone == "the table":
+        monkeypatch.setattr(contest, "table_rows", lambda *args, **options: lost)
+    else:
+        monkeypatch.setattr(scoring, "loaded", lost)
+    expected = rf"shapes version 1, the champion, cannot be compared: .*{gone} is gone from s3://…@"
+    with pytest.raises(StageError, match=expected):
+        run(other_encoder, "single-photo")
+    assert champion(mlflow_uri) == "1"
+
+
+def test_an_empty_test_split_has_no_answers(fitted_shapes: Shapes, tmp_path: Path) -> None:
+    record = fitted_shapes.records[0]
+    predictions = read_predictions(fitted_shapes.store, record.fingerprint)
+    validation = predictions.filter(pc.equal(predictions["split"], "validation"))
+    for table in (validation, predictions.slice(0, 0)):
+        store = Store(LocalStorage(str(tmp_path / str(len(table)))))
+        written = write_candidate(store, record, predictions=table)
+        found = stored_predictions(store, record=written)
+        assert len(found.rows) == len(found.labels) == 0
 
 
 @pytest.fixture(scope="module")
