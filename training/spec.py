@@ -291,7 +291,10 @@ def _class_of(name: str) -> type[CandidateSpec]:
     try:
         spec = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"candidate {name!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"candidate {name!r} cannot be imported: {error}; "
+            "PYTHONPATH must name the folder of its file"
+        ) from error
     if not (isinstance(spec, type) and issubclass(spec, CandidateSpec)):
         raise ValueError(f"candidate {name!r} is not a subclass of training.spec.CandidateSpec")
     return spec

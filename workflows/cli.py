@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done, or nothing to do; 1 failed; 2 bad usage or configuration; "
-    "3 the gate refused; 4 more bad rows than the budget allows."
+    "3 the gate refused; 4 more bad rows than the budget allows; 130 interrupted."
 )
-FAILED, BAD_CONFIGURATION, GATE_REFUSED, OVER_BUDGET = 1, 2, 3, 4
+FAILED, BAD_CONFIGURATION, GATE_REFUSED, OVER_BUDGET, INTERRUPTED = 1, 2, 3, 4, 130
 
 app = typer.Typer(
     name="sensorium",
@@ -48,13 +48,17 @@ def main() -> None:
     errors = make_console(stderr=True)
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("[bold red]interrupted[/bold red] run the same command again to go on")
+        raise
     except ConfigurationError as error:
         for line in str(error).splitlines():
             errors.print(f"[bold red]configuration[/bold red] {escape(line)}", soft_wrap=True)
         raise SystemExit(BAD_CONFIGURATION) from None
     except BudgetExceeded as error:
         errors.print(f"[bold red]over budget[/bold red] {escape(str(error))}", soft_wrap=True)
-        errors.print(quarantine_table(error.counts))
+        errors.print(quarantine_table(error.counts, rows=error.rows))
         errors.print(
             "Nothing was committed; the embeddings of the good rows are kept. Mend the payloads "
             "or raise dataset.max_bad_fraction, and run again."
@@ -63,6 +67,26 @@ def main() -> None:
     except StageError as error:
         errors.print(f"[bold red]failed[/bold red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(FAILED) from None
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"sensorium {version('sensorium')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog=f"Example: sensorium demo --dir /tmp/digits\n\n{EXIT_CODES}")
@@ -84,7 +108,7 @@ def demo(
 
 @app.command(epilog=f"Example: sensorium plan pipeline.yaml\n\n{EXIT_CODES}")
 def plan(pipeline: PipelineFile) -> None:
-    """What would be embedded and trained: rows, reuse, bytes, time. Changes nothing."""
+    """What would be embedded and trained, in rows, and what it costs. Changes nothing."""
     from workflows.pipeline import load_pipeline
     from workflows.run import print_plan
 
@@ -141,12 +165,14 @@ def run(pipeline: PipelineFile) -> None:
     _exit_by_gate(run_all(load_pipeline(pipeline), console=make_console()))
 
 
-@app.command(epilog=f"Example: sensorium report pipeline.yaml --out report.html\n\n{EXIT_CODES}")
+@app.command(
+    epilog=f"Example: sensorium report pipeline.yaml --out /tmp/report.html\n\n{EXIT_CODES}"
+)
 def report(
     pipeline: PipelineFile,
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write; report.html beside the YAML by default."),
+        typer.Option(help="File to write; NAME-report.html beside the YAML by default."),
     ] = None,
 ) -> None:
     """Write the HTML report of the last run."""

@@ -52,6 +52,13 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def several(number: int, noun: str) -> str:
+    """1 shard, 12 shards, 2 modalities."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1] + 'ies' if noun.endswith('ty') else noun + 's'}"
+
+
 def size(value: float) -> str:
     """Bytes with a unit: 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

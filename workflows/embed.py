@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
@@ -17,11 +19,9 @@ from features.spec import SPLITS
 from features.storage import open_storage
 from features.store import Snapshot, Store
 from workflows.cluster import Connection
-from workflows.console import count, duration, progress, share, size, table
-from workflows.pipeline import ConfigurationError, Pipeline, StageError
-
-MOST_REASONS = 10
-"""Reasons shown of a modality's quarantine."""
+from workflows.console import count, duration, progress, several, share, size, table
+from workflows.pipeline import Pipeline, StageError
+from workflows.quarantine import group_reasons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +38,31 @@ class Embedded:
 class BudgetExceeded(Exception):
     """More payloads are bad than `dataset.max_bad_fraction` allows."""
 
-    def __init__(self, counts: Mapping[str, QuarantineCount], *, limit: float) -> None:
+    def __init__(
+        self, counts: Mapping[str, QuarantineCount], *, rows: pa.Table, limit: float
+    ) -> None:
         over = [item for item in counts.values() if item.fraction > limit]
-        parts = [f"{item.modality}: {item.bad} of {item.payloads} payloads" for item in over]
+        parts = [
+            f"{item.modality}: {item.bad} of {item.payloads} payloads"
+            + (" (is its column the right one?)" if item.bad == item.payloads else "")
+            for item in over
+        ]
         super().__init__(
             f"more bad payloads than max_bad_fraction {limit:g} allows: {'; '.join(parts)}"
         )
         self.counts = counts
+        self.rows = rows
 
 
 def open_store(pipeline: Pipeline) -> Store:
     """The pipeline's store; ConfigurationError if there can be none at its place."""
     try:
-        return Store(open_storage(pipeline.store_root))
+        store = Store(open_storage(pipeline.store_root))
     except ValueError as error:
-        raise ConfigurationError(f"{pipeline.path}: store: {error}") from error
+        raise pipeline.error(("store",), str(error)) from error
+    if os.path.exists(store.storage.root) and not os.path.isdir(store.storage.root):
+        raise pipeline.error(("store",), f"{store.storage.root} is not a folder")
+    return store
 
 
 def plan_embedding(pipeline: Pipeline) -> Plan:
@@ -77,8 +87,15 @@ def plan_embedding(pipeline: Pipeline) -> Plan:
         raise pipeline.error(("dataset",), str(error)) from error
 
 
-def check_labels(plan: Plan, *, pipeline: Pipeline) -> None:
-    """Refuse, before any work, a table on which nothing can be trained or compared."""
+def check_trainable(plan: Plan, *, pipeline: Pipeline) -> None:
+    """Refuse, before any work, what cannot be trained: no labels in a split, too many workers."""
+    workers, cpus = pipeline.spec.training.workers, os.cpu_count() or 1
+    if workers > cpus and not os.environ.get("RAY_ADDRESS"):
+        raise pipeline.error(
+            ("training", "workers"),
+            f"{workers} workers need a CPU each, and this machine has {cpus}; lower it, or name "
+            "a cluster in RAY_ADDRESS",
+        )
     lacking = [split for split in SPLITS if not plan.labelled.get(split)]
     if lacking:
         splits = ", ".join(f"{name or 'no split'} {count(n)}" for name, n in plan.splits.items())
@@ -102,11 +119,12 @@ def embed(
     """
     plan = plan_embedding(pipeline)
     if for_training:
-        check_labels(plan, pipeline=pipeline)
+        check_trainable(plan, pipeline=pipeline)
     store = open_store(pipeline)
     console.print(
-        f"[bold]embed[/bold]    {count(plan.rows)} samples in {count(len(plan.samples))} shards, "
-        f"{len(plan.modalities)} modalities (read in {duration(plan.seconds)})"
+        f"[bold]embed[/bold]    {several(plan.rows, 'sample')} in "
+        f"{several(len(plan.samples), 'shard')}, {several(len(plan.modalities), 'modality')} "
+        f"(read in {duration(plan.seconds)})"
     )
     if plan.work:
         print_work(plan, console=console)
@@ -121,14 +139,14 @@ def embed(
     limit = plan.dataset.max_bad_fraction
     if any(item.fraction > limit for item in quarantine.values()):
         store.keep_attempt(snapshot)
-        raise BudgetExceeded(quarantine, limit=limit)
+        raise BudgetExceeded(quarantine, rows=store.read_quarantine(snapshot), limit=limit)
     committed = store.commit(snapshot)
     bad = sum(item.bad for item in quarantine.values())
     if not plan.work:
         console.print("         nothing to do: every embedding is in the store")
     if bad:
         parts = ", ".join(f"{q.modality} {q.bad}" for q in quarantine.values() if q.bad)
-        console.print(f"         {count(bad)} bad payloads in quarantine ({parts})")
+        console.print(f"         {several(bad, 'bad payload')} in quarantine ({parts})")
     console.print(f"         snapshot {snapshot.id[:12]}{'' if committed else ', unchanged'}")
     return Embedded(
         plan=plan,
@@ -167,18 +185,22 @@ def print_work(plan: Plan, *, console: Console) -> None:
     console.print(f"         {said} ({count(missing)} are missing)", soft_wrap=True)
 
 
-def quarantine_table(counts: Mapping[str, QuarantineCount]) -> Table:
-    """Bad payloads by modality, stage and reason."""
+def quarantine_table(counts: Mapping[str, QuarantineCount], *, rows: pa.Table) -> Table:
+    """Bad payloads by modality, stage and kind of reason, with the first samples of each."""
     made = table(
-        "modality", "stage", "reason", "rows", "of payloads", numbers=("rows",), wraps=("reason",)
-    )
-    for item in counts.values():
-        ranked = sorted(item.reasons.items(), key=lambda pair: -pair[1])
-        for (stage, reason), rows in ranked[:MOST_REASONS]:
-            made.add_row(item.modality, stage, reason, count(rows), share(rows, item.payloads))
-        if rest := ranked[MOST_REASONS:]:
-            rows = sum(rows for _, rows in rest)
-            made.add_row(item.modality, "", f"{count(len(rest))} other reasons", count(rows), "")
+        "modality", "stage", "reason", "rows", "share", "samples",
+        numbers=("rows", "share"), wraps=("reason", "samples"),
+    )  # fmt: skip
+    for group in group_reasons(rows):
+        more = ", …" if group.rows > len(group.samples) else ""
+        made.add_row(
+            group.modality,
+            group.stage,
+            group.reason,
+            count(group.rows),
+            share(group.rows, counts[group.modality].payloads),
+            ", ".join(group.samples) + more,
+        )
     return made
 
 
@@ -199,10 +221,10 @@ def _compute(plan: Plan, *, store: Store, connection: Connection, console: Conso
         results = run_job(plan, storage=store.storage, on_shard=on_shard)
     embedded = sum(result.embedded for result in results)
     copied = sum(result.copied for result in results)
-    parts = [f"{count(embedded)} payloads embedded"]
+    parts = [f"{several(embedded, 'payload')} embedded"]
     if copied:
         parts.append(f"{count(copied)} copied")
     console.print(
-        f"         {', '.join(parts)}, {count(len(results))} shards written in "
+        f"         {', '.join(parts)}, {several(len(results), 'shard')} written in "
         f"{duration(time.perf_counter() - begun)}"
     )

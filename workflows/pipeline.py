@@ -97,7 +97,7 @@ class Pipeline:
 
     @property
     def report_path(self) -> Path:
-        return self.folder / "report.html"
+        return self.folder / f"{self.name}-report.html"
 
     @property
     def digest(self) -> str:
@@ -178,14 +178,19 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     except pydantic.ValidationError as error:
         problems = [lines.message(where, text) for where, text in _explain(error)]
         raise ConfigurationError("\n".join(dict.fromkeys(problems))) from error
-    problems = [lines.message(where, text) for where, text in _check_candidates(spec)]
+    problems = [lines.message(where, text) for where, text in _check_whole(spec)]
     if problems:
         raise ConfigurationError("\n".join(problems))
     return Pipeline(path=file, spec=spec)
 
 
-def _check_candidates(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
+def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
     """What no single part of the file can see: names used twice, modalities that are not there."""
+    if spec.task.target == spec.dataset.id:
+        yield (
+            ("task", "target"),
+            f"{spec.task.target!r} is the column of ids, which are all different",
+        )
     seen: dict[str, int] = {}
     for i, candidate in enumerate(spec.candidates):
         if candidate.name in seen:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+import pyarrow as pa
 
 from workflows.runs import without_passwords
+
+MOST_SAMPLES = 3
+"""Samples named of each group."""
 
 TRAILING_NAME = re.compile(r":\s*(['\"]).*\1$", re.DOTALL)
 
@@ -15,3 +21,35 @@ def reason_group(reason: str) -> str:
     `no such file: 'photos/1.png'` → `no such file`.
     """
     return without_passwords(TRAILING_NAME.sub("", reason))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonGroup:
+    """Quarantined rows of one modality with one kind of reason."""
+
+    modality: str
+    stage: str
+    reason: str
+    rows: int
+    samples: tuple[str, ...]
+    """Ids of the first few."""
+
+
+def group_reasons(quarantine: pa.Table) -> list[ReasonGroup]:
+    """The rows of `Store.read_quarantine` by modality, stage and kind of reason, largest first."""
+    samples: dict[tuple[str, str, str], list[str]] = {}
+    for row in quarantine.to_pylist():
+        key = (row["modality"], row["stage"], reason_group(row["reason"]))
+        samples.setdefault(key, []).append(row["sample_id"])
+    return [
+        ReasonGroup(
+            modality=modality,
+            stage=stage,
+            reason=reason,
+            rows=len(ids),
+            samples=tuple(ids[:MOST_SAMPLES]),
+        )
+        for (modality, stage, reason), ids in sorted(
+            samples.items(), key=lambda item: (item[0][0], -len(item[1]), item[0])
+        )
+    ]

@@ -16,8 +16,8 @@ from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers
 from workflows.cluster import Connection
 from workflows.collect import best_single, collect
-from workflows.console import count, duration, progress
-from workflows.embed import check_labels, embed, open_store, plan_embedding, print_work
+from workflows.console import count, duration, progress, several
+from workflows.embed import check_trainable, embed, open_store, plan_embedding, print_work
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.promote import Promotion, choose_winner, promote
@@ -86,15 +86,15 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     plan = plan_embedding(pipeline)
     splits = ", ".join(f"{name or 'no split'} {count(n)}" for name, n in plan.splits.items())
     console.print(
-        f"[bold]embed[/bold]    {count(plan.rows)} samples ({splits}) in "
-        f"{count(len(plan.samples))} shards"
+        f"[bold]embed[/bold]    {several(plan.rows, 'sample')} ({splits}) in "
+        f"{several(len(plan.samples), 'shard')}"
     )
     print_work(plan, console=console)
-    check_labels(plan, pipeline=pipeline)
+    check_trainable(plan, pipeline=pipeline)
     candidates = planned(pipeline, snapshot=draft_snapshot(plan))
     waiting = [candidate.spec.name for candidate in candidates if candidate.record is None]
     console.print(
-        f"[bold]train[/bold]    {len(candidates)} candidates, {len(waiting)} to fit"
+        f"[bold]train[/bold]    {several(len(candidates), 'candidate')}, {len(waiting)} to fit"
         + (f": {', '.join(waiting)}" if waiting else "")
     )
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from features.store import Snapshot, Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.cluster import Connection
-from workflows.console import count, duration, progress, table
+from workflows.console import count, duration, progress, several, table
 from workflows.embed import open_store
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError
@@ -64,8 +64,8 @@ def train(
     missing = [candidate for candidate in before if candidate.record is None]
     workers = pipeline.spec.training.workers
     console.print(
-        f"[bold]train[/bold]    {len(before)} candidates, {len(missing)} to fit"
-        + (f" on {workers} workers" if missing else "")
+        f"[bold]train[/bold]    {several(len(before), 'candidate')}, {len(missing)} to fit"
+        + (f" on {several(workers, 'worker')}" if missing else "")
     )
     if missing:
         _fit(
@@ -135,11 +135,13 @@ def _fit(
     begun = time.perf_counter()
     store: Store = open_store(pipeline)
     with progress(console) as bar:
-        task = bar.add_task("train", total=missing, note="starting Ray")
+        task = bar.add_task("train", total=missing, note="starting workers")
 
         def on_progress(update: FitProgress) -> None:
             done = update.number - (0 if update.done else 1)
             bar.update(task, completed=done, note=f"{update.candidate}, epoch {update.epoch}")
+            if update.done and not console.is_terminal:
+                console.print(f"         {update.candidate} {update.failure or 'fitted'}")
 
         try:
             connection.open()
@@ -154,5 +156,6 @@ def _fit(
         except TrainingError as error:
             raise StageError(str(error)) from error
     console.print(
-        f"         {missing} candidates fitted in {duration(time.perf_counter() - begun)}"
+        f"         {several(missing, 'candidate')} fitted in "
+        f"{duration(time.perf_counter() - begun)}"
     )

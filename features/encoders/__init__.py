@@ -55,7 +55,10 @@ def _class_of(name: str) -> type[EncoderSpec]:
     try:
         spec = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"encoder {name!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"encoder {name!r} cannot be imported: {error}; "
+            "PYTHONPATH must name the folder of its file"
+        ) from error
     if not (isinstance(spec, type) and issubclass(spec, EncoderSpec)):
         raise ValueError(f"encoder {name!r} is not a subclass of features.encoders.EncoderSpec")
     return spec

@@ -245,6 +245,31 @@ def test_a_model_that_is_not_there_ends_before_any_work(folder, capsys):
     assert code == 2 and "features.text.encoder" in err and "Traceback" not in err + out
 
 
+def test_the_version_is_told(capsys):
+    assert sensorium(capsys, "--version")[:2] == (0, "sensorium 0.1.0\n")
+
+
+def test_a_store_that_is_a_file_is_refused(folder, capsys):
+    change(folder, "name: words", "name: words\nstore: words.csv")
+    code, _, err = sensorium(capsys, "run", "words.yaml")
+    assert (
+        code == 2 and "words.yaml:2: store:" in err and "is not a folder" in " ".join(err.split())
+    )
+
+
+def test_more_workers_than_the_machine_has_are_refused(folder, capsys):
+    change(folder, "name: words", "name: words\ntraining: {workers: 5000}")
+    code, _, err = sensorium(capsys, "run", "words.yaml")
+    assert code == 2 and "words.yaml:2: training.workers: 5000 workers" in err
+    assert not (folder / "store").exists()
+
+
+def test_ids_are_no_labels(folder, capsys):
+    change(folder, "target: label", "target: sample_id")
+    code, _, err = sensorium(capsys, "run", "words.yaml")
+    assert code == 2 and "task.target: 'sample_id' is the column of ids" in " ".join(err.split())
+
+
 def test_bad_usage_ends_with_2(folder, capsys):
     for arguments in (["embedd", "words.yaml"], ["run"], ["run", "words.yaml", "--fast"]):
         assert sensorium(capsys, *arguments)[0] == 2

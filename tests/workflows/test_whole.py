@@ -66,7 +66,7 @@ def read(folder):
 
 def tree(folder):
     """Time of change of everything that a run writes."""
-    roots = [folder / name for name in ("store", "mlartifacts", "mlflow.db", "report.html")]
+    roots = [folder / name for name in ("store", "mlartifacts", "mlflow.db", "digits-report.html")]
     files = [p for root in roots for p in (root.rglob("*") if root.is_dir() else [root])]
     return {str(path): path.stat().st_mtime_ns for path in files if path.is_file()}
 
@@ -88,7 +88,8 @@ def test_the_whole_runs_and_names_its_champion(world, capsys):
     assert "champion digits version 1" in output
     assert re.search(r"test accuracy 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", output)
     assert "7 bad payloads in quarantine" in output
-    assert str(world / "report.html") in output and (world / "report.html").stat().st_size > 10_000
+    report = world / "digits-report.html"
+    assert str(report) in output and report.stat().st_size > 10_000
     assert f"mlflow ui --backend-store-uri sqlite:///{world}/mlflow.db" in output
 
 
