@@ -23,6 +23,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from features import payloads
 from features.encoders import Encoder, EncoderSpec, parse_encoder
+from features.encoding import Prepared, Rows, encode_rows
 from features.store import Store
 from training.candidate import (
     RECORD_FILE,
@@ -108,6 +109,8 @@ class SensoriumModel(PythonModel):
         self.record = parse_record((self._folder / RECORD_FILE).read_bytes())
         self._lock = threading.Lock()
         self._encoders: dict[str, tuple[EncoderSpec, Encoder]] = {}
+        # Per modality a row that was encoded once: an encoder that fails for it now is broken.
+        self._proven: dict[str, Sequence[Prepared]] = {}
         self._model: nn.Module | None = None
 
     def predict(
@@ -129,7 +132,8 @@ class SensoriumModel(PythonModel):
 
         Raises ValueError if none of the model's columns is there, TypeError for a value that is
         no payload, and EncoderMismatch if an encoder is not here, or its weights or options are
-        not those that the model was fitted to.
+        not those that the model was fitted to. What an encoder itself raises is raised if it
+        fails for every row and not for the row alone.
         """
         columns = {item.column for item in self.inputs.values()}
         if not columns & set(model_input.columns):
@@ -187,30 +191,27 @@ class SensoriumModel(PythonModel):
         if not wanted:
             return embeddings, presence
         spec, encoder = self._encoder(name)
-        prepared: list[tuple[int, Any]] = []
+        prepared: list[Prepared] = []
         for row in wanted:
             try:
                 value = values[row]
                 if item.kind != "text" and isinstance(value, str):
                     value = payloads.fetch(value, base=base)
-                payload = payloads.decode(value, kind=spec.kind)
-                prepared.append((row, encoder.prepare(payload)))
+                payload = encoder.prepare(payloads.decode(value, kind=spec.kind))
+                prepared.append(Prepared(row=row, payload=payload, size=encoder.size(payload)))
             except payloads.BadPayload as error:
                 problems[row].append(f"{name}: {error.reason}")
             except ValueError as error:
                 problems[row].append(f"{name}: {error}")
-        prepared.sort(key=lambda pair: (-encoder.size(pair[1]), pair[0]))
-        for start in range(0, len(prepared), spec.batch_size):
-            batch = prepared[start : start + spec.batch_size]
-            found = np.asarray(encoder.encode([payload for _, payload in batch]))
-            with np.errstate(over="ignore"):
-                # Through the stored type, so that a row scores as its embedding in a store does.
-                found = found.astype(spec.dtype).astype(np.float32)
-            for (row, _), value in zip(batch, found, strict=True):
-                if np.isfinite(value).all():
-                    embeddings[row], presence[row] = value, True
-                else:
-                    problems[row].append(f"{name}: its embedding is not finite")
+        # In the stored type, so that a row scores as its embedding in a store does.
+        done = Rows()
+        proven = self._proven.get(name, ())
+        encode_rows(prepared, spec=spec, encoder=encoder, into=done, known_good=lambda: proven)
+        for row, value in done.values.items():
+            embeddings[row], presence[row] = value, True
+        for bad in done.bad:
+            problems[bad.row].append(f"{name}: {bad.reason}")
+        self._proven[name] = [item for item in prepared if presence[item.row]][:1] or proven
         return embeddings, presence
 
     def _encoder(self, name: str) -> tuple[EncoderSpec, Encoder]:

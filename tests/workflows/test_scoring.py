@@ -199,6 +199,37 @@ def test_a_broken_payload_is_missing_and_said_so(
     assert "caption: " in said[4] and "photo: " in said[4], "both are told"
 
 
+def test_a_row_that_the_encoder_fails_for_costs_no_other_row_its_answer(
+    model: Any, raw: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from features.encoders.text import HashingSpec
+
+    rows = raw[raw.text.notna() & raw.picture.notna()].drop(index=200, errors="ignore").head(6)
+    broken = rows.assign(text=[*rows.text[:3], "cursed", *rows.text[4:]])
+    load = HashingSpec.load
+
+    def cursed(spec: HashingSpec) -> Any:
+        encoder = load(spec)
+        encode = encoder.encode
+
+        def encode_but_one(prepared: list[str]) -> np.ndarray:
+            if "cursed" in prepared:
+                raise RuntimeError("no luck with this one")
+            return encode(prepared)
+
+        monkeypatch.setattr(encoder, "encode", encode_but_one)
+        return encoder
+
+    monkeypatch.setattr(HashingSpec, "load", cursed)
+    answers = model.predict(broken)
+    assert same(answers, model.predict(rows.assign(text=broken.text.replace("cursed", None))))
+    assert answers.missing.tolist() == [[], [], [], ["caption"], [], []]
+    said = answers.problems.tolist()
+    assert said == [*[None] * 3, "caption: RuntimeError: no luck with this one", *[None] * 2]
+    alone = model.predict(broken.iloc[[3, 3]])
+    assert alone.missing.tolist() == [["caption"]] * 2, "it has encoded others before"
+
+
 def test_more_rows_than_a_window_keep_their_order(model: Any, raw: pd.DataFrame) -> None:
     rows = raw.head(40)
     expected = model.predict(rows)
