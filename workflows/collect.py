@@ -297,8 +297,8 @@ def _gate(promotion: Promotion) -> GateFindings:
         version=promotion.version,
         champion_before=promotion.champion_before,
         champion_after=promotion.champion_after,
-        already=not promotion.changed and promotion.version is not None,
-        dry_run=promotion.version is None,
+        already=promotion.earlier and not promotion.changed,
+        dry_run=promotion.dry_run and verdict is not None and not promotion.earlier,
     )
 
 

@@ -48,6 +48,10 @@ class Promotion:
     """Per candidate fingerprint: id of its run; empty in a dry run."""
     changed: bool
     """Whether anything was recorded, registered, judged or moved."""
+    dry_run: bool
+    """Whether nothing was to be recorded or moved."""
+    earlier: bool
+    """Whether the verdict was recorded in an earlier run, and the gate was not asked now."""
     detail: str
     """What happened, in one sentence."""
 
@@ -124,6 +128,7 @@ def _dry(contest: Contest, *, client: MlflowClient | None) -> Promotion:
     is_champion = version is not None and number_of(version) == number_of(champion)
     if client is not None and version is not None:
         verdict = _known_verdict(contest, client=client, version=version, champion=champion)
+    earlier = verdict is not None
     if is_champion:
         detail = f"version {number_of(version)} is the champion already"
     else:
@@ -137,6 +142,7 @@ def _dry(contest: Contest, *, client: MlflowClient | None) -> Promotion:
         verdict=verdict,
         logged=None,
         changed=False,
+        earlier=earlier,
         detail=detail,
     )
 
@@ -149,6 +155,7 @@ def _promote(
     changed = logged.changed or registered
     champion = registry.champion_of(client, model=contest.pipeline.model)
     verdict = _known_verdict(contest, client=client, version=version, champion=champion)
+    earlier = verdict is not None
     number, tags = number_of(version), tags_of(version)
     after = champion
     judgement = contest.judgement(champion)
@@ -203,6 +210,7 @@ def _promote(
         verdict=verdict,
         logged=logged,
         changed=changed,
+        earlier=earlier,
         detail=detail,
     )
 
@@ -283,6 +291,7 @@ def _result(
     verdict: Verdict | None,
     logged: tracking.LoggedTraining | None,
     changed: bool,
+    earlier: bool,
     detail: str,
 ) -> Promotion:
     return Promotion(
@@ -296,5 +305,7 @@ def _result(
         parent=logged.parent if logged else None,
         runs=logged.runs if logged else {},
         changed=changed,
+        dry_run=logged is None,
+        earlier=earlier,
         detail=detail,
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,8 @@ def promotion(**change: Any) -> Promotion:
             "parent": "parent",
             "runs": {},
             "changed": True,
+            "dry_run": False,
+            "earlier": False,
             "detail": "version 2 is the champion",
             **change,
         }
@@ -372,6 +375,68 @@ def test_the_gate_is_told_as_it_decided(
     assert (gate.conditions[1].threshold, gate.conditions[1].passed) == (0.5, True)
     assert (gate.version, gate.champion_before, gate.champion_after) == ("2", "1", "2")
     assert data.load_uri == "models:/pets@champion"
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "unsaid"),
+    [
+        pytest.param(
+            {"dry_run": True, "champion_after": "1"},
+            ["This was a trial run.", "no alias was touched"],
+            ["decided in an earlier run", "stays at"],
+            id="registered, and never judged before",
+        ),
+        pytest.param(
+            {"dry_run": True, "version": None, "champion_after": "1"},
+            ["This was a trial run.", "no alias was touched"],
+            ["decided in an earlier run", "stays at"],
+            id="not registered",
+        ),
+        pytest.param(
+            {"dry_run": True, "earlier": True, "champion_before": "2"},
+            ["decided in an earlier run", "stays at"],
+            ["trial run"],
+            id="a report of what was decided",
+        ),
+        pytest.param(
+            {"earlier": True, "champion_before": "2"},
+            ["decided in an earlier run", "stays at"],
+            ["trial run"],
+            id="a second run",
+        ),
+        pytest.param(
+            {"dry_run": True, "verdict": None, "champion_before": "2"},
+            ["chosen by hand", "stays at"],
+            ["trial run", "decided in an earlier run"],
+            id="champion by hand",
+        ),
+        pytest.param(
+            {"changed": True, "earlier": True},
+            ["The alias champion moved from"],
+            ["trial run", "decided in an earlier run"],
+            id="completed after a kill",
+        ),
+    ],
+)
+def test_the_page_says_whether_the_gate_was_asked_now(
+    change: dict[str, Any],
+    said: list[str],
+    unsaid: list[str],
+    pipeline: Pipeline,
+    store: Store,
+    snapshot: Snapshot,
+    records: list[CandidateRecord],
+) -> None:
+    data = collect(
+        pipeline=pipeline,
+        store=store,
+        snapshot=snapshot,
+        records=records,
+        promotion=promotion(**{"changed": False, **change}),
+    )
+    page = " ".join(re.sub(r"<[^>]+>", "", render(data)).split())
+    assert [text for text in said if text not in page] == []
+    assert [text for text in unsaid if text in page] == []
 
 
 def test_without_a_promotion_the_best_on_validation_is_shown(

@@ -292,6 +292,22 @@ def test_a_dry_run_tells_the_verdict_by_which_the_winner_is_champion(
     dry = run(fitted_shapes, dry_run=True)
     assert dry.verdict == promoted.verdict
     assert dry.promoted
+    assert dry.dry_run and dry.earlier
+
+
+def test_a_dry_run_tells_that_the_gate_was_asked_for_it_alone(
+    fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "record_verdict", killed(registry.record_verdict, before=True))
+        with pytest.raises(KeyboardInterrupt):
+            run(fitted_shapes)
+    dry = run(fitted_shapes, dry_run=True)
+    assert dry.version == "1", "it is registered"
+    assert dry.dry_run and not dry.earlier
+    judged, again = run(fitted_shapes), run(fitted_shapes)
+    assert (judged.dry_run, judged.earlier) == (False, False)
+    assert (again.dry_run, again.earlier) == (False, True)
 
 
 def test_a_champion_of_other_encoders_is_asked_through_its_own(
