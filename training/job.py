@@ -32,6 +32,7 @@ from training.candidate import (
 )
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import Untrainable, load_table
+from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.loop import Epoch
 from training.losses import worker_count, worker_rank
 from training.produce import produce_candidate
@@ -81,7 +82,8 @@ def fit(
     Give all candidates of a pipeline, done or not: they name the run that a killed job continues.
     Ray must be connected. A candidate whose loss is not finite, or which its data do not allow,
     is recorded as failed, and the others go on. TrainingError if the cluster is too small or
-    no candidate can be trained on the data.
+    no candidate can be trained on the data; and, after the others, if a candidate's own code
+    raises: it is not recorded, so that it is tried again once the code is mended.
     """
     store = Store(open_storage(store_root))
     snapshot = store.read_snapshot(snapshot_id)
@@ -190,7 +192,7 @@ def _forget_run(store: Store, *, name: str) -> None:
 
 
 def fit_on_worker(config: dict[str, Any]) -> str | None:
-    """What every worker runs. Returns why the data allow no training, or None.
+    """What every worker runs. Returns what kept candidates from being fitted, or None.
 
     An error that would come again is returned, not raised, since Ray tries again what is raised.
     """
@@ -214,6 +216,8 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
         table = load_table(store, snapshot, task=task, modalities=modalities)
     except Untrainable as error:
         return str(error)
+    group = agreement_group()
+    faults = []
     for number, candidate in enumerate(pending, 1):
         report = _Reporter(
             mailbox=config["mailbox"],
@@ -222,20 +226,27 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
             of=len(pending),
             training=training,
         )
-        record = produce_candidate(
-            candidate,
-            store=store,
-            snapshot=snapshot,
-            task=task,
-            training=training,
-            table=table,
-            device=device,
-            resume=_checkpoint_of(candidate.fingerprint),
-            on_epoch=report.epoch,
-            save=partial(_save, candidate=candidate),
-        )
-        report.end(record)
-    return None
+        try:
+            record = produce_candidate(
+                candidate,
+                store=store,
+                snapshot=snapshot,
+                task=task,
+                training=training,
+                table=table,
+                device=device,
+                resume=_checkpoint_of(candidate.fingerprint),
+                on_epoch=report.epoch,
+                save=partial(_save, candidate=candidate),
+            )
+        except CandidateFault as fault:
+            if not all_workers_agree(group):
+                raise
+            faults.append(f"candidate {candidate.spec.name!r} cannot be fitted: {fault}")
+            report.end(str(fault))
+            continue
+        report.end(record.failure["reason"] if record.failure else None)
+    return "; ".join(faults) or None
 
 
 def _agree_on_pending(planned: Sequence[PlannedCandidate]) -> list[PlannedCandidate]:
@@ -302,8 +313,8 @@ class _Reporter:
             validation_accuracy=epoch.validation_accuracy,
         )
 
-    def end(self, record: CandidateRecord) -> None:
-        self._post(done=True, failure=record.failure and record.failure["reason"])
+    def end(self, failure: str | None) -> None:
+        self._post(done=True, failure=failure)
 
     def _post(self, **values: Any) -> None:
         if self.mailbox is None or worker_rank() != 0:

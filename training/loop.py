@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import FitState, load_optimizer, optimizer_tensors
 from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
+from training.faults import own_code
 from training.losses import sum_over_workers
 from training.spec import CandidateSpec, Objective, TrainingSpec
 from training.step import (
@@ -145,14 +146,17 @@ def fit_candidate(
     Every worker calls it with equal arguments. `on_epoch` and `save` are called on every worker;
     `save` every `checkpoint_every` epochs, with a state that as `resume` leads to the same end,
     bit for bit on like hardware. A loss that is not finite ends the fit with a `Failure`.
-    Untrainable, on every worker, if there are no rows to learn from.
+    Untrainable, on every worker, if there are no rows to learn from; CandidateFault if the
+    candidate's own code raises.
     """
     modalities = spec.resolved_modalities(tuple(table.embeddings))
     rows = {
         split: objective_rows(table, split=split, objective=spec.objective, modalities=modalities)
         for split in ("train", "validation")
     }
-    model = make_model(spec, table=table, modalities=modalities, device=device)
+    with own_code():
+        model = make_model(spec, table=table, modalities=modalities, device=device)
+        optimizer = make_optimizer(model, spec=spec)
     fitting = _Fitting(
         spec=spec,
         training=training,
@@ -163,7 +167,7 @@ def fit_candidate(
         validation_rows=rows["validation"],
         model=model,
         order=rows["train"],
-        optimizer=make_optimizer(model, spec=spec),
+        optimizer=optimizer,
     )
     trainer = Engine(lambda engine, _: _take_step(fitting, engine=engine))
     RowMean().attach(trainer, "loss")
@@ -195,7 +199,8 @@ def fit_candidate(
     trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, finish_epoch)
     if resume is not None:
-        _restore(fitting, resume, stopping=stopping)
+        with own_code():
+            _restore(fitting, resume, stopping=stopping)
         trainer.load_state_dict(
             {
                 "epoch": resume.epoch,
@@ -254,13 +259,14 @@ def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:
         device=fitting.device,
     )
     seed_step(fitting.model, seed=spec.seed, epoch=epoch, step=step, rows=len(rows))
-    outcome = train_step(
-        fitting.model,
-        optimizer=fitting.optimizer,
-        batch=batch,
-        objective=spec.objective,
-        gradient_clip=training.gradient_clip,
-    )
+    with own_code():
+        outcome = train_step(
+            fitting.model,
+            optimizer=fitting.optimizer,
+            batch=batch,
+            objective=spec.objective,
+            gradient_clip=training.gradient_clip,
+        )
     if not outcome.finite:
         what = "gradient" if math.isfinite(outcome.loss) else "loss"
         fitting.failure = Failure(
@@ -283,6 +289,7 @@ def _evaluator(fitting: _Fitting) -> Engine:
     spec = fitting.spec
 
     @torch.no_grad()
+    @own_code()
     def evaluate(_: Engine, step: int) -> dict[str, tuple[float, int]]:
         rows = step_rows(fitting.validation_rows, step=step, steps=fitting.validation_steps)
         batch = worker_batch(

@@ -14,6 +14,7 @@ from training.candidate import CandidateRecord, PlannedCandidate, write_candidat
 from training.checkpoint import FitState
 from training.data import EmbeddingTable, Untrainable
 from training.evaluate import evaluate, fit_probe, retrieval
+from training.faults import own_code
 from training.loop import Epoch, Failure, Fit, fit_candidate
 from training.losses import worker_count, worker_rank
 from training.spec import TaskSpec, TrainingSpec
@@ -36,7 +37,8 @@ def produce_candidate(
 
     All workers take part, with equal arguments; the first alone knows the record's files. A
     candidate whose loss is not finite, or which its data do not allow, gets a record that says
-    so, and neither weights nor predictions.
+    so, and neither weights nor predictions; one whose own code raises gets no record, but a
+    CandidateFault.
     """
     modalities = candidate.modalities
     own = table.select(modalities)
@@ -66,10 +68,11 @@ def produce_candidate(
     if fit is None or failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
     found = None
-    if isinstance(fit.model, Alignment):
-        fit_probe(fit.model, table=own, modalities=modalities, device=device)
-        found = retrieval(fit.model, table=own, modalities=modalities, device=device)
-    answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
+    with own_code():
+        if isinstance(fit.model, Alignment):
+            fit_probe(fit.model, table=own, modalities=modalities, device=device)
+            found = retrieval(fit.model, table=own, modalities=modalities, device=device)
+        answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
     record = dataclasses.replace(record, metrics=answers.metrics(), retrieval=found)
     if worker_rank() != 0:
         return record

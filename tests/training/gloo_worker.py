@@ -27,6 +27,7 @@ from training.candidate import plan_candidates  # noqa: E402
 from training.checkpoint import FitState  # noqa: E402
 from training.data import Batch, load_table, table_of  # noqa: E402
 from training.evaluate import evaluate, fit_probe, retrieval  # noqa: E402
+from training.faults import agreement_group, all_workers_agree  # noqa: E402
 from training.loop import fit_candidate  # noqa: E402
 from training.losses import (  # noqa: E402
     cross_entropy,
@@ -194,6 +195,13 @@ def gathered(*, rank: int) -> dict[str, Any]:
     return {"rows": found.rows.tolist(), "first": found.first}
 
 
+def agreed(*, rank: int) -> list[bool]:
+    """Whether all workers agree: once where both ask, once where the first asks alone."""
+    group = agreement_group()
+    both = all_workers_agree(group)
+    return [both, rank == 0 and all_workers_agree(group, seconds=0.5)]
+
+
 def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
     """All cases; `part(rows of the first worker, all rows)` is this worker's."""
     return {
@@ -239,6 +247,7 @@ def main(rank: int, workers: int, folder: Path) -> None:
     found = run(part, rank=rank)
     found["gathered"] = gathered(rank=rank)
     found["unreached"] = unreached_parameter()
+    found["agreed"] = agreed(rank=rank)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -23,6 +23,8 @@ from training.candidate import (
     write_candidate,
 )
 from training.data import load_table
+from training.faults import CandidateFault
+from training.fusion import LateFusion
 from training.produce import produce_candidate
 from training.spec import CandidateSpec, TaskSpec, TrainingSpec, parse_candidate
 
@@ -258,6 +260,35 @@ def test_a_failed_candidate_is_recorded_and_the_others_go_on(make_store) -> None
     assert [path.name for path in folder.iterdir()] == ["record.json"]
     with pytest.raises(ValueError, match="'wild' failed and has no model"):
         load_model(store, failed.fingerprint)
+
+
+@pytest.mark.parametrize("place", ["build", "training", "validation", "evaluation"])
+def test_a_fault_of_a_candidates_own_code_is_not_recorded(make_store, monkeypatch, place) -> None:
+    store, snapshot = make_store()
+    spec = parse_candidate({"type": "late", "width": 8})
+    forward = LateFusion.forward
+
+    def broken(self: LateFusion, embeddings, presence):
+        where = "training" if self.training else "validation"
+        if not self.training and torch.is_inference_mode_enabled():
+            where = "evaluation"
+        if where == place:
+            raise IndexError("no such token")
+        return forward(self, embeddings, presence)
+
+    def no_build(self: LateFusion, *_: object, **__: object) -> None:
+        raise IndexError("no such token")
+
+    with monkeypatch.context() as patch:
+        if place == "build":
+            patch.setattr(LateFusion, "__init__", no_build)
+        patch.setattr(LateFusion, "forward", broken)
+        with pytest.raises(CandidateFault, match=r"^IndexError: no such token \(.*candidate\.py:"):
+            produce(store, snapshot, spec)
+        name = candidate_fingerprint(spec, snapshot=snapshot, task=TASK, training=TRAINING)
+        assert store.storage.list(f"candidates/{name}") == set()
+    (record,) = produce(store, snapshot, spec)
+    assert record.status == "fitted"
 
 
 def test_a_candidate_that_its_data_do_not_allow_is_recorded_as_failed(make_store) -> None:

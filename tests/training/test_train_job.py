@@ -102,6 +102,29 @@ def test_an_error_is_none_if_another_job_has_done_all(make_store, monkeypatch, d
             fit(**job, candidates=wild, training=TRAINING)
 
 
+def test_a_candidate_with_a_fault_stops_no_other_and_is_still_to_be_fitted(
+    ray_cluster, make_store
+) -> None:
+    store, snapshot = make_store()
+    # The base class is a spec that anyone can name, and has no build().
+    broken = parse_candidate({"type": "training.spec.CandidateSpec", "name": "broken"})
+    late = parse_candidate({"type": "late", "width": 8})
+    job = {"store_root": store.storage.root, "snapshot_id": snapshot.id, "task": TASK}
+    job["training"] = TRAINING.model_copy(update={"max_epochs": 1})
+    seen: list[FitProgress] = []
+    with pytest.raises(TrainingError, match=r"'broken' .*: NotImplementedError: .*spec\.py:\d+"):
+        fit(**job, candidates=[broken, late], on_progress=seen.append)
+    assert [(p.candidate, bool(p.failure)) for p in seen if p.done] == [
+        ("broken", True),
+        ("late", False),
+    ]
+    (record,) = fit(**job, candidates=[late])
+    assert record.status == "fitted"
+    options = {"snapshot": snapshot, "task": TASK, "training": job["training"]}
+    again = plan_candidates(store, candidates=[broken, late], **options)
+    assert [planned.record is None for planned in again] == [True, False]
+
+
 def test_a_killed_worker_resumes_and_ends_as_an_uninterrupted_run(
     ray_cluster, make_store, run_workers, tmp_path
 ) -> None:

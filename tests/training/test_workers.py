@@ -122,3 +122,8 @@ def test_a_parameter_that_one_worker_never_reached_has_a_gradient_on_both(two) -
     assert two[0]["unreached"] == two[1]["unreached"]
     assert two[0]["unreached"]["b.weight"] == [[1.0]]
     assert two[0]["unreached"]["a.bias"] == [1.0]
+
+
+def test_a_worker_that_fails_alone_learns_that_the_others_have_not(two) -> None:
+    assert two[0]["agreed"] == [True, False]
+    assert two[1]["agreed"][0] is True
