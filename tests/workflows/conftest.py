@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,7 @@ from features.plan import make_plan, write_samples
 from features.sources import RowReader
 from features.storage import LocalStorage
 from features.store import Snapshot, Store
-from training.candidate import (
-    CandidateRecord,
-    PlannedCandidate,
-    plan_candidates,
-    predict,
-    write_candidate,
-)
-from training.spec import InputSpec
+from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.pipeline import Pipeline, load_pipeline
 
 ROWS = 240
@@ -43,10 +36,10 @@ features:
   photo: {{column: picture, encoder: {{type: hog, size: {size}, pixels_per_cell: 8}}}}
 task: {{target: shape}}
 candidates:
-  - {{type: single, modality: caption, width: 8}}
-  - {{type: single, modality: photo, width: 8}}
-  - {{type: early, width: 16}}
-training: {{max_epochs: 5}}
+  - {{type: single, modality: caption, width: 8, dropout: 0, learning_rate: 0.02}}
+  - {{type: single, modality: photo, width: 8, dropout: 0, learning_rate: 0.02}}
+  - {{type: early, width: 16, dropout: 0, learning_rate: 0.02}}
+training: {{max_epochs: 8, batch_size: 24, patience: 8}}
 promotion: {{{promotion}}}
 """
 
@@ -140,9 +133,7 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str 
         )
     snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))
     store.commit(snapshot)
-    for planned in _plan(pipeline, store, snapshot):
-        if planned.record is None:
-            fit(store, snapshot=snapshot, planned=planned, pipeline=pipeline)
+    fit(_plan(pipeline, store, snapshot), store=store, snapshot=snapshot, pipeline=pipeline)
     planned = _plan(pipeline, store, snapshot)
     return Shapes(folder=folder, pipeline=pipeline, store=store, snapshot=snapshot, planned=planned)
 
@@ -158,100 +149,24 @@ def _plan(pipeline: Pipeline, store: Store, snapshot: Snapshot) -> list[PlannedC
 
 
 def fit(
-    store: Store,
-    *,
-    snapshot: Snapshot,
-    planned: PlannedCandidate,
-    pipeline: Pipeline,
-    steps: int = 60,
+    candidates: Sequence[PlannedCandidate], *, store: Store, snapshot: Snapshot, pipeline: Pipeline
 ) -> None:
-    """Fit a candidate by plain full-batch steps, and write it as training would."""
-    import torch
+    """Fit the candidates that are not fitted yet, as a training worker does."""
+    from training.data import load_table
+    from training.produce import produce_candidate
 
-    torch.manual_seed(0)
-    samples = store.read_samples(snapshot)
-    labels = samples["target.shape"].to_pylist()
-    classes = sorted({int(label) for label in labels if label is not None})
-    splits = np.array(samples["split"].to_pylist())
-    labelled = np.array([label is not None for label in labels])
-    targets = np.array([classes.index(int(y)) if y is not None else -1 for y in labels])
-    values: dict[str, np.ndarray] = {}
-    present: dict[str, np.ndarray] = {}
-    inputs: dict[str, InputSpec] = {}
-    for name in planned.modalities:
-        held = store.read_embeddings(snapshot, modality=name)
-        values[name] = np.zeros((len(labels), held.values.shape[1]), np.float32)
-        values[name][held.rows] = held.values
-        present[name] = np.isin(np.arange(len(labels)), held.rows)
-        inputs[name] = InputSpec(
-            dim=held.values.shape[1],
-            mean=torch.tensor(held.values.astype(np.float32).mean(0)),
-            std=torch.tensor(held.values.astype(np.float32).std(0) + 1e-2),
-        )
-    model = planned.spec.build(inputs=inputs, classes=len(classes))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    chosen = (splits == "train") & labelled
-    for _ in range(steps):
-        logits = model(
-            {m: torch.tensor(x[chosen]) for m, x in values.items()},
-            {m: torch.tensor(p[chosen]) for m, p in present.items()},
-        )
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(targets[chosen]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    rows = np.flatnonzero(labelled & (splits != "train"))
-    answers = predict(
-        model,
-        embeddings={m: x[rows] for m, x in values.items()},
-        presence={m: p[rows] for m, p in present.items()},
-    )
-    right = answers.argmax(1) == targets[rows]
-    metrics: Mapping[str, Mapping[str, float]] = {
-        split: {
-            "accuracy": float(right[splits[rows] == split].mean()),
-            "rows": int((splits[rows] == split).sum()),
-        }
-        for split in ("validation", "test")
-    }
-    epoch = {"validation_loss": 0.5, "validation_accuracy": 0.9, "learning_rate": 1e-3}
-    record = CandidateRecord(
-        fingerprint=planned.fingerprint,
-        name=planned.spec.name,
-        spec=planned.spec.model_dump(mode="json"),
-        training=pipeline.spec.training.model_dump(mode="json"),
-        task=pipeline.spec.task.model_dump(mode="json"),
-        snapshot=snapshot.id,
-        part=snapshot.part(modalities=planned.modalities),
-        classes=classes,
-        modalities={
-            name: {
-                "kind": snapshot.modalities[name].kind,
-                "dim": snapshot.modalities[name].dim,
-                "encoder_fingerprint": snapshot.modalities[name].encoder_fingerprint,
-            }
-            for name in planned.modalities
-        },
-        parameters=sum(p.numel() for p in model.parameters()),
-        status="fitted",
-        failure=None,
-        best_epoch=1,
-        epochs=[{"epoch": e, "train_loss": 1 / (e + 1), "seconds": 0.1, **epoch} for e in (0, 1)],
-        seconds=0.2,
-        workers=1,
-        metrics=metrics,
-        retrieval=None,
-    )
-    flat = pa.array(answers.reshape(-1))
-    table = pa.table(
-        {
-            "row": rows,
-            "split": pa.array(splits[rows].tolist()),
-            "target": pa.array(targets[rows], pa.int32()),
-            "probabilities": pa.FixedSizeListArray.from_arrays(flat, len(classes)),
-        }
-    )
-    write_candidate(store, record, model=model, predictions=table)
+    task = pipeline.spec.task
+    table = load_table(store, snapshot, task=task, modalities=tuple(snapshot.modalities))
+    for candidate in candidates:
+        if candidate.record is None:
+            produce_candidate(
+                candidate,
+                store=store,
+                snapshot=snapshot,
+                task=task,
+                training=pipeline.spec.training,
+                table=table,
+            )
 
 
 @pytest.fixture(scope="session")
