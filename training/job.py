@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -168,7 +169,7 @@ def _run(
         ),
     )
     try:
-        result: Any = trainer.fit()
+        result: Any = _fit_apart(trainer)
     except ray.train.TrainingFailedError:
         if not is_done():
             raise
@@ -189,6 +190,24 @@ def _forget_run(store: Store, *, name: str) -> None:
     # Another job over the same candidates may have deleted it, or be doing so now.
     with suppress(FileNotFoundError):
         filesystem.delete_dir(f"{root}/{RUNS_FOLDER}/{name}")
+
+
+def _fit_apart(trainer: ray.train.torch.TorchTrainer) -> Any:
+    """What `trainer.fit()` returns or raises, from a thread of its own.
+
+    In the main thread Ray would take an interrupt for itself, and end the process with the code
+    of a failure.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="training", daemon=True).start()
+    return outcome.result()
 
 
 def fit_on_worker(config: dict[str, Any]) -> str | None:
