@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ from workflows.findings import (
 from workflows.gate import Comparison, Condition
 from workflows.plots import Family
 from workflows.promote import Promotion, choose_winner
-from workflows.quarantine import reason_group
+from workflows.quarantine import group_reasons
 from workflows.runs import without_passwords
 
 if TYPE_CHECKING:
@@ -277,12 +276,12 @@ def _modality(
 
 def _reasons(quarantine: pa.Table) -> Iterator[BadReason]:
     """The reasons without the names in them, most frequent first; rare ones beyond a few as one."""
-    rows = quarantine.to_pylist()
-    counts = Counter((row["modality"], row["stage"], reason_group(row["reason"])) for row in rows)
-    listed = counts.most_common(LISTED_REASONS)
-    for (modality, stage, reason), number in listed:
-        yield BadReason(modality=modality, stage=stage, reason=reason, count=number)
-    rest = len(rows) - sum(number for _, number in listed)
+    groups = sorted(group_reasons(quarantine), key=lambda group: -group.rows)
+    for group in groups[:LISTED_REASONS]:
+        yield BadReason(
+            modality=group.modality, stage=group.stage, reason=group.reason, count=group.rows
+        )
+    rest = sum(group.rows for group in groups[LISTED_REASONS:])
     if rest:
         yield BadReason(modality="", stage="", reason="other reasons", count=rest)
 

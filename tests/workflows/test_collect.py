@@ -277,8 +277,16 @@ def test_the_confusion_counts_the_winners_test_rows(
 
 
 def test_slices_and_what_is_missing_are_counted_on_the_test_rows(
-    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+    pipeline: Pipeline,
+    store: Store,
+    snapshot: Snapshot,
+    records: list[CandidateRecord],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def must_not(self: Store, *args: object, **options: object) -> None:
+        raise AssertionError("to know which rows are there, no embedding need be read")
+
+    monkeypatch.setattr(Store, "read_embeddings", must_not)
     data = collect(
         pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
     )

@@ -26,7 +26,7 @@ from features.store import Store
 from training.candidate import CandidateRecord, read_predictions, write_candidate
 from workflows import contest, registry, scoring, tracking
 from workflows.contest import Contest
-from workflows.frozen import TableChanged, stored_predictions
+from workflows.frozen import TableChanged, frozen_rows, stored_predictions
 from workflows.gate import PromotionSpec
 from workflows.pipeline import Pipeline, StageError
 from workflows.promote import Promotion, choose_winner, promote
@@ -459,9 +459,13 @@ def test_the_winner_is_best_on_validation_then_small_then_first_by_name() -> Non
         choose_winner([broken])
 
 
-def test_test_rows_without_labels_cannot_decide(fitted_shapes: Shapes, mlflow_uri: str) -> None:
-    from workflows.frozen import frozen_rows
+def test_test_rows_without_labels_cannot_decide(
+    fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def must_not(self: Store, *args: object, **options: object) -> None:
+        raise AssertionError("to know which rows are there, no embedding need be read")
 
+    monkeypatch.setattr(Store, "read_embeddings", must_not)
     frozen = frozen_rows(
         fitted_shapes.store, snapshot=fitted_shapes.snapshot, target="shape", modalities=("photo",)
     )
