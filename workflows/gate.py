@@ -233,7 +233,7 @@ def _compare(
 
 def _gain(overall: Comparison, *, spec: PromotionSpec) -> Condition:
     if overall.low is None:
-        return _decided(overall, None, True, "there is no champion yet")
+        return _decided(overall, None, True, "there was no champion before")
     passed = overall.low > spec.min_gain
     what = f"{_interval(overall)} against the champion: the lower end "
     amount = abs(overall.low - spec.min_gain)

@@ -201,7 +201,7 @@ def _promote(
                 by=by,
             )
             after, changed = version, True
-            detail = f"version {number} is the champion now: {verdict.sentence}"
+            detail = f"version {number} is the champion now ({verdict.sentence})"
     return _result(
         contest,
         version=version,
@@ -262,7 +262,9 @@ def _register(
             "run": logged.runs[winner.fingerprint],
         },
     )
-    say(f"registered {pipeline.model} version {version.version} ({winner.name})")
+    say(
+        f"registered {pipeline.model} version {version.version} ({winner.name}, best on validation)"
+    )
     return version, True
 
 
