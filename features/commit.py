@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from features.plan import ModalityPlan, Plan, snapshot_of
-from features.store import Snapshot, Store, embedding_path
+from features.snapshot import Snapshot
+from features.store import Store, embedding_path
 
 
 @dataclass(frozen=True, kw_only=True)

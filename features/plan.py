@@ -18,15 +18,10 @@ import pyarrow as pa
 
 from features.encoders import EncoderSpec
 from features.samples import PayloadColumn, SampleShard, scan_samples
+from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange, Source, SourceError
 from features.spec import DatasetSpec, FeatureSpec
-from features.store import (
-    ModalityShards,
-    Snapshot,
-    Store,
-    embedding_path,
-    shard_fingerprint,
-)
+from features.store import Store, embedding_path, shard_fingerprint
 
 FOOTERS_FOR_ESTIMATE = 4
 

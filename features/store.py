@@ -18,16 +18,15 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.encoders import EncoderSpec, Kind
-from features.fingerprint import DIGEST_BYTES, fingerprint
+from features.encoders import EncoderSpec
+from features.fingerprint import DIGEST_BYTES
 from features.samples import SampleShard
+from features.snapshot import Snapshot, snapshot_from, snapshot_json
 from features.sources import RowRange
 from features.storage import Storage
 
@@ -40,70 +39,6 @@ QUARANTINE_SCHEMA = pa.schema(
         "reason": pa.string(),
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModalityShards:
-    """One modality of a snapshot: its encoder, and the embedding shards over each sample shard."""
-
-    kind: Kind
-    encoder: Mapping[str, Any]
-    """The encoder's spec, as JSON."""
-    encoder_fingerprint: str
-    dim: int
-    shards: tuple[tuple[str, ...], ...]
-    """Per sample shard: the embedding shards over it (none if no payload is there)."""
-    present: int
-    """Samples with an embedding."""
-    missing: int
-    """Samples without a payload."""
-    bad: int
-    """Samples whose payload is in the quarantine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """One version of a dataset with its embeddings, by reference to immutable shards."""
-
-    name: str
-    target: str | None
-    slices: tuple[str, ...]
-    samples: tuple[SampleShard, ...]
-    modalities: Mapping[str, ModalityShards]
-    files: tuple[str, ...] = ()
-    """The source's files, which the sample shards' ranges refer to. Where the rows stand is no
-    part of the snapshot, and is read with the latest one of a name only."""
-
-    @cached_property
-    def id(self) -> str:
-        """Hash of what the snapshot refers to; names and places do not enter it."""
-        shards = [shard.fingerprint for shard in self.samples]
-        return fingerprint({"samples": shards, "part": self.part(modalities=self.modalities)})
-
-    @property
-    def rows(self) -> int:
-        return sum(shard.rows for shard in self.samples)
-
-    @cached_property
-    def first_rows(self) -> tuple[int, ...]:
-        """Per sample shard: the number of its first row within the snapshot."""
-        return tuple(int(row) for row in np.cumsum([0, *(s.rows for s in self.samples)])[:-1])
-
-    def part(self, *, modalities: Collection[str]) -> str:
-        """Identity of ids, splits and labels, and of some modalities, without all else."""
-        return fingerprint(
-            {
-                "samples": [shard.labels for shard in self.samples],
-                "target": self.target,
-                "modalities": {
-                    name: {
-                        "encoder": self.modalities[name].encoder_fingerprint,
-                        "shards": self.modalities[name].shards,
-                    }
-                    for name in modalities
-                },
-            }
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,13 +145,13 @@ class Store:
     def _write_snapshot(self, snapshot: Snapshot) -> None:
         path = f"snapshots/{snapshot.id}.json"
         if not self.storage.exists(path):
-            self.storage.write_once(path, _json(_snapshot_json(snapshot)))
+            self.storage.write_once(path, _json(snapshot_json(snapshot)))
 
     # ------------------------------------------------------------------ reading
 
     def read_snapshot(self, id: str) -> Snapshot:
         """A committed snapshot; FileNotFoundError if there is none of that id."""
-        return _snapshot_from(json.loads(self.storage.read(f"snapshots/{id}.json")))
+        return snapshot_from(json.loads(self.storage.read(f"snapshots/{id}.json")))
 
     def read_samples(self, snapshot: Snapshot, *, columns: Sequence[str] | None = None) -> pa.Table:
         """The samples' columns in row order, all shards in memory at once."""
@@ -372,58 +307,3 @@ def _stems(names: set[str]) -> set[str]:
 
 def _json(value: object, *, indent: int | None = 1) -> bytes:
     return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
-
-
-def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "id": snapshot.id,
-        "name": snapshot.name,
-        "target": snapshot.target,
-        "slices": list(snapshot.slices),
-        "samples": [
-            {
-                "fingerprint": shard.fingerprint,
-                "rows": shard.rows,
-                "labels": shard.labels,
-                "keys": dict(shard.keys),
-                "payloads": dict(shard.payloads),
-            }
-            for shard in snapshot.samples
-        ],
-        "modalities": {
-            name: {
-                "kind": part.kind,
-                "encoder": dict(part.encoder),
-                "encoder_fingerprint": part.encoder_fingerprint,
-                "dim": part.dim,
-                "present": part.present,
-                "missing": part.missing,
-                "bad": part.bad,
-                "shards": [list(shards) for shards in part.shards],
-            }
-            for name, part in snapshot.modalities.items()
-        },
-    }
-
-
-def _snapshot_from(value: dict[str, Any]) -> Snapshot:
-    return Snapshot(
-        name=value["name"],
-        target=value["target"],
-        slices=tuple(value["slices"]),
-        samples=tuple(
-            SampleShard(
-                fingerprint=shard["fingerprint"],
-                rows=shard["rows"],
-                labels=shard["labels"],
-                ranges=(),
-                keys=shard["keys"],
-                payloads=shard["payloads"],
-            )
-            for shard in value["samples"]
-        ),
-        modalities={
-            name: ModalityShards(**{**part, "shards": tuple(map(tuple, part["shards"]))})
-            for name, part in value["modalities"].items()
-        },
-    )

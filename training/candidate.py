@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from features.fingerprint import DIGEST_BYTES, fingerprint
-from features.store import Snapshot, Store, parquet_bytes
+from features.snapshot import Snapshot
+from features.store import Store, parquet_bytes
 from training.spec import CandidateSpec, InputSpec, TaskSpec, TrainingSpec, parse_candidate
 
 if TYPE_CHECKING:

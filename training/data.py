@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from features.snapshot import Snapshot
 from features.spec import SPLITS
-from features.store import Embeddings, Snapshot, Store
+from features.store import Embeddings, Store
 from training.spec import InputSpec, TaskSpec
 
 ABSENT = -1

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from features.store import Snapshot, Store
+from features.snapshot import Snapshot
+from features.store import Store
 from training.alignment import Alignment
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.store import Snapshot, Store, vectors
+from features.snapshot import Snapshot
+from features.store import Store, vectors
 from training.bootstrap import bootstrap_interval, paired_bootstrap
 from workflows.findings import Estimate, Masked, SliceFindings
 

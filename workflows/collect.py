@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.store import ModalityShards, Snapshot, Store
+from features.snapshot import ModalityShards, Snapshot
+from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers
 from workflows.findings import (

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.fingerprint import fingerprint
+from features.snapshot import Snapshot
 from features.sources import SourceError
-from features.store import Snapshot, Store
+from features.store import Store
 from training.candidate import CandidateRecord
 from workflows.frozen import (
     RawRows,

@@ -14,10 +14,11 @@ from rich.table import Table
 from features.commit import QuarantineCount, count_quarantine, make_snapshot
 from features.embedding import ShardResult
 from features.plan import Plan, make_plan, write_samples
+from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.spec import SPLITS
 from features.storage import open_storage
-from features.store import Snapshot, Store
+from features.store import Store
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, share, size, table
 from workflows.pipeline import Pipeline, StageError

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
-from features.store import Snapshot, Store, vectors
+from features.store import Store, vectors
 from training.candidate import CandidateRecord, predict, read_predictions
 from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.fingerprint import fingerprint
+from features.snapshot import Snapshot
 from features.spec import FeatureSpec
-from features.store import Snapshot
 from training.candidate import CandidateRecord
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from features.store import Snapshot, Store
+from features.snapshot import Snapshot
+from features.store import Store
 from training.candidate import CandidateRecord
 from workflows import registry, tracking
 from workflows.contest import Contest

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from features.fingerprint import fingerprint
-from features.store import Snapshot, Store
+from features.snapshot import Snapshot
+from features.store import Store
 from training.candidate import CandidateRecord
 from workflows.pipeline import StageError
 from workflows.runs import Point, clean, cut, epoch_metrics, final_metrics, flat, without_passwords

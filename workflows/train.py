@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from features.store import Snapshot, Store
+from features.snapshot import Snapshot
+from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, table

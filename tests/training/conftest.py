@@ -15,17 +15,10 @@ import pytest
 import torch
 
 from features.samples import SampleShard
+from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
-from features.store import (
-    Embeddings,
-    ModalityShards,
-    Snapshot,
-    Store,
-    embedding_path,
-    embedding_table,
-    parquet_bytes,
-)
+from features.store import Embeddings, Store, embedding_path, embedding_table, parquet_bytes
 from training.data import EmbeddingTable, table_of
 
 DIMS = {"caption": 5, "photo": 7, "speech": 6}

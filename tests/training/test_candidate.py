@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from features.snapshot import Snapshot
 from features.storage import LocalStorage
-from features.store import Snapshot, Store
+from features.store import Store
 from training.candidate import (
     CandidateRecord,
     candidate_fingerprint,

@@ -17,9 +17,10 @@ from PIL import Image
 from features.commit import count_quarantine, make_snapshot
 from features.embedding import embed_shard
 from features.plan import make_plan, write_samples
+from features.snapshot import Snapshot
 from features.sources import RowReader
 from features.storage import LocalStorage
-from features.store import Snapshot, Store
+from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.pipeline import Pipeline, load_pipeline
 

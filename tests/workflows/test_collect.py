@@ -11,12 +11,11 @@ import pyarrow as pa
 import pytest
 
 from features.samples import SampleShard
+from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
 from features.store import (
     QUARANTINE_SCHEMA,
-    ModalityShards,
-    Snapshot,
     Store,
     embedding_path,
     embedding_table,
