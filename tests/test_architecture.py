@@ -140,7 +140,7 @@ def test_the_mathematics_know_torch_alone(path: Path) -> None:
 @pytest.mark.parametrize("path", parameters(p for p in files() if "encoders" in p.parts))
 def test_reading_encoding_and_writing_are_strangers(path: Path) -> None:
     known = {name for name in imports_in(path) if is_within(name, "features")}
-    allowed = ("features.encoders", "features.fingerprint")
+    allowed = ("features.encoders", "features.fingerprint", "features.by_name")
     strangers = {
         name
         for name in known

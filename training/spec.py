@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
+from features.by_name import spec_class
 from features.fingerprint import Execution, Spec, nearest_hint
 from features.spec import Name
 
@@ -275,29 +275,8 @@ def parse_candidate(value: object) -> CandidateSpec:
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
         raise ValueError(f"a candidate is a mapping with `type`: one of {', '.join(BUILT_IN)}")
-    return _class_of(value["type"]).model_validate(value)
-
-
-def _class_of(name: str) -> type[CandidateSpec]:
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    module, dot, attribute = name.rpartition(".")
-    if not dot:
-        raise ValueError(
-            f"unknown candidate {name!r}; {nearest_hint(name, BUILT_IN)}"
-            f"built in: {', '.join(BUILT_IN)}; "
-            "or give the dotted path of your own, such as my_package.MyFusionSpec"
-        )
-    try:
-        spec = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"candidate {name!r} cannot be imported: {error}; "
-            "PYTHONPATH must name the folder of its file"
-        ) from error
-    if not (isinstance(spec, type) and issubclass(spec, CandidateSpec)):
-        raise ValueError(f"candidate {name!r} is not a subclass of training.spec.CandidateSpec")
-    return spec
+    found = spec_class(value["type"], what="candidate", base=CandidateSpec, built_in=BUILT_IN)
+    return found.model_validate(value)
 
 
 CandidateField = Annotated[

@@ -5,18 +5,17 @@ Importing this package imports no model library; an encoder imports what it need
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
 from pydantic_core import core_schema
 
+from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
 from features.encoders.base import Encoder, EncoderSpec, Kind, Sound
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
 from features.encoders.text import HashingSpec, HuggingFaceTextSpec
-from features.fingerprint import nearest_hint
 
 BUILT_IN: Mapping[str, type[EncoderSpec]] = {
     spec.model_fields["type"].default: spec
@@ -39,33 +38,10 @@ def parse_encoder(value: object, *, context: Mapping[str, Any] | None = None) ->
     if isinstance(value, EncoderSpec):
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
-        raise ValueError(f"an encoder is a mapping with `type`: one of {_names()}")
-    return _class_of(value["type"]).model_validate(value, context=context)
-
-
-def _class_of(name: str) -> type[EncoderSpec]:
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    module, dot, attribute = name.rpartition(".")
-    if not dot:
-        raise ValueError(
-            f"unknown encoder {name!r}; {nearest_hint(name, BUILT_IN)}built in: {_names()}; "
-            "or give the dotted path of your own, such as my_package.MyEncoder"
-        )
-    try:
-        spec = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"encoder {name!r} cannot be imported: {error}; "
-            "PYTHONPATH must name the folder of its file"
-        ) from error
-    if not (isinstance(spec, type) and issubclass(spec, EncoderSpec)):
-        raise ValueError(f"encoder {name!r} is not a subclass of features.encoders.EncoderSpec")
-    return spec
-
-
-def _names() -> str:
-    return ", ".join(sorted(BUILT_IN))
+        names = ", ".join(sorted(BUILT_IN))
+        raise ValueError(f"an encoder is a mapping with `type`: one of {names}")
+    found = spec_class(value["type"], what="encoder", base=EncoderSpec, built_in=BUILT_IN)
+    return found.model_validate(value, context=context)
 
 
 class _AnyEncoder:

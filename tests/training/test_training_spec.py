@@ -39,7 +39,7 @@ def test_every_built_in_is_parsed_by_its_type() -> None:
 
 def test_unknown_type_names_the_nearest() -> None:
     with pytest.raises(
-        ValueError, match=r"'atention'; did you mean 'attention'\? built in: single"
+        ValueError, match=r"'atention'; did you mean 'attention'\? built in: alignment"
     ):
         parse_candidate({"type": "atention"})
 
