@@ -26,12 +26,17 @@ class CandidateFault(RuntimeError):
 
 @contextmanager
 def own_code() -> Iterator[None]:
-    """A block that runs a candidate's own code, and whatever it raises as a `CandidateFault`."""
+    """A block that runs a candidate's own code, and whatever it raises as a `CandidateFault`.
+
+    What the workers' connection raises is no fault of the candidate, and passes as it is.
+    """
     try:
         yield
     except Untrainable:
         raise
     except Exception as error:
+        if _is_of_the_connection(error):
+            raise
         raise CandidateFault(f"{type(error).__name__}: {error} ({_place(error)})") from error
 
 
@@ -52,6 +57,12 @@ def all_workers_agree(group: Group, *, seconds: float = AGREEMENT_SECONDS) -> bo
     except RuntimeError:
         return False
     return True
+
+
+def _is_of_the_connection(error: Exception) -> bool:
+    """Whether an error tells of torch.distributed; gloo raises plain RuntimeErrors of its files."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "/gloo/" in text or "NCCL" in text
 
 
 def _place(error: Exception) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from features.commit import QuarantineCount, count_quarantine, make_snapshot
@@ -168,7 +169,7 @@ def print_work(plan: Plan, *, console: Console) -> None:
         new = f"[bold]{count(part.to_embed)}[/bold]" if part.to_embed else "0"
         numbers = [count(n) for n in (part.payloads, part.reused, part.copied)]
         encoder = part.feature.encoder.type
-        made.add_row(part.modality, encoder, *numbers, new, part.reason)
+        made.add_row(part.modality, encoder, *numbers, new, escape(part.reason))
     console.print(made)
     payloads = sum(part.payloads for part in parts)
     kept = sum(part.reused + part.copied for part in parts)
@@ -197,10 +198,10 @@ def quarantine_table(counts: Mapping[str, QuarantineCount], *, rows: pa.Table) -
         made.add_row(
             group.modality,
             group.stage,
-            group.reason,
+            escape(group.reason),
             count(group.rows),
             share(group.rows, counts[group.modality].payloads),
-            ", ".join(group.samples) + more,
+            escape(", ".join(group.samples)) + more,
         )
     return made
 

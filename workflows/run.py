@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from features.plan import draft_snapshot
 from features.snapshot import Snapshot
@@ -71,7 +72,7 @@ def run_demo(directory: Path, *, samples: int | None, console: Console) -> Pipel
         except ValueError as error:
             raise StageError(f"{error}; choose another --dir") from error
     console.print(
-        f"[bold]data[/bold]     {directory / 'samples.parquet'}"
+        f"[bold]data[/bold]     {escape(str(directory / 'samples.parquet'))}"
         + (f" (made in {_since(begun)})" if made else " is there")
     )
     recipe = directory / DEMO_RECIPE
@@ -123,7 +124,7 @@ def write_last_report(pipeline: Pipeline, *, out: Path | None, console: Console)
         dry_run=True,
     )
     path = write_report(pipeline, snapshot=snapshot, records=records, promotion=promotion, out=out)
-    console.print(f"report   {path}")
+    console.print(f"report   {escape(str(path))}", soft_wrap=True)
 
 
 def write_report(
@@ -173,18 +174,17 @@ def _promote(
     dry_run: bool = False,
     console: Console,
 ) -> Promotion:
-    console.print(
-        f"[bold]promote[/bold]  {pipeline.model} at {without_passwords(pipeline.tracking_uri)}"
-    )
+    place = escape(without_passwords(pipeline.tracking_uri))
+    console.print(f"[bold]promote[/bold]  {pipeline.model} at {place}")
     promotion = promote(
         pipeline=pipeline,
         store=open_store(pipeline),
         snapshot=snapshot,
         records=records,
         dry_run=dry_run,
-        on_event=lambda text: console.print(f"         {text}"),
+        on_event=lambda text: console.print(f"         {escape(text)}"),
     )
-    console.print(f"         {promotion.detail}")
+    console.print(f"         {escape(promotion.detail)}")
     return promotion
 
 
@@ -227,8 +227,8 @@ def _summary(
         )
     else:
         console.print(f"champion {promotion.model} version {promotion.champion_after} stays")
-    console.print(f"report   {pipeline.report_path}", soft_wrap=True)
-    console.print(f"MLflow   {_mlflow(pipeline.tracking_uri)}", soft_wrap=True)
+    console.print(f"report   {escape(str(pipeline.report_path))}", soft_wrap=True)
+    console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
 
 
 def _compared(gain: Estimate) -> str:

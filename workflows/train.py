@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from features.snapshot import Snapshot
@@ -85,7 +86,7 @@ def train(
     for record in failed:
         failure = record.failure or {}
         console.print(
-            f"         [red]{record.name} failed[/red]: {failure.get('reason')} "
+            f"         [red]{record.name} failed[/red]: {escape(str(failure.get('reason')))} "
             f"(epoch {failure.get('epoch')}, step {failure.get('step')})"
         )
     if len(failed) == len(records):
@@ -142,7 +143,7 @@ def _fit(
             done = update.number - (0 if update.done else 1)
             bar.update(task, completed=done, note=f"{update.candidate}, epoch {update.epoch}")
             if update.done and not console.is_terminal:
-                console.print(f"         {update.candidate} {update.failure or 'fitted'}")
+                console.print(f"         {update.candidate} {escape(update.failure or 'fitted')}")
 
         try:
             connection.open()

@@ -1,5 +1,6 @@
 """The command line: what a wrong configuration says, and with which exit code it ends."""
 
+import dataclasses
 import json
 import sys
 
@@ -243,6 +244,22 @@ def test_a_model_that_is_not_there_ends_before_any_work(folder, capsys):
     change(folder, "{type: hashing, dim: 32}", "{type: huggingface_text, model: ./nothing}")
     code, out, err = sensorium(capsys, "run", "words.yaml")
     assert code == 2 and "features.text.encoder" in err and "Traceback" not in err + out
+
+
+def test_brackets_are_text_and_not_markup(folder, capsys):
+    """A reason, a path or an id that looks like the terminal's markup is shown as it is."""
+    from rich.console import Console
+
+    from workflows.embed import plan_embedding, print_work
+    from workflows.pipeline import load_pipeline
+
+    plan = plan_embedding(load_pipeline("words.yaml"))
+    parts = {
+        m: dataclasses.replace(part, reason="ngrams [1, 3] → [/b]")
+        for m, part in plan.modalities.items()
+    }
+    print_work(dataclasses.replace(plan, modalities=parts), console=Console(width=200))
+    assert "ngrams [1, 3] → [/b]" in capsys.readouterr().out
 
 
 def test_the_version_is_told(capsys):
