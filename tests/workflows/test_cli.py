@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import sys
 
 import jsonschema
 import pandas as pd
 import pytest
 import yaml
 
-from workflows.cli import main
+from tests.workflows.command import sensorium
 
 PIPELINE = """\
 name: words
@@ -41,20 +40,6 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "words.yaml").write_text(PIPELINE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def sensorium(capsys, *arguments):
-    """Exit code, standard output and standard error of a command."""
-    before, sys.argv = sys.argv, ["sensorium", *arguments]
-    try:
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def change(folder, old, new):

@@ -14,8 +14,8 @@ import yaml
 
 from features.storage import LocalStorage
 from features.store import Store
+from tests.workflows import command
 from training.candidate import read_predictions
-from workflows.cli import main
 from workflows.pipeline import load_pipeline
 from workflows.train import planned
 
@@ -23,16 +23,9 @@ pytestmark = pytest.mark.slow
 
 
 def sensorium(capsys, *arguments):
-    before, sys.argv = sys.argv, ["sensorium", *map(str, arguments)]
-    try:
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    """Exit code of a command, and all that it printed."""
+    code, out, err = command.sensorium(capsys, *arguments)
+    return code, out + err
 
 
 @pytest.fixture(scope="module")
