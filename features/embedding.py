@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features import payloads
-from features.encoders import Encoder, EncoderSpec
+from features.columns import PayloadColumns, open_payload, payload_key
+from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
+from features.encoders import Encoder, EncoderSpec, Kind
 from features.encoding import Bad, Prepared, Rows, encode_rows
 from features.plan import Work
-from features.samples import payload_key
 from features.sources import RowRange, RowReader, Source, SourceError
 from features.store import (
     QUARANTINE_SCHEMA,
@@ -34,7 +34,15 @@ from features.store import (
     vectors,
 )
 
-WINDOW_ROWS = {"text": 2048, "image": 256, "audio": 128}
+WINDOW_ROWS: dict[Kind, int] = {
+    "text": 2048,
+    "image": 256,
+    "audio": 128,
+    "video": 16,
+    "series": 2048,
+    "table": 4096,
+    "vector": 4096,
+}
 """Rows that are prepared at once. Fixed, since it decides which rows share a batch."""
 PROBES = 4
 """Copied rows that are tried for one to prove an encoder with."""
@@ -64,8 +72,9 @@ def embed_shard(
     encoder: Encoder,
     source: Source,
     reader: RowReader,
-    column: str,
+    columns: PayloadColumns,
     payload_key_by: str,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> ShardResult:
     """Compute one shard and write it, with its quarantine first if it has any.
 
@@ -80,12 +89,13 @@ def embed_shard(
     def windows(rows: Sequence[int]) -> Iterator[tuple[list[Prepared], list[Bad]]]:
         return _prepared_windows(
             rows,
-            read=lambda some: reader.read(_ranges(work.ranges, some))[column].to_pylist(),
+            read=lambda some: columns.payloads(reader.read(_ranges(work.ranges, some))),
             keys=keys,
-            spec=spec,
+            columns=columns,
             encoder=encoder,
             folder=source.folder,
             key_by=payload_key_by,
+            limits=limits,
         )
 
     def known_good() -> Iterator[Prepared]:
@@ -165,28 +175,26 @@ def _prepared_windows(
     *,
     read: Callable[[Sequence[int]], list[Any]],
     keys: Sequence[bytes | None],
-    spec: EncoderSpec,
+    columns: PayloadColumns,
     encoder: Encoder,
     folder: str,
     key_by: str,
+    limits: Limits,
 ) -> Iterator[tuple[list[Prepared], list[Bad]]]:
     """Windows of prepared rows; the next one is worked on by threads while one is used."""
 
     def prepare(row: int, value: Any) -> Prepared | Bad:
         if (
             value is None
-            or payload_key(value, kind=spec.kind, folder=folder, by=key_by) != keys[row]
+            or payload_key(value, columns=columns, folder=folder, by=key_by) != keys[row]
         ):
             raise SourceError(
                 f"the payload {_shown(value)} is not the one that the job was planned for; leave "
                 "the table and its files alone while they are read, and run again"
             )
         try:
-            raw = value
-            if spec.kind != "text" and isinstance(value, str):
-                raw = payloads.fetch(value, base=folder)
-            payload = payloads.decode(raw, kind=spec.kind)
-        except payloads.BadPayload as error:
+            payload = open_payload(value, columns=columns, folder=folder, limits=limits)
+        except BadPayload as error:
             return Bad(row=row, stage=error.stage, reason=error.reason)
         try:
             prepared = encoder.prepare(payload)
@@ -194,7 +202,7 @@ def _prepared_windows(
             return Bad(row=row, stage="prepare", reason=str(error))
         return Prepared(row=row, payload=prepared, size=encoder.size(prepared))
 
-    window = WINDOW_ROWS[spec.kind]
+    window = WINDOW_ROWS[columns.kind]
     with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="prepare") as pool:
         starts = range(0, len(rows), window)
         ahead: list[Future[Prepared | Bad]] = []

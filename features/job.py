@@ -19,6 +19,8 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from features.columns import PayloadColumns
+from features.decoders.base import Limits
 from features.embedding import ShardResult, embed_shard
 from features.encoders import Encoder
 from features.plan import Plan, Work
@@ -103,6 +105,7 @@ class ShardEncoder:
         source: Source,
         features: Mapping[str, FeatureSpec],
         payload_key_by: str,
+        limits: Limits,
         threads: int,
     ) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -110,6 +113,7 @@ class ShardEncoder:
         self._source = source
         self._features = features
         self._key_by = payload_key_by
+        self._limits = limits
         self._modality = ""
         self._encoder: Encoder | None = None
         self._reader: RowReader | None = None
@@ -122,7 +126,7 @@ class ShardEncoder:
         if self._encoder is None or self._reader is None or self._modality != work.modality:
             self._encoder = None  # the last one's memory first
             self._encoder = feature.encoder.load()
-            self._reader = RowReader(self._source, columns=[feature.column])
+            self._reader = _reader(self._source, feature.payload_columns)
             self._modality = work.modality
         return embed_shard(
             work,
@@ -131,9 +135,14 @@ class ShardEncoder:
             encoder=self._encoder,
             source=self._source,
             reader=self._reader,
-            column=feature.column,
+            columns=feature.payload_columns,
             payload_key_by=self._key_by,
+            limits=self._limits,
         )
+
+
+def _reader(source: Source, columns: PayloadColumns) -> RowReader:
+    return RowReader(source, columns=columns.names, text=columns.text_names)
 
 
 def _run(plan: Plan, *, storage: Storage, actors: Actors) -> Iterator[ShardResult]:
@@ -156,6 +165,7 @@ def _run(plan: Plan, *, storage: Storage, actors: Actors) -> Iterator[ShardResul
                 "source": plan.source,
                 "features": {m: part.feature for m, part in plan.modalities.items()},
                 "payload_key_by": plan.dataset.payload_key,
+                "limits": plan.dataset.limits,
                 "threads": actors.threads,
             },
             ray_remote_args_fn=_lives,

@@ -17,7 +17,7 @@ from itertools import zip_longest
 import pyarrow as pa
 
 from features.encoders import EncoderSpec
-from features.samples import PayloadColumn, SampleShard, scan_samples
+from features.samples import SampleShard, scan_samples
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange, Source, SourceError
 from features.spec import DatasetSpec, FeatureSpec
@@ -120,7 +120,7 @@ def make_plan(
     keys: dict[tuple[str, str], pa.Array] = {}
     splits: Counter[str] = Counter()
     labelled: Counter[str] = Counter()
-    columns = {m: PayloadColumn(column=f.column, kind=f.encoder.kind) for m, f in features.items()}
+    columns = {m: feature.payload_columns for m, feature in features.items()}
     for shard, rows in scan_samples(
         source, dataset=dataset, payload_columns=columns, target=target
     ):
@@ -198,10 +198,7 @@ def write_samples(plan: Plan, *, store: Store) -> None:
         "samples"
     ):
         return
-    columns = {
-        modality: PayloadColumn(column=part.feature.column, kind=part.feature.encoder.kind)
-        for modality, part in plan.modalities.items()
-    }
+    columns = {m: part.feature.payload_columns for m, part in plan.modalities.items()}
     scanned = scan_samples(
         plan.source, dataset=plan.dataset, payload_columns=columns, target=plan.target
     )

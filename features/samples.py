@@ -9,8 +9,6 @@ to prove that the ids are unique.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,21 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features import payloads
-from features.encoders import Kind
+from features.columns import PayloadColumns, payload_key, plain_array
 from features.fingerprint import DIGEST_BYTES, fingerprint, nearest_hint
 from features.sources import RowRange, Source, SourceError
 from features.spec import SPLITS, DatasetSpec, ShardSize, SplitSpec
 
 KEY = pa.binary(DIGEST_BYTES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PayloadColumn:
-    """Where a modality's payloads stand in the table, and what they are."""
-
-    column: str
-    kind: Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +58,7 @@ def scan_samples(
     source: Source,
     *,
     dataset: DatasetSpec,
-    payload_columns: Mapping[str, PayloadColumn],
+    payload_columns: Mapping[str, PayloadColumns],
     target: str | None,
 ) -> Iterator[tuple[SampleShard, pa.Table]]:
     """Read the table in order and yield its sample shards, each with its rows.
@@ -78,14 +67,15 @@ def scan_samples(
     `key.<modality>`. Raises SourceError for a null or repeated id and an unknown split;
     repeated ids are found at the end of the scan.
     """
-    names = [dataset.id, *dataset.slices, *(c.column for c in payload_columns.values())]
+    names = [dataset.id, *dataset.slices, *(n for c in payload_columns.values() for n in c.names)]
     names += [name for name in (target, dataset.split.column, dataset.split.group) if name]
     columns = list(dict.fromkeys(names))
-    text = [name for name in columns if name != target]
+    text = [dataset.id, *dataset.slices, dataset.split.column, dataset.split.group]
+    text += [name for c in payload_columns.values() for name in c.text_names]
     id_hashes: list[np.ndarray] = []
     pending = _Pending()
     rows_before = 0
-    for chunk in source.scan(columns=columns, text=text):
+    for chunk in source.scan(columns=columns, text=[name for name in text if name]):
         ids = _ids(chunk.table[dataset.id], name=dataset.id, first_row=rows_before)
         digests = [hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids.to_pylist()]
         hashes = np.frombuffer(b"".join(digests), dtype="<u8")
@@ -119,37 +109,6 @@ def scan_samples(
     _refuse_repeated(np.concatenate(id_hashes), source=source, column=dataset.id)
 
 
-def payload_key(value: str | bytes, *, kind: Kind, folder: str, by: str = "stat") -> bytes:
-    """What stands for a payload: 16 bytes, equal only if the payload is.
-
-    An inline payload (text, or bytes) stands for itself. One behind a URI is known by the
-    URI as the table gives it, its size and its time of change (`by="stat"`), or by its bytes
-    (`by="content"`); a file that is not there has a key too, another than when it is.
-    """
-    if isinstance(value, bytes):
-        return _hash(b"inline", value)
-    if kind == "text":
-        return _hash(b"inline", value.encode())
-    try:
-        path = payloads.local_path(value, base=folder)
-        status = os.stat(path)
-        if by == "content" and stat.S_ISREG(status.st_mode):
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(
-                    file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
-                )
-            return _hash(b"content", digest.digest())
-    except payloads.BadPayload:
-        return _hash(b"absent", value.encode())
-    except ValueError as error:
-        raise SourceError(str(error)) from error
-    except OSError as error:
-        if error.errno in payloads.OF_THE_FILE:
-            return _hash(b"absent", value.encode())
-        raise
-    return _hash(b"file", value.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
-
-
 def split_of(group: str, *, split: SplitSpec) -> str:
     """The split of a group: where the hash of its name falls in 0..1."""
     digest = hashlib.blake2b(group.encode(), digest_size=8, person=b"split").digest()
@@ -157,14 +116,6 @@ def split_of(group: str, *, split: SplitSpec) -> str:
     if place < split.test:
         return "test"
     return "validation" if place < split.test + split.validation else "train"
-
-
-def _hash(*parts: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
 
 
 def _ids(column: pa.ChunkedArray, *, name: str, first_row: int) -> pa.Array:
@@ -180,7 +131,7 @@ def _sample_rows(
     *,
     ids: pa.Array,
     dataset: DatasetSpec,
-    payload_columns: Mapping[str, PayloadColumn],
+    payload_columns: Mapping[str, PayloadColumns],
     target: str | None,
     folder: str,
 ) -> pa.Table:
@@ -190,15 +141,11 @@ def _sample_rows(
     for name in dataset.slices:
         columns[f"slice.{name}"] = _as_text(table[name], name=name)
     for modality, payload in payload_columns.items():
-        values = _plain(table[payload.column])
-        if values.null_count == len(values):  # of whatever type, as CSV and pandas make them
-            values = pa.nulls(len(values), pa.string())
-        _check_payloads(values, column=payload.column, kind=payload.kind)
         keys = [
             None
             if value is None
-            else payload_key(value, kind=payload.kind, folder=folder, by=dataset.payload_key)
-            for value in values.to_pylist()
+            else payload_key(value, columns=payload, folder=folder, by=dataset.payload_key)
+            for value in payload.payloads(table)
         ]
         columns[f"key.{modality}"] = pa.array(keys, KEY)
     return pa.table(columns)
@@ -206,7 +153,7 @@ def _sample_rows(
 
 def _labels(column: pa.ChunkedArray, *, name: str) -> pa.Array:
     """Labels as text, int64 or booleans; whole floats (integers with gaps, in pandas) as int64."""
-    labels = _plain(column)
+    labels = plain_array(column)
     found = labels.type
     if pa.types.is_floating(found):
         labels = pc.if_else(pc.is_nan(labels), pa.scalar(None, found), labels)
@@ -225,31 +172,12 @@ def _labels(column: pa.ChunkedArray, *, name: str) -> pa.Array:
     raise SourceError(f"column {name!r} holds {found}; a class is text, an integer or a boolean")
 
 
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """One array without a dictionary encoding."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    return array
-
-
 def _as_text(column: pa.ChunkedArray, *, name: str) -> pa.Array:
-    array = _plain(column)
+    array = plain_array(column)
     try:
         return array.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise SourceError(f"column {name!r} holds {array.type}, not text or numbers") from error
-
-
-def _check_payloads(values: pa.Array, *, column: str, kind: Kind) -> None:
-    found = values.type
-    text = pa.types.is_string(found) or pa.types.is_large_string(found)
-    binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
-    if not (text or binary or pa.types.is_null(found)):
-        wanted = "text" if kind == "text" else "paths, URIs or bytes"
-        raise SourceError(f"column {column!r} holds {found}; {kind} payloads are {wanted}")
 
 
 def _splits(table: pa.Table, *, dataset: DatasetSpec) -> pa.Array:
@@ -325,7 +253,7 @@ def _joined(ranges: Sequence[RowRange]) -> Iterator[RowRange]:
 
 def _column_digest(column: pa.ChunkedArray) -> str:
     """Hash of a column's values and nulls, whatever its chunks and buffers are."""
-    array = _plain(column)
+    array = plain_array(column)
     nulls = np.packbits(array.is_null().to_numpy(zero_copy_only=False))
     values = array if pa.types.is_fixed_size_binary(array.type) else array.cast(pa.string())
     values = pc.fill_null(values.cast(pa.binary()), b"")

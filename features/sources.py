@@ -95,9 +95,13 @@ class RowReader:
     Parquet, at its beginning in the other formats.
     """
 
-    def __init__(self, source: Source, *, columns: Sequence[str]) -> None:
+    def __init__(
+        self, source: Source, *, columns: Sequence[str], text: Collection[str] | None = None
+    ) -> None:
+        """`text` as for `Source.scan`; all columns if it is not given."""
         self._source = source
         self._columns = list(columns)
+        self._text = list(columns if text is None else text)
         self._file = -1
         self._chunks: Iterator[tuple[int, pa.Table]] = iter(())
         self._table: pa.Table | None = None
@@ -115,7 +119,7 @@ class RowReader:
                 self._source.files[wanted.file],
                 format=self._source.format,
                 columns=self._columns,
-                text=self._columns,
+                text=self._text,
                 skip=wanted.start,
             )
         position = wanted.start

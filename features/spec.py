@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 import pydantic
 
+from features.columns import PayloadColumns
+from features.decoders.base import Limits
 from features.encoders import EncoderField
 from features.fingerprint import Execution, Spec
 
@@ -80,17 +82,57 @@ class DatasetSpec(Spec):
     """Columns by whose values the results are broken down (language, device, ward)."""
     max_bad_fraction: Annotated[float, Execution, pydantic.Field(ge=0, le=1)] = 0.01
     """Largest share of a modality's payloads that may be bad before the job fails (exit code 4)."""
-    payload_key: Literal["stat", "content"] = "stat"
-    """What stands for a payload behind a URI: its name, size and time of change, or its bytes.
+    payload_key: Literal["stat", "content", "uri"] = "stat"
+    """What stands for a payload behind a URI: its name, size and time of change, or its bytes, or
+    its name alone.
 
-    `content` reads every file each time; an inline payload always stands for itself."""
+    `content` reads every file each time, `stat` asks for each; `uri` does neither, and is for
+    files that never change under their name. An inline payload always stands for itself."""
+    limits: Annotated[Limits, Execution] = Limits()
+    """The largest payloads that are taken."""
     shard_rows: ShardSize = ShardSize()
     """Size of the shards, in samples."""
 
 
 class FeatureSpec(Spec):
-    """One modality: the column of its payloads, and the encoder that embeds them."""
+    """One modality: the columns of its payloads, and the encoder that embeds them."""
 
-    column: str
-    """Column of payloads: text, bytes, or paths and URIs (relative to the table's folder)."""
+    column: str | None = None
+    """Column of payloads: text, bytes, paths and URIs (relative to the table's folder), or lists
+    of numbers."""
+    columns: tuple[str, ...] = ()
+    """Several columns whose cells together are one payload, instead of `column`: the fields of a
+    record (`table`), or the channels of a `series`, one list each."""
+    uri: bool = False
+    """Whether the cells of a text column are paths and URIs of files, and not the text itself."""
+    start: str | None = None
+    """Column of the second at which a cut of a sound or video begins."""
+    end: str | None = None
+    """Column of the second at which a cut of a sound or video ends."""
     encoder: EncoderField
+
+    @pydantic.model_validator(mode="after")
+    def _columns_fit_the_kind(self) -> Self:
+        kind = self.encoder.kind
+        if (self.column is None) == (not self.columns):
+            raise ValueError("give either `column` or `columns`, one of the two")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("`columns` names one of them twice")
+        if self.columns and kind not in ("table", "series"):
+            raise ValueError(f"`columns` is for tables and series; a {kind} payload has `column`")
+        if self.uri and kind != "text":
+            raise ValueError(f"`uri` is for text; {kind} cells of text are URIs by themselves")
+        if (self.start or self.end) and kind not in ("audio", "video"):
+            raise ValueError(f"`start` and `end` cut sounds and videos, not {kind} payloads")
+        return self
+
+    @property
+    def payload_columns(self) -> PayloadColumns:
+        """Where the payloads stand in the table."""
+        return PayloadColumns(
+            kind=self.encoder.kind,
+            columns=self.columns or (str(self.column),),
+            uri=self.uri,
+            start=self.start,
+            end=self.end,
+        )

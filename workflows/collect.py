@@ -95,7 +95,7 @@ def collect(
             _modality(
                 name,
                 snapshot.modalities[name],
-                column=feature.column,
+                column=", ".join(feature.payload_columns.columns),
                 stated=feature.encoder.model_dump(mode="json", exclude_unset=True),
             )
             for name, feature in pipeline.spec.features.items()

@@ -20,7 +20,7 @@ from workflows.frozen import (
     table_rows,
 )
 from workflows.gate import Predictions, Verdict, judge
-from workflows.inputs import Input, inputs_of, model_key
+from workflows.inputs import Input, column_names, inputs_of, model_key
 from workflows.pipeline import Pipeline, StageError
 from workflows.registry import number_of, tags_of
 from workflows.runs import without_passwords
@@ -99,13 +99,13 @@ class Contest:
                     store=self.store,
                     snapshot=self.snapshot,
                     id_column=self.pipeline.spec.dataset.id,
-                    columns=list(dict.fromkeys(item.column for item in model.inputs.values())),
+                    columns=column_names(model.inputs),
                 )
                 return champion_predictions(
                     model,
                     store=self.store,
                     snapshot=self.snapshot,
-                    columns={name: feature.column for name, feature in features.items()},
+                    columns={m: feature.payload_columns for m, feature in features.items()},
                     rows=rows,
                     raw_rows=raw_rows,
                 )

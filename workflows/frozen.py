@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from features.columns import PayloadColumns
 from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
 from features.store import Store, vectors
@@ -65,7 +66,7 @@ def champion_predictions(
     *,
     store: Store,
     snapshot: Snapshot,
-    columns: Mapping[str, str],
+    columns: Mapping[str, PayloadColumns],
     rows: np.ndarray,
     raw_rows: RawRows,
 ) -> Predictions:
@@ -78,7 +79,7 @@ def champion_predictions(
     if all(
         name in snapshot.modalities
         and snapshot.modalities[name].encoder_fingerprint == item.encoder_fingerprint
-        and columns[name] == item.column
+        and columns[name] == item.columns
         for name, item in model.inputs.items()
     ):
         embeddings, presence = {}, {}

@@ -1,4 +1,4 @@
-"""What a registered model takes: per modality, its column and the encoder it was fitted to."""
+"""What a registered model takes: per modality, its columns and the encoder it was fitted to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from features.columns import PayloadColumns
 from features.fingerprint import fingerprint
 from features.snapshot import Snapshot
 from features.spec import FeatureSpec
@@ -14,14 +15,25 @@ from training.candidate import CandidateRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One modality of a model: the column it is in, and the encoder that embeds it."""
+    """One modality of a model: the columns it is in, and the encoder that embeds it."""
 
-    column: str
-    kind: str
+    columns: PayloadColumns
     encoder: dict[str, Any]
     """The encoder's spec, as JSON."""
     encoder_fingerprint: str
     dim: int
+
+
+def column_names(inputs: Mapping[str, Input]) -> list[str]:
+    """All columns that some inputs are read from, each once."""
+    return list(dict.fromkeys(name for item in inputs.values() for name in item.columns.names))
+
+
+def input_from(value: Mapping[str, Any]) -> Input:
+    """The input that `dataclasses.asdict` described."""
+    columns = value["columns"]
+    columns = PayloadColumns(**{**columns, "columns": tuple(columns["columns"])})
+    return Input(**{**value, "columns": columns})
 
 
 def inputs_of(
@@ -30,8 +42,7 @@ def inputs_of(
     """The inputs of a candidate, by modality: its part of the pipeline's features."""
     return {
         name: Input(
-            column=features[name].column,
-            kind=snapshot.modalities[name].kind,
+            columns=features[name].payload_columns,
             encoder=dict(snapshot.modalities[name].encoder),
             encoder_fingerprint=snapshot.modalities[name].encoder_fingerprint,
             dim=snapshot.modalities[name].dim,

@@ -143,7 +143,14 @@ class Pipeline:
         for i, column in enumerate(dataset.slices):
             yield ("dataset", "slices", i), column
         for modality, feature in self.spec.features.items():
-            yield ("features", modality, "column"), feature.column
+            if feature.column is not None:
+                yield ("features", modality, "column"), feature.column
+            for i, column in enumerate(feature.columns):
+                yield ("features", modality, "columns", i), column
+            for key in ("start", "end"):
+                column = getattr(feature, key)
+                if column is not None:
+                    yield ("features", modality, key), column
         yield ("task", "target"), self.spec.task.target
 
 

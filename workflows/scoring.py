@@ -7,6 +7,7 @@ encoder's spec with its fingerprint. It is loaded from code, not from a pickle.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -21,8 +22,9 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from features import payloads
-from features.encoders import Encoder, EncoderSpec, parse_encoder
+from features.columns import NUMBER_KINDS, PayloadColumns, as_numbers, open_payload
+from features.decoders.base import BadPayload
+from features.encoders import Encoder, EncoderSpec, Kind, parse_encoder
 from features.encoding import Prepared, Rows, encode_rows
 from features.store import Store
 from training.candidate import (
@@ -33,7 +35,7 @@ from training.candidate import (
     parse_record,
     predict,
 )
-from workflows.inputs import Input
+from workflows.inputs import Input, column_names, input_from
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -82,7 +84,7 @@ def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Inp
         body = store.storage.read(candidate_path(record.fingerprint, weights))
         (files / weights).write_bytes(body)
         (files / RECORD_FILE).write_text(json.dumps(record.to_json(), indent=1))
-        values = {name: vars(item) for name, item in inputs.items()}
+        values = {name: dataclasses.asdict(item) for name, item in inputs.items()}
         (place / INPUTS).write_text(json.dumps(values, indent=1))
         (place / "model.py").write_text(CODE)
         info = mlflow.pyfunc.log_model(
@@ -104,7 +106,7 @@ class SensoriumModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Read what the model consists of; no weights are loaded yet."""
         values = json.loads(Path(context.artifacts["inputs"]).read_text())
-        self.inputs = {name: Input(**value) for name, value in values.items()}
+        self.inputs = {name: input_from(value) for name, value in values.items()}
         self._folder = Path(context.artifacts["candidate"])
         self.record = parse_record((self._folder / RECORD_FILE).read_bytes())
         self._lock = threading.Lock()
@@ -135,7 +137,7 @@ class SensoriumModel(PythonModel):
         not those that the model was fitted to. What an encoder itself raises is raised if it
         fails for every row and not for the row alone.
         """
-        columns = {item.column for item in self.inputs.values()}
+        columns = set(column_names(self.inputs))
         if not columns & set(model_input.columns):
             raise ValueError(
                 f"the input has none of the model's columns: {', '.join(sorted(columns))}; a "
@@ -153,9 +155,7 @@ class SensoriumModel(PythonModel):
         embeddings, presence = {}, {}
         problems: list[list[str]] = [[] for _ in range(count)]
         for name, item in self.inputs.items():
-            values: list[str | bytes | None] = [None] * count
-            if item.column in rows.columns:
-                values = [_payload(v, column=item.column) for v in rows[item.column].tolist()]
+            values = _payloads(rows, columns=item.columns)
             embeddings[name], presence[name] = self._embed(
                 name, values=values, base=base, problems=problems
             )
@@ -194,12 +194,10 @@ class SensoriumModel(PythonModel):
         prepared: list[Prepared] = []
         for row in wanted:
             try:
-                value = values[row]
-                if item.kind != "text" and isinstance(value, str):
-                    value = payloads.fetch(value, base=base)
-                payload = encoder.prepare(payloads.decode(value, kind=spec.kind))
+                payload = open_payload(values[row], columns=item.columns, folder=base)
+                payload = encoder.prepare(payload)
                 prepared.append(Prepared(row=row, payload=payload, size=encoder.size(payload)))
-            except payloads.BadPayload as error:
+            except BadPayload as error:
                 problems[row].append(f"{name}: {error.reason}")
             except ValueError as error:
                 problems[row].append(f"{name}: {error}")
@@ -298,19 +296,39 @@ def loaded(uri: str, *, base: str) -> Iterator[LoadedModel]:
         yield LoadedModel(pyfunc=mlflow.pyfunc.load_model(uri, dst_path=folder), base=base)
 
 
-def _payload(value: Any, *, column: str) -> str | bytes | None:
-    """A cell as a payload; None for what stands for a missing one."""
-    if isinstance(value, str | bytes):
-        return value
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
+def _payloads(rows: pd.DataFrame, *, columns: PayloadColumns) -> list[Any]:
+    """The payload of each row; None where it is missing, or its column is not there."""
+
+    def cells(name: str | None) -> list[Any]:
+        if name is None or name not in rows.columns:
+            return [None] * len(rows)
+        return [_cell(value, column=name, columns=columns) for value in rows[name].tolist()]
+
+    return columns.combine(
+        [cells(name) for name in columns.columns],
+        starts=cells(columns.start),
+        ends=cells(columns.end),
+    )
+
+
+def _cell(value: Any, *, column: str, columns: PayloadColumns) -> Any:
+    """A cell as a payload or a part of one; None for what stands for a missing one."""
     if value is None or value is pd.NA or value is pd.NaT:
         return None
     if isinstance(value, float | np.floating) and np.isnan(value):
         return None
+    if isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    if columns.kind == "table" or column in (columns.start, columns.end):
+        return value.item() if isinstance(value, np.generic) else value
+    if columns.kind in NUMBER_KINDS and isinstance(value, list | tuple | np.ndarray):
+        return as_numbers(value)
+    if isinstance(value, str | bytes):
+        return value
+    wanted = "a list of numbers" if columns.kind in NUMBER_KINDS else "text, a path or URI, bytes"
     raise TypeError(
-        f"column {column!r} holds a {type(value).__name__}; a payload is text, a path or URI, "
-        "bytes, or None if it is missing"
+        f"column {column!r} holds a {type(value).__name__}; a payload is {wanted}, or None if it "
+        "is missing"
     )
 
 
@@ -325,7 +343,7 @@ def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
     from mlflow.types.schema import AnyType, Array
 
     label = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
-    columns = dict.fromkeys(item.column for item in inputs.values())
+    columns = column_names(inputs)
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
         outputs=Schema(
@@ -342,9 +360,21 @@ def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
 
 
 def _example(inputs: Mapping[str, Input]) -> pd.DataFrame:
-    values = {"text": "a sentence", "image": "photos/1.png", "audio": "sounds/1.wav"}
+    values: dict[Kind, Any] = {
+        "text": "a sentence",
+        "image": "photos/1.png",
+        "audio": "sounds/1.wav",
+        "video": "videos/1.mp4",
+        "series": [0.0, 1.0],
+        "vector": [0.0, 1.0],
+        "table": 1.0,
+    }
     return pd.DataFrame(
-        {item.column: [values.get(item.kind, "payloads/1"), None] for item in inputs.values()}
+        {
+            name: [0.0 if name in (read.start, read.end) else values[read.kind], None]
+            for read in (item.columns for item in inputs.values())
+            for name in read.names
+        }
     )
 
 

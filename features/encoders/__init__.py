@@ -13,7 +13,7 @@ from pydantic_core import core_schema
 
 from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
-from features.encoders.base import Encoder, EncoderSpec, Kind, Sound
+from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
 from features.encoders.text import HashingSpec, HuggingFaceTextSpec
 
@@ -75,4 +75,13 @@ class _AnyEncoder:
 EncoderField = Annotated[pydantic.SerializeAsAny[EncoderSpec], _AnyEncoder()]
 """A field of a spec that holds any encoder."""
 
-__all__ = ["BUILT_IN", "Encoder", "EncoderField", "EncoderSpec", "Kind", "Sound", "parse_encoder"]
+__all__ = [
+    "BUILT_IN",
+    "Encoder",
+    "EncoderField",
+    "EncoderSpec",
+    "Kind",
+    "Series",
+    "Sound",
+    "parse_encoder",
+]

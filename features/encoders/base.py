@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pydantic
 
 from features.fingerprint import Execution, Spec, fingerprint
 
-Kind = Literal["text", "image", "audio"]
+Kind = Literal["text", "image", "audio", "video", "series", "table", "vector"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,13 +25,41 @@ class Sound:
     """Samples a second, in Hz."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Series:
+    """A decoded time series."""
+
+    values: np.ndarray
+    """float64 `[T, C]`; NaN where a channel has a gap."""
+    times: np.ndarray | None = None
+    """float64 `[T]`, seconds, ascending; None if the steps are even."""
+
+
 class Encoder(Protocol):
     """A loaded encoder: a pure function of its spec and weights.
 
-    `prepare` runs one payload at a time, in several threads at once and ahead of `encode`;
-    it takes what `features.payloads` decodes for the kind — text: `str`; image: uint8
-    `[H, W, 3]` RGB; audio: `Sound` (float32 `[channels, T]` in -1..1, and the rate in Hz) —
-    and raises ValueError, with a reason for a person, for a payload it cannot use.
+    `prepare` runs one payload at a time, in several threads at once and ahead of `encode`; it
+    takes what `features.payloads` decodes for the kind, and raises ValueError, with a reason for
+    a person, for a payload it cannot use.
+
+    | kind | what is decoded |
+    |---|---|
+    | text | `str` |
+    | image | uint8 `[H, W, 3]` RGB |
+    | audio | `Sound`: float32 `[channels, T]` in -1..1, and the rate in Hz |
+    | video | `Video`: frames and sound track, decoded when they are asked for |
+    | series | `Series`: float64 `[T, C]`, NaN in gaps, and times if there are any |
+    | table | dict of a record's cells by column; None where one is missing |
+    | vector | float64 `[D]` |
+
+    An encoder may have these, too:
+
+    `budget`: int, the most that one batch may have of padded size, which is the largest `size`
+    in it times its rows. Without it, `batch_size` alone bounds a batch.
+    `prepare_all(payloads) -> list`: all payloads of a window at once, instead of `prepare` for
+    each; in the place of a payload that cannot be used stands the ValueError.
+    `counts(prepared) -> dict[str, int]`: what is counted over a shard for its statistics, such as
+    `{"truncated": 1}`.
     """
 
     dim: int
@@ -43,8 +71,11 @@ class Encoder(Protocol):
     def size(self, prepared: Any) -> int:
         """How long one prepared payload is; batches are formed of rows of like size."""
 
-    def encode(self, batch: list[Any]) -> np.ndarray:
-        """B prepared payloads → float32 `[B, D]`, finite, row by row independent."""
+    def encode(self, batch: list[Any]) -> np.ndarray | list[np.ndarray]:
+        """B prepared payloads → float32 `[B, D]`, finite, row by row independent.
+
+        Where the spec's `sequence` is true: a list of B arrays `[T, D]`, each T at least 1.
+        """
 
 
 class EncoderSpec(Spec):
@@ -64,6 +95,11 @@ class EncoderSpec(Spec):
     """Rows per forward pass at most. It does not enter the fingerprint."""
 
     @property
+    def sequence(self) -> bool:
+        """Whether a payload becomes a sequence of embeddings `[T, D]`, and not one `[D]`."""
+        return False
+
+    @property
     def tolerance(self) -> float:
         """How far a row may differ (absolute) when it is batched with other neighbours."""
         return 1e-5
@@ -75,6 +111,19 @@ class EncoderSpec(Spec):
     def load(self) -> Encoder:
         """Load the weights and return the encoder. Slow; called once a process."""
         raise NotImplementedError(f"{type(self).__name__} has no load(); an encoder needs one")
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether the encoder takes statistics of the training split that it does not have yet."""
+        return False
+
+    def fitted(self, payloads: Iterable[Any]) -> Self:
+        """The spec with the statistics of some decoded training payloads as fields of its own.
+
+        They are given in an order that the payloads alone decide, so the result is the same on
+        every machine; being fields, the statistics enter the fingerprint and travel with the spec.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs no fit")
 
     def fingerprint(self) -> str:
         """Identity of this encoder: type, version, options that matter, content of the weights."""

@@ -119,7 +119,7 @@ class World:
             encoder=spec.load(),
             source=plan.source,
             reader=RowReader(plan.source, columns=[work.modality]),
-            column=work.modality,
+            columns=FeatureSpec(column=work.modality, encoder=spec).payload_columns,
             payload_key_by="stat",
         )
 

@@ -23,8 +23,9 @@ import soundfile
 from PIL import Image, ImageFile
 
 from features import payloads
+from features.decoders.base import BadPayload, Limits
 from features.encoders import Sound
-from features.payloads import BadPayload, decode, fetch
+from features.payloads import decode, fetch
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -87,12 +88,12 @@ def test_fetch_refuses_what_will_never_be_read_and_names_only_the_users_path(
         assert str(tmp_path) not in told
 
 
-def test_fetch_refuses_a_file_that_would_not_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetch_refuses_a_file_that_would_not_fit(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"12345")
-    monkeypatch.setattr(payloads, "MAX_BYTES", 4)
-    assert "too large" in refusal(lambda: fetch("large", base=str(tmp_path)), stage="fetch")
+    told = refusal(
+        lambda: fetch("large", base=str(tmp_path), limits=Limits(bytes=4)), stage="fetch"
+    )
+    assert "too large" in told
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/a.png", "https://host/a.png", "file://host/a.png"])
@@ -149,10 +150,11 @@ def test_text_that_is_no_unicode_is_refused(broken: str | bytes) -> None:
     assert "Unicode" in refusal(lambda: decode(broken, kind="text"), stage="decode")
 
 
-def test_text_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payloads, "MAX_CHARACTERS", 3)
-    assert decode("abc", kind="text") == "abc"
-    assert "3 characters" in refusal(lambda: decode("abcd", kind="text"), stage="decode")
+def test_text_without_end_is_refused() -> None:
+    limits = Limits(characters=3)
+    assert decode("abc", kind="text", limits=limits) == "abc"
+    told = refusal(lambda: decode("abcd", kind="text", limits=limits), stage="decode")
+    assert "3 characters" in told
 
 
 # ---------------------------------------------------------------- images
@@ -253,14 +255,15 @@ def test_what_is_no_image_is_refused_without_addresses_of_memory(data: bytes) ->
     assert "0x" not in refusal(lambda: decode(data, kind="image"), stage="decode")
 
 
-def test_decompression_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_refused_from_its_header() -> None:
     header = encoded(Image.new("1", (8, 8)), "PNG")
     chunk = b"IHDR" + struct.pack(">II", 60_000, 60_000) + header[24:29]
     bomb = header[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + header[33:]
     assert "100,000,000 pixels" in refusal(lambda: decode(bomb, kind="image"), stage="decode")
-    monkeypatch.setattr(payloads, "MAX_PIXELS", 599)
     small = encoded(Image.fromarray(PICTURE), "PNG")
-    assert "599 pixels" in refusal(lambda: decode(small, kind="image"), stage="decode")
+    limits = Limits(pixels=599)
+    told = refusal(lambda: decode(small, kind="image", limits=limits), stage="decode")
+    assert "599 pixels" in told
 
 
 def test_pixels_without_a_range_are_refused() -> None:
@@ -348,14 +351,14 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
     assert "not finite" in refusal(lambda: decode(data, kind="audio"), stage="decode")
 
 
-def test_sound_too_long_to_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = wav(np.zeros((8001, 1)))
-    monkeypatch.setattr(payloads, "MAX_SECONDS", 1)
-    assert "1 seconds" in refusal(lambda: decode(data, kind="audio"), stage="decode")
-    assert isinstance(decode(wav(np.zeros((8000, 1))), kind="audio"), Sound)
-    monkeypatch.setattr(payloads, "MAX_SOUND_VALUES", 199)
-    stereo = wav(np.zeros((100, 2)))
-    assert "199 samples" in refusal(lambda: decode(stereo, kind="audio"), stage="decode")
+def test_sound_too_long_to_hold_is_refused() -> None:
+    def told(samples: np.ndarray, limits: Limits) -> str:
+        return refusal(lambda: decode(wav(samples), kind="audio", limits=limits), stage="decode")
+
+    second = Limits(seconds=1)
+    assert "1 seconds" in told(np.zeros((8001, 1)), second)
+    assert isinstance(decode(wav(np.zeros((8000, 1))), kind="audio", limits=second), Sound)
+    assert "199 samples" in told(np.zeros((100, 2)), Limits(values=199))
 
 
 # ---------------------------------------------------------------- the module itself

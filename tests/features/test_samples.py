@@ -6,11 +6,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from features.samples import PayloadColumn, payload_key, scan_samples, split_of
+from features.columns import PayloadColumns, payload_key
+from features.samples import scan_samples, split_of
 from features.sources import RowReader, SourceError, open_source
 from features.spec import DatasetSpec, ShardSize, SplitSpec
 
 ROWS = 3000
+TEXT = PayloadColumns(columns=("text",), kind="text")
+PHOTO = PayloadColumns(columns=("photo",), kind="image")
 SIZE = ShardSize(min=40, target=80, max=300)
 
 
@@ -40,8 +43,8 @@ def scan(table, folder, *, payload_key="stat", split="split", slices=("lang",)):
         payload_key=payload_key,
     )
     columns = {
-        "text": PayloadColumn(column="text", kind="text"),
-        "photo": PayloadColumn(column="photo", kind="image"),
+        "text": PayloadColumns(columns=("text",), kind="text"),
+        "photo": PayloadColumns(columns=("photo",), kind="image"),
     }
     return source, list(
         scan_samples(source, dataset=dataset, payload_columns=columns, target="label")
@@ -162,7 +165,7 @@ def test_a_group_is_in_one_split_and_shares_are_as_asked():
 
 def test_a_file_is_known_by_name_size_and_time_or_by_content(tmp_path):
     def key(name, by="stat"):
-        return payload_key(name, kind="image", folder=str(tmp_path), by=by)
+        return payload_key(name, columns=PHOTO, folder=str(tmp_path), by=by)
 
     absent = key("a.png")
     (tmp_path / "a.png").write_bytes(b"one")
@@ -178,15 +181,15 @@ def test_a_file_is_known_by_name_size_and_time_or_by_content(tmp_path):
 
 def test_a_path_that_cannot_be_one_is_known_as_absent(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
-    keys = {payload_key(v, kind="image", folder=str(tmp_path)) for v in ("x" * 300, "loop", " ")}
+    keys = {payload_key(v, columns=PHOTO, folder=str(tmp_path)) for v in ("x" * 300, "loop", " ")}
     assert len(keys) == 3
 
 
 def test_inline_payloads_stand_for_themselves(tmp_path):
     folder = str(tmp_path)
-    assert payload_key("x", kind="text", folder=folder) == payload_key(
-        "x", kind="text", folder="elsewhere"
+    assert payload_key("x", columns=TEXT, folder=folder) == payload_key(
+        "x", columns=TEXT, folder="elsewhere"
     )
-    assert payload_key(b"x", kind="image", folder=folder) != payload_key(
-        b"y", kind="image", folder=folder
+    assert payload_key(b"x", columns=PHOTO, folder=folder) != payload_key(
+        b"y", columns=PHOTO, folder=folder
     )

@@ -128,8 +128,8 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str 
             spec=feature.encoder,
             encoder=feature.encoder.load(),
             source=source,
-            reader=RowReader(source, columns=[feature.column]),
-            column=feature.column,
+            reader=RowReader(source, columns=feature.payload_columns.names),
+            columns=feature.payload_columns,
             payload_key_by="stat",
         )
     snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))

@@ -281,7 +281,7 @@ def test_the_model_holds_no_pickle_and_names_what_it_needs(model: Any, champion_
     assert {line.partition("==")[0] for line in required} >= {"torch", "mlflow", "scikit-image"}
 
     inputs = json.loads((folder / "artifacts" / "inputs.json").read_text())
-    assert inputs["photo"]["column"] == "picture"
+    assert inputs["photo"]["columns"]["columns"] == ["picture"]
     assert inputs["photo"]["encoder"]["type"] == "hog"
     schema = model.metadata.get_input_schema()
     assert schema.required_input_names() == []

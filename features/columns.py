@@ -1,0 +1,300 @@
+"""Payloads in a table: which columns hold them, what stands for each, and what becomes of one.
+
+A payload is one cell (a text, bytes, a URI, a list of numbers), a cut of a recording with its
+start and end, or several cells side by side (the fields of a record, the channels of a series).
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features import payloads
+from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
+from features.encoders.base import Kind
+from features.fingerprint import DIGEST_BYTES
+from features.sources import SourceError
+
+NUMBER_KINDS: tuple[Kind, ...] = ("series", "vector")
+"""Kinds whose inline payloads are lists of numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A part of a recording."""
+
+    whole: str | bytes
+    start: float = 0.0
+    """Seconds from the beginning."""
+    end: float | None = None
+    """Seconds from the beginning; None for the end of the recording."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PayloadColumns:
+    """Where a modality's payloads stand in a table, and of which kind they are."""
+
+    kind: Kind
+    columns: tuple[str, ...]
+    """One column, or those whose cells together are one payload."""
+    uri: bool = False
+    """Whether text cells are URIs of files, and not the text itself."""
+    start: str | None = None
+    """Column of the second at which a cut begins."""
+    end: str | None = None
+    """Column of the second at which a cut ends."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (*self.columns, *(name for name in (self.start, self.end) if name))
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """Columns that a format without types must not guess at: `007` stays so."""
+        return () if self.kind == "table" else self.columns
+
+    def payloads(self, table: pa.Table) -> list[Any]:
+        """The payload of each row: a cell, a `Cut`, or a tuple of cells; None if it is missing.
+
+        A list of numbers comes as a float64 array, nulls in it as NaN. A row of several columns
+        is missing if all its cells are. SourceError for a column of a type that cannot be used.
+        """
+        cells = [self._cells(table[name], name=name) for name in self.columns]
+        starts, ends = (_seconds(table, name=name) for name in (self.start, self.end))
+        return self.combine(cells, starts=starts, ends=ends)
+
+    def combine(
+        self,
+        cells: Sequence[Sequence[Any]],
+        *,
+        starts: Sequence[float | None],
+        ends: Sequence[float | None],
+    ) -> list[Any]:
+        """The payload of each row, given each column's cells."""
+        if self.start is not None or self.end is not None:
+            return [
+                None if whole is None else Cut(whole=whole, start=start or 0.0, end=end)
+                for whole, start, end in zip(cells[0], starts, ends, strict=True)
+            ]
+        if len(cells) == 1 and self.kind != "table":
+            return list(cells[0])
+        rows = zip(*cells, strict=True)
+        return [None if all(cell is None for cell in row) else row for row in rows]
+
+    def _cells(self, column: pa.ChunkedArray, *, name: str) -> list[Any]:
+        values = plain_array(column)
+        found = values.type
+        if values.null_count == len(values):  # of whatever type, as CSV and pandas make them
+            return [None] * len(values)
+        if self.kind == "table":
+            if pa.types.is_nested(found):
+                raise SourceError(
+                    f"column {name!r} holds {found}; a table's cells are numbers, text, booleans "
+                    "or dates"
+                )
+            return [None if _is_nan(value) else value for value in values.to_pylist()]
+        if self.kind in NUMBER_KINDS and _is_list(found):
+            return _arrays(values)
+        text = pa.types.is_string(found) or pa.types.is_large_string(found)
+        binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
+        if not (text or binary):
+            wanted = "paths, URIs or bytes"
+            if self.kind == "text":
+                wanted = "paths and URIs" if self.uri else "text"
+            elif self.kind in NUMBER_KINDS:
+                wanted = "lists of numbers, or paths and URIs"
+            raise SourceError(f"column {name!r} holds {found}; {self.kind} payloads are {wanted}")
+        return list(values.to_pylist())
+
+
+def payload_key(value: Any, *, columns: PayloadColumns, folder: str, by: str = "stat") -> bytes:
+    """What stands for a payload: 16 bytes, equal only if the payload is.
+
+    An inline payload (text, bytes, numbers, a record) stands for itself. One behind a URI is
+    known by the URI as the table gives it, its size and its time of change (`by="stat"`), by its
+    bytes (`by="content"`), or by the URI alone (`by="uri"`); a file that is not there has a key
+    too, another than when it is.
+    """
+    match value:
+        case bytes():
+            return _hash(b"inline", value)
+        case str():
+            if columns.kind == "text" and not columns.uri:
+                return _hash(b"inline", value.encode())
+            return _uri_key(value, folder=folder, by=by)
+        case np.ndarray():
+            shape = json.dumps(value.shape).encode()
+            return _hash(b"array", shape, np.ascontiguousarray(value, "<f8").tobytes())
+        case Cut():
+            whole = payload_key(value.whole, columns=columns, folder=folder, by=by)
+            end = math.inf if value.end is None else value.end
+            return _hash(b"cut", whole, value.start.hex().encode(), end.hex().encode())
+        case tuple() if columns.kind == "table":
+            return _hash(b"record", *map(_cell_bytes, value))
+        case tuple():
+            keys = [
+                b"" if cell is None else payload_key(cell, columns=columns, folder=folder, by=by)
+                for cell in value
+            ]
+            return _hash(b"row", *keys)
+    return _hash(b"list", repr(value).encode())
+
+
+def depends_on_files(value: Any, *, columns: PayloadColumns) -> bool:
+    """Whether a payload stands in a file, which may change while the table does not."""
+    match value:
+        case Cut():
+            return depends_on_files(value.whole, columns=columns)
+        case str():
+            return columns.kind != "text" or columns.uri
+        case tuple() if columns.kind != "table":
+            return any(depends_on_files(cell, columns=columns) for cell in value)
+    return False
+
+
+def open_payload(
+    value: Any, *, columns: PayloadColumns, folder: str, limits: Limits = DEFAULT_LIMITS
+) -> Any:
+    """A payload, fetched if it stands behind a URI, and decoded into what an encoder prepares.
+
+    Raises BadPayload for one that cannot be used; OSError for a fault of the medium.
+    """
+    start, end = 0.0, None
+    if isinstance(value, Cut):
+        start, end, value = value.start, value.end, value.whole
+
+    def fetched(cell: Any) -> Any:
+        inline = columns.kind == "table" or (columns.kind == "text" and not columns.uri)
+        if inline or not isinstance(cell, str):
+            return cell
+        return payloads.fetch(cell, base=folder, limits=limits)
+
+    if isinstance(value, tuple):
+        value = tuple(fetched(cell) for cell in value)
+        return payloads.decode_row(value, kind=columns.kind, names=columns.columns, limits=limits)
+    return payloads.decode(fetched(value), kind=columns.kind, start=start, end=end, limits=limits)
+
+
+def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One array without a dictionary encoding."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array
+
+
+def _is_list(found: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(found)
+        or pa.types.is_large_list(found)
+        or pa.types.is_fixed_size_list(found)
+        or isinstance(found, pa.FixedShapeTensorType)
+    )
+
+
+def _arrays(values: pa.Array) -> list[Any]:
+    """Each list as a float64 array `[T]` or `[T, C]`; one that is none stays a list."""
+    if isinstance(values.type, pa.FixedShapeTensorType):
+        shape = values.type.shape
+        return [None if v is None else np.reshape(v, shape) for v in _arrays(values.storage)]
+    inner = values.type.value_type
+    if pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner):
+        flat = pc.cast(values.flatten(), pa.float64()).to_numpy(zero_copy_only=False)
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+        stops = np.cumsum(lengths)
+        valid = values.is_valid().to_pylist()
+        return [
+            flat[stop - length : stop] if there else None
+            for stop, length, there in zip(stops.tolist(), lengths.tolist(), valid, strict=True)
+        ]
+    return [None if value is None else as_numbers(value) for value in values.to_pylist()]
+
+
+def as_numbers(value: Any) -> Any:
+    """A list of numbers, or a list of such lists, as a float64 array with NaN for None.
+
+    One that is ragged, or holds something else, stays as it is: its decoder says that it is bad.
+    """
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return value
+
+
+def _seconds(table: pa.Table, *, name: str | None) -> list[float | None]:
+    if name is None:
+        return [None] * table.num_rows
+    try:
+        values = plain_array(table[name]).cast(pa.float64()).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SourceError(f"column {name!r} holds {table[name].type}, not seconds") from error
+    return [None if _is_nan(value) else value for value in values]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _cell_bytes(cell: Any) -> bytes:
+    """A record's cell with its type; a whole float is the integer it equals, as pandas has it."""
+    match cell:
+        case None:
+            return b"-"
+        case bool():
+            return b"b1" if cell else b"b0"
+        case int():
+            return f"n{cell}".encode()
+        case float():
+            return f"n{int(cell)}".encode() if cell.is_integer() else f"f{cell.hex()}".encode()
+        case str():
+            return b"s" + cell.encode()
+        case bytes():
+            return b"x" + cell
+        case datetime.date() | datetime.time():
+            return b"d" + cell.isoformat().encode()
+    return b"r" + repr(cell).encode()
+
+
+def _uri_key(uri: str, *, folder: str, by: str) -> bytes:
+    if by == "uri":
+        return _hash(b"uri", uri.encode())
+    try:
+        path = payloads.local_path(uri, base=folder)
+        status = os.stat(path)
+        if by == "content" and stat.S_ISREG(status.st_mode):
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(
+                    file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
+                )
+            return _hash(b"content", digest.digest())
+    except BadPayload:
+        return _hash(b"absent", uri.encode())
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+    except OSError as error:
+        if error.errno in payloads.OF_THE_FILE:
+            return _hash(b"absent", uri.encode())
+        raise
+    return _hash(b"file", uri.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
