@@ -41,6 +41,8 @@ class Work:
     payloads: int
     donors: tuple[str, ...]
     """Shards of the same encoder that hold some of these payloads' embeddings."""
+    only: tuple[int, ...] = ()
+    """Rows to try again, which a finished shard lacks; they become a patch over it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +355,8 @@ def _rate(store: Store, *, encoder: str, shards: list[str]) -> _Rate | None:
     for shard in shards[:FOOTERS_FOR_ESTIMATE]:
         metadata = store.read_metadata(embedding_path(encoder=encoder, shard=shard))
         rows += int(metadata["sensorium.embedded"])
-        seconds += sum(json.loads(metadata["sensorium.seconds"]).values())
+        spent = json.loads(metadata["sensorium.seconds"])
+        seconds += sum(spent[step] for step in ("wait", "encode", "write"))
         width = int(metadata["sensorium.bytes_per_row"])
     if not rows:
         return None
