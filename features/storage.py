@@ -8,14 +8,28 @@ only its root, so it travels to workers as it is.
 from __future__ import annotations
 
 import os
+import urllib.parse
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.fs
 
+from features import s3
+
 TEMPORARY_SUFFIX = ".tmp"
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What tells one state of a file from another without reading it."""
+
+    size: int
+    """In bytes."""
+    tag: str
+    """Time of change in nanoseconds on a disk, the etag in S3."""
 
 
 class Storage(Protocol):
@@ -117,6 +131,44 @@ class LocalStorage:
                 os.unlink(temporary)
             raise
         return temporary
+
+
+def filesystem_of(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow filesystem of a path, file:// or s3:// URI, and the path within it.
+
+    The filesystem is made once a process. ValueError for another scheme.
+    """
+    if uri.startswith(s3.SCHEME):
+        return s3.filesystem(), "/".join(s3.split_uri(uri))
+    return pyarrow.fs.LocalFileSystem(), local_path(uri)
+
+
+def stat_uri(uri: str) -> Stat:
+    """Size and tag of the file behind a path or URI; FileNotFoundError if there is none."""
+    if uri.startswith(s3.SCHEME):
+        return Stat(*s3.stat(uri))
+    status = os.stat(local_path(uri))
+    return Stat(size=status.st_size, tag=str(status.st_mtime_ns))
+
+
+def read_uri(uri: str) -> bytes:
+    """The bytes behind a path or URI; FileNotFoundError if there is no such file."""
+    if uri.startswith(s3.SCHEME):
+        return s3.read(uri)
+    return Path(local_path(uri)).read_bytes()
+
+
+def local_path(uri: str) -> str:
+    """The path of a file on a disk, given as such or as a file:// URI (RFC 8089)."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    if scheme != "file":
+        raise ValueError(f"{uri!r}: {scheme}:// is not supported; give a path, file:// or s3://")
+    host, _, path = rest.partition("/")
+    if host not in ("", "localhost"):
+        raise ValueError(f"{uri!r} names the host {host!r}; write file:///path")
+    return urllib.parse.unquote(f"/{path}")
 
 
 def open_storage(root: str) -> Storage:
