@@ -93,7 +93,12 @@ class S3Storage:
         key = self._key(path)
 
         def tail() -> tuple[bytes, int]:
-            return s3.get(self._bucket, key, span=f"-{TAIL_BYTES}")
+            try:
+                return s3.get(self._bucket, key, span=f"-{TAIL_BYTES}")
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return b"", 0  # an empty object has no end
 
         end, size = self._there(path, tail, certain=True)
         return pa.PythonFile(_Object(self._bucket, key, end=end, size=size), mode="r")
