@@ -184,7 +184,7 @@ def _verify_modality(
 
             def quarantine(path: str = path) -> None:
                 with _opened(store, path) as parquet:
-                    table = parquet.read(columns=["row", "payload_key"])
+                    table = parquet.read()
                 rows = table["row"].to_numpy()
                 _compare_keys(rows, table["payload_key"], keys=keys, of=samples.rows)
                 held[rows] = True

@@ -211,11 +211,15 @@ StoreOrPipeline = Annotated[
 
 @store.command(epilog=f"Example: sensorium store ls s3://bucket/store\n\n{EXIT_CODES}")
 def ls(place: StoreOrPipeline) -> None:
-    """Sizes and counts by kind, encoder and snapshot; what refers to what. Changes nothing."""
+    """Sizes and counts by kind, encoder and snapshot; what refers to what. Changes nothing.
+
+    Exits with 1 if a shard that a snapshot names is not there.
+    """
     from workflows.upkeep import find_store, list_store
 
     found, _ = find_store(place)
-    list_store(found, console=make_console())
+    if not list_store(found, console=make_console()):
+        raise typer.Exit(FAILED)
 
 
 @store.command(epilog=f"Example: sensorium store verify pipeline.yaml\n\n{EXIT_CODES}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 import typer
@@ -17,11 +18,11 @@ from features.lease import Announced
 from features.snapshot import Snapshot
 from features.storage import open_storage
 from features.store import Store
-from features.upkeep import Amount, Inventory, inventory, read_pointers
+from features.upkeep import Amount, Inventory, StoreDamaged, inventory, read_pointers
 from features.verification import Verification, verify
 from workflows.console import count, progress, several, share, size, table
 from workflows.embed import open_store
-from workflows.pipeline import Pipeline, load_pipeline
+from workflows.pipeline import Pipeline, StageError, load_pipeline
 
 SHOWN = 20
 """Rows of a table, after which the rest is counted."""
@@ -56,13 +57,14 @@ def parse_duration(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def list_store(store: Store, *, console: Console) -> None:
-    """Show what a store holds by kind, encoder and snapshot, and who works on it."""
-    found = inventory(store)
+def list_store(store: Store, *, console: Console) -> bool:
+    """Show what a store holds by kind, encoder and snapshot; False if a snapshot lacks shards."""
     _head(store, console=console)
+    with _readable():
+        found = inventory(store)
     if not found.kinds:
         console.print("         nothing: no job has written to it")
-        return
+        return True
     console.print(_kinds_table(found))
     if found.encoders:
         console.print(_encoders_table(found))
@@ -71,18 +73,20 @@ def list_store(store: Store, *, console: Console) -> None:
     free = [use.unreferenced for use in found.encoders.values() if use.unreferenced.files]
     if free:
         console.print(
-            f"{several(sum(a.files for a in free), 'embedding shard')} "
-            f"({size(sum(a.bytes for a in free))}) are named by no snapshot; "
-            "`sensorium store gc --dry-run` says what of them would go"
+            f"         named by no snapshot: {several(sum(a.files for a in free), 'shard')} of "
+            f"embeddings ({size(sum(a.bytes for a in free))}); `sensorium store gc --dry-run` says "
+            "what of them would go",
+            soft_wrap=True,
         )
     lacking = [path for use in found.snapshots for path in use.lacking]
     if lacking:
         console.print(
-            f"[bold red]{several(len(lacking), 'shard')} that snapshots name are not there[/bold "
-            f"red], {lacking[0]} for one; run `sensorium store verify`",
+            f"         [bold red]lost[/bold red]: {several(len(lacking), 'shard')} that snapshots "
+            f"name, {lacking[0]} for one; embed again, which computes what is not there",
             soft_wrap=True,
         )
     _jobs(found.jobs, console=console)
+    return not lacking
 
 
 def verify_store(
@@ -135,7 +139,7 @@ def collect(
                 "registry of its models says which candidates are registered"
             )
         needed = _needed_candidates(store, pipeline)
-    with progress(console) as bar:
+    with _readable(), progress(console) as bar:
         task = bar.add_task("collect", total=None, note="")
         found = collect_garbage(
             store,
@@ -165,6 +169,15 @@ def collect(
         console.print("         candidates are left alone while a job runs")
     _jobs(found.jobs, console=console)
     return found
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What cannot be read in the store fails the command, and says what to do."""
+    try:
+        yield
+    except StoreDamaged as error:
+        raise StageError(str(error)) from error
 
 
 def _head(store: Store, *, console: Console) -> None:
@@ -266,7 +279,8 @@ def _wanted(
                 f"{pipeline.name} has no snapshot yet; run `sensorium embed {pipeline.path.name}`"
             )
         return [latest.id]
-    paths = read_pointers(store)
+    with _readable():
+        paths = read_pointers(store)
     return [path.removeprefix("snapshots/").removesuffix(".json") for path in sorted(paths)]
 
 
@@ -287,16 +301,17 @@ def _say_verified(snapshot: Snapshot, found: Verification, *, console: Console) 
     if found.unsummed:
         console.print(
             f"         {several(found.unsummed, 'embedding shard')} without a checksum, written by "
-            "an older version: finite, but not compared"
+            "an older version: finite, but not compared",
+            soft_wrap=True,
         )
     if found.damages:
-        made = table("file", "what is wrong with it", wraps=("file", "what is wrong with it"))
         for damage in found.damages[:SHOWN]:
-            made.add_row(escape(damage.path), escape(damage.reason))
-        _more(made, len(found.damages))
-        console.print(made)
+            console.print(f"         [red]{escape(damage.path)}[/red]", soft_wrap=True)
+            console.print(f"             {escape(damage.reason)}", soft_wrap=True)
+        if len(found.damages) > SHOWN:
+            console.print(f"         … {len(found.damages) - SHOWN} more")
         console.print(
-            "Delete these files, or move them away, and embed again: what is not there is computed."
+            "         Move these files away and embed again: what is not there is computed."
         )
 
 
