@@ -212,6 +212,16 @@ def write_samples(plan: Plan, *, store: Store) -> None:
         store.write_samples(shard, rows=rows)
 
 
+def is_there(plan: Plan, *, store: Store) -> bool:
+    """Whether all shards that a plan reuses are in the store still. One listing an encoder."""
+    for part in plan.modalities.values():
+        pending = {work.shard for work in plan.work if work.encoder == part.encoder_fingerprint}
+        wanted = {shard for over in part.shards for shard in over} - pending
+        if not wanted <= store.shards_of(part.encoder_fingerprint):
+            return False
+    return True
+
+
 def draft_snapshot(plan: Plan) -> Snapshot:
     """The snapshot that a plan leads to, without what only its shards can tell.
 

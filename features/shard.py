@@ -15,7 +15,7 @@ import datetime
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -118,7 +118,7 @@ def shard_table(
         "sensorium.counts": json.dumps(dict(facts.counts), sort_keys=True),
         "sensorium.seconds": json.dumps({k: round(v, 4) for k, v in facts.seconds.items()}),
         "sensorium.statistics": json.dumps(statistics_of(found)),
-        "sensorium.checksum": checksum(values),
+        "sensorium.checksum": column_checksum([values]),
         "sensorium.computed": json.dumps(
             {
                 "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -154,10 +154,17 @@ def embedding_table(
     return pa.table([rows, row_keys, vectors], schema=schema)
 
 
-def checksum(values: np.ndarray) -> str:
-    """BLAKE2b of vectors as they stand in a file, in hexadecimal digits."""
-    data = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    return hashlib.blake2b(data.tobytes(), digest_size=DIGEST_BYTES).hexdigest()
+def column_checksum(parts: Iterable[np.ndarray]) -> str:
+    """BLAKE2b of an embedding column, given in one or more runs of its vectors, in row order.
+
+    Of the numbers as they stand in the file (little-endian, without nulls), so that neither the
+    row groups nor the compression enter it. It stands in the footer as `sensorium.checksum`.
+    """
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        little = np.ascontiguousarray(part, part.dtype.newbyteorder("<"))
+        digest.update(little.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def embedding_bytes(table: pa.Table) -> pa.Buffer:
@@ -177,6 +184,7 @@ def embedding_bytes(table: pa.Table) -> pa.Buffer:
         use_dictionary=["payload_key"] if sequence else False,
         column_encoding={"row": "DELTA_BINARY_PACKED"},
         write_statistics=["row"],
+        write_page_checksum=True,
     )
     return sink.getvalue()
 

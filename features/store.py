@@ -8,8 +8,9 @@
     latest/<name>.json                         the newest snapshot of a dataset, and where its
                                                rows stand in the source
     attempts/<name>                            the last snapshot that went over its budget
+    leases/<kind>-<random>.json                who works on the store at the moment
 
-Everything but the last two is written once and never changed. Readers follow snapshots only.
+Everything but the last three is written once and never changed. Readers follow snapshots only.
 """
 
 from __future__ import annotations
@@ -278,7 +279,8 @@ class Store:
 
     def read_table(self, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of the store, or some of its columns."""
-        with self.storage.open(path) as file, pq.ParquetFile(file) as parquet:
+        # Read ahead in few large requests: without it a store in S3 costs one a column and group.
+        with self.storage.open(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             return parquet.read(columns=None if columns is None else list(columns))
 
     def read_metadata(self, path: str) -> dict[str, str]:
@@ -289,7 +291,7 @@ class Store:
 
 
 def parquet_bytes(table: pa.Table) -> pa.Buffer:
-    """A whole Parquet file, compressed by zstd."""
+    """A whole Parquet file, compressed by zstd; each page has its CRC, which readers may check."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -297,6 +299,7 @@ def parquet_bytes(table: pa.Table) -> pa.Buffer:
         compression="zstd",
         use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
         row_group_size=ROW_GROUP_ROWS,
+        write_page_checksum=True,
     )
     return sink.getvalue()
 

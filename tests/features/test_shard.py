@@ -15,7 +15,7 @@ from features.encoding import Prepared, Rows, encode_rows, form_batches
 from features.shard import (
     Embeddings,
     ShardFacts,
-    checksum,
+    column_checksum,
     embedding_bytes,
     merge_patches,
     read_vectors,
@@ -80,7 +80,7 @@ def test_vectors_are_read_in_place_as_any_reader_decodes_them(tmp_path, dtype, c
     np.testing.assert_array_equal(np.stack(pd.read_parquet(path)["embedding"]), values)
     found = duckdb.sql(f"select row, embedding from '{path}' order by row").fetchnumpy()
     np.testing.assert_array_equal(np.stack(found["embedding"]), values)
-    assert metadata["sensorium.checksum"] == checksum(values)
+    assert metadata["sensorium.checksum"] == column_checksum([values])
     assert json.loads(metadata["sensorium.counts"]) == {"truncated": 2}
 
 
