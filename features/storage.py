@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import urllib.parse
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +33,18 @@ class Stat:
     """Time of change in nanoseconds on a disk, the etag in S3."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A file in a storage, as a walk over it finds it."""
+
+    path: str
+    """Relative to the root, with `/` between parts."""
+    size: int
+    """In bytes."""
+    modified: float
+    """When it was written: seconds since 1970, by the storage's clock."""
+
+
 class Storage(Protocol):
     """A place for files that are written whole, once. Errors of the medium are OSError."""
 
@@ -39,6 +52,9 @@ class Storage(Protocol):
 
     def list(self, folder: str) -> set[str]:
         """Names of the files directly in a folder; empty if there is none. One listing."""
+
+    def walk(self, folder: str = "") -> Iterator[Entry]:
+        """All files below a folder, in no order, one by one; what a killed writer left, too."""
 
     def exists(self, path: str) -> bool:
         """Whether a whole file is there."""
@@ -54,6 +70,9 @@ class Storage(Protocol):
 
     def replace(self, path: str, data: bytes) -> None:
         """Write a whole file, over an older one if there is one: for pointers only."""
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files; those that are not there are passed over."""
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The pyarrow filesystem and the root within it, for libraries that write themselves."""
@@ -80,6 +99,23 @@ class LocalStorage:
                 }
         except FileNotFoundError:
             return set()
+
+    def walk(self, folder: str = "") -> Iterator[Entry]:
+        try:
+            entries = os.scandir(self._at(folder))
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    yield from self.walk(path)
+                    continue
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+                yield Entry(path=path, size=status.st_size, modified=status.st_mtime)
 
     def exists(self, path: str) -> bool:
         return os.path.isfile(self._at(path))
@@ -109,6 +145,10 @@ class LocalStorage:
         os.replace(self._write_temporary(target, data), target)
         _flush_folder(os.path.dirname(target))
 
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            Path(self._at(path)).unlink(missing_ok=True)
+
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), self.root
 
@@ -126,9 +166,12 @@ class LocalStorage:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             if os.path.exists(temporary):
                 os.unlink(temporary)
+            if isinstance(error, OSError) and error.errno is not None:
+                # The error of a full disk names no file by itself.
+                raise OSError(error.errno, error.strerror, target) from error
             raise
         return temporary
 
@@ -164,7 +207,10 @@ def local_path(uri: str) -> str:
     if not separator:
         return uri
     if scheme != "file":
-        raise ValueError(f"{uri!r}: {scheme}:// is not supported; give a path, file:// or s3://")
+        raise ValueError(
+            f"{uri!r}: {scheme}:// is not supported; give a path, file:///PATH or "
+            "s3://BUCKET/PREFIX"
+        )
     host, _, path = rest.partition("/")
     if host not in ("", "localhost"):
         raise ValueError(f"{uri!r} names the host {host!r}; write file:///path")
@@ -172,14 +218,20 @@ def local_path(uri: str) -> str:
 
 
 def open_storage(root: str) -> Storage:
-    """The storage at a root: a folder's path. ValueError for a scheme that is not supported."""
-    scheme, separator, _ = root.partition("://")
-    if separator and scheme != "file":
-        raise ValueError(
-            f"{root!r}: a store on {scheme}:// is not supported; give the path of a folder "
-            "that all workers share"
-        )
-    return LocalStorage(root.removeprefix("file://"))
+    """The storage at a root: a folder's path, file:// or s3://BUCKET/PREFIX.
+
+    Nothing is asked of a server. ValueError for another scheme, and for a root that is a file;
+    ImportError if what it needs is not installed.
+    """
+    if root.startswith(s3.SCHEME):
+        from features.s3_storage import S3Storage
+
+        s3.client()  # an environment that cannot be right is known at once
+        return S3Storage(root)
+    folder = local_path(root)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"{folder} is not a folder")
+    return LocalStorage(folder)
 
 
 def _flush_folder(folder: str) -> None:

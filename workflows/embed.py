@@ -59,12 +59,9 @@ class BudgetExceeded(Exception):
 def open_store(pipeline: Pipeline) -> Store:
     """The pipeline's store; ConfigurationError if there can be none at its place."""
     try:
-        store = Store(open_storage(pipeline.store_root))
-    except ValueError as error:
+        return Store(open_storage(pipeline.store_root))
+    except (ValueError, OSError, ImportError) as error:
         raise pipeline.error(("store",), str(error)) from error
-    if os.path.exists(store.storage.root) and not os.path.isdir(store.storage.root):
-        raise pipeline.error(("store",), f"{store.storage.root} is not a folder")
-    return store
 
 
 def plan_embedding(pipeline: Pipeline) -> Plan:
