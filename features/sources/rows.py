@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -27,12 +27,15 @@ class RowReader:
 
     What lies between runs is passed over as cheaply as the format allows: by row group in
     Parquet, by file in an archive, by line in JSONL. A run that begins before the last one
-    ended opens the file again.
+    ended opens the file again. `text` is as in `Source.scan`; all columns if it is not given.
     """
 
-    def __init__(self, source: Source, *, columns: Sequence[str]) -> None:
+    def __init__(
+        self, source: Source, *, columns: Sequence[str], text: Collection[str] | None = None
+    ) -> None:
         self._source = source
         self._columns = list(columns)
+        self._text = self._columns if text is None else text
         self._file = -1
         self._chunks: Iterator[tuple[int, pa.Table]] = iter(())
         self._window = Window()
@@ -56,7 +59,7 @@ class RowReader:
                 self._source,
                 number=wanted.file,
                 columns=self._columns,
-                text=self._columns,
+                text=self._text,
                 window=self._window,
             )
         position = wanted.start

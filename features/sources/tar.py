@@ -111,9 +111,9 @@ class Tar:
             size = _number(header[124:136])
         except ValueError:
             raise self._damaged(offset, "there is no header of a file") from None
-        rest = header[:148] + b" " * 8 + header[156:]
+        right = sum(header) - sum(header[148:156]) + 8 * ord(" ")
         # Some old programs took bytes for signed numbers.
-        if stated not in (sum(rest), sum(rest) - 256 * sum(b > 127 for b in rest)) or size < 0:
+        if size < 0 or (stated != right and stated != right - 256 * _high_bytes(header)):
             raise self._damaged(offset, "the header's checksum is wrong")
         return size
 
@@ -136,6 +136,10 @@ class Tar:
         return SourceError(
             f"{self._file}: damaged tar archive at byte {offset}: {reason}; copy or make it again"
         )
+
+
+def _high_bytes(header: bytes) -> int:
+    return sum(byte > 127 for byte in header[:148] + header[156:])
 
 
 def _number(digits: bytes) -> int:
