@@ -40,9 +40,11 @@ def open_source(path: str, *, folder: str, format: str | None = None) -> Source:
     if (file := _file(full)) is not None:
         return _source([file], base=os.path.dirname(full), format=format, path=full)
     if "{" in path or WILDCARDS.search(path):
-        pattern = path if is_remote(full) else os.path.join(glob.escape(folder), local_path(path))
+        patterns = expand_braces(path)
+        if not is_remote(full):
+            patterns = [os.path.join(glob.escape(folder), local_path(one)) for one in patterns]
         base = _full(folder_of(path), folder=folder)
-        return _source(_matched(pattern), base=base, format=format, path=full)
+        return _source(_matched(patterns), base=base, format=format, path=full)
     entries = _entries(full)
     if format == "folder":
         found = plain_folder.find(full, entries=entries)
@@ -110,9 +112,8 @@ def _entries(full: str) -> list[Found]:
     return entries
 
 
-def _matched(pattern: str) -> list[Found]:
-    """The files of all patterns that a pattern with braces stands for."""
-    patterns = expand_braces(pattern)
+def _matched(patterns: Sequence[str]) -> list[Found]:
+    """The files of patterns, in their order; SourceError for one that matches none."""
     there = stat_all([one for one in patterns if not WILDCARDS.search(one)])
     found: dict[str, Found] = {}
     for one in patterns:

@@ -47,7 +47,8 @@ def find(folder: str, *, entries: Sequence[Found]) -> list[Found]:
         return tables
     loose = [entry for entry in here if entry.stat]
     parts = [_summary(folder.rstrip("/") + LOOSE, loose)] if loose else []
-    below = (_summary(f"{e.path}/", walk(e.path)) for e in here if e.stat is None)
+    folders = sorted(f"{entry.path}/" for entry in here if entry.stat is None)
+    below = (_summary(inside, walk(inside.rstrip("/"))) for inside in folders)
     return parts + [part for part in below if part.stat != EMPTY]
 
 

@@ -34,7 +34,7 @@ SPLIT_NAMES = {
 CLASS = "ClassLabel"
 LISTS = ("List", "LargeList", "Sequence")
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-END = bytes(4)
+END = b"\xff\xff\xff\xff\0\0\0\0"
 """The last bytes of a stream that was closed."""
 
 
@@ -66,13 +66,13 @@ def read(
         refuse_lacking(file, columns=columns, found=has)
         for batch in reader:
             if first + batch.num_rows > window.start and batch.num_rows:
-                table = pa.Table.from_batches([batch]).select(there)
+                table = pa.Table.from_batches([batch])
+                table = table.select(there or table.column_names[:1])
                 for start, part in slices(table, first=first, window=window):
                     made = _meant(part, features=features, file=file, media=media)
                     if adds_split and split is not None:
-                        values = [split[0]] * part.num_rows
-                        made = made.append_column(SPLIT, pa.array(values, pa.string()))
-                    yield start, made
+                        made[SPLIT] = pa.array([split[0]] * part.num_rows, pa.string())
+                    yield start, pa.table({name: made[name] for name in columns})
             first += batch.num_rows
 
 
@@ -116,7 +116,7 @@ def _features(file: str, *, schema: pa.Schema) -> Mapping[str, Any]:
 
 def _meant(
     table: pa.Table, *, features: Mapping[str, Any], file: str, media: dict[str, pa.DataType]
-) -> pa.Table:
+) -> dict[str, pa.Array]:
     """The columns as they are meant; `media` holds which are bytes and which paths so far."""
     columns = {}
     for name in table.column_names:
@@ -130,7 +130,7 @@ def _meant(
             elif media.setdefault(name, array.type) != array.type:
                 raise _mixed(file, column=name)
         columns[name] = array
-    return pa.table(columns)
+    return columns
 
 
 def _value(array: pa.Array, *, feature: Any) -> pa.Array:

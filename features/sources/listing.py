@@ -74,7 +74,7 @@ def match_pattern(pattern: str) -> list[Found]:
         start = pattern[: found.start()] if (found := WILDCARDS.search(pattern)) else pattern
         below = pattern[start.rfind("/") + 1 :].split("/")
         base = start[: start.rfind("/") + 1]
-        entries = _s3_entries(start, deep=len(below) > 1)
+        entries = _s3_entries(start, deep=len(below) > 1 or below == ["**"])
         matched = (e for e in entries if e.stat and _matches(e.path[len(base) :].split("/"), below))
         return sorted(matched, key=lambda entry: entry.path)
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
