@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -13,6 +14,9 @@ from features.fingerprint import Execution, Spec
 
 SPLITS = ("train", "validation", "test")
 """The names of the splits, as they stand in a split column."""
+
+ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.zst", ".tar.lz4")
+"""How the names of tables in tar archives end."""
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 
@@ -69,11 +73,16 @@ class DatasetSpec(Spec):
     """The user's table: where it is, what identifies a sample, and how it is divided."""
 
     path: str
-    """A file, a folder of files or a glob; relative to the folder of the YAML file."""
-    format: Literal["parquet", "csv", "jsonl"] | None = None
-    """Format of the files; taken from their names if it is not given."""
+    """A file, a folder, a glob or a brace range (`shard-{0000..0099}.tar`), relative to the folder
+    of the YAML file; or an s3:// URI of one."""
+    format: Literal["parquet", "csv", "jsonl", "webdataset", "huggingface", "folder"] | None = None
+    """Format of the files; taken from their names if it is not given.
+
+    `webdataset` is tar archives, `huggingface` a folder that `save_to_disk` wrote, and `folder`
+    a folder in which each file is a sample, or that a `metadata.csv` describes."""
     id: str = "sample_id"
-    """Column of unique ids, text or integers."""
+    """Column of unique ids, text or integers; `__key__` if it is not given and the table is tar
+    archives, `path` if it is a `folder` of files."""
     split: Annotated[
         SplitSpec, pydantic.BeforeValidator(_long_split, json_schema_input_type=str | SplitSpec)
     ]
@@ -92,6 +101,17 @@ class DatasetSpec(Spec):
     """The largest payloads that are taken."""
     shard_rows: ShardSize = ShardSize()
     """Size of the shards, in samples."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _id_of_the_format(cls, value: Any) -> Any:
+        """Name the id by the format where it has a column for that, unless the user names one."""
+        if not isinstance(value, Mapping) or "id" in value:
+            return value
+        archives = str(value.get("path", "")).endswith(ARCHIVES) and value.get("format") is None
+        if archives or value.get("format") == "webdataset":
+            return {**value, "id": "__key__"}
+        return {**value, "id": "path"} if value.get("format") == "folder" else value
 
 
 class FeatureSpec(Spec):

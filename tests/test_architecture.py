@@ -20,11 +20,11 @@ ONLY_IN = {
     "ray": ("features/job.py", "training/job.py", "workflows/cluster.py"),
     "mlflow": ("workflows/tracking.py", "workflows/scoring.py"),
     "transformers": ("features/encoders/*.py",),
-    "pyarrow.fs": ("features/storage.py", "features/s3*.py", "features/sources/*.py"),
+    "pyarrow.fs": ("features/storage.py", "features/s3.py", "features/s3_storage.py"),
     "boto3": ("features/s3.py",),
     "botocore": ("features/s3.py",),
-    "s3fs": ("features/storage.py", "features/sources.py"),
-    "fsspec": ("features/storage.py", "features/sources.py"),
+    "s3fs": ("features/storage.py",),
+    "fsspec": ("features/storage.py",),
 }
 """Libraries that few files may know, and those files."""
 
