@@ -72,8 +72,8 @@ def power_spectrum(frames_FN: Any, *, n_fft: int) -> Any:
     """Squared magnitudes `[F, n_fft // 2 + 1]` of windowed frames."""
     import torch
 
-    spectrum_FK2 = torch.view_as_real(torch.fft.rfft(frames_FN, n_fft))
-    return spectrum_FK2.square_().sum(dim=-1)
+    spectrum_FK = torch.fft.rfft(frames_FN, n_fft)
+    return spectrum_FK.real.square() + spectrum_FK.imag.square()
 
 
 def kaldi_log_mel(sounds: Sequence[Any], *, filters_KM: Any, window_N: Any) -> list[Any]:
@@ -103,7 +103,8 @@ def decibel_log_mel(
 ) -> list[Any]:
     """Mel energies in dB, `[1 + T // hop, M]`, of frames around multiples of the hop.
 
-    A sound goes on as its mirror image before and after. The transform is in float64, as above.
+    A sound goes on as its mirror image before and after. `window_N` is of float64, and so is the
+    transform, as above.
     """
     import torch
 
