@@ -1,52 +1,51 @@
-"""One missing shard, computed: read, decode, prepare, encode, write. Knows nothing of Ray.
+"""Missing shards, computed one after another: read, decode, prepare, encode, write. No Ray here.
 
-Payloads are read, decoded and prepared by threads, one window of rows ahead of the encoder, so
-memory is bounded by two windows of prepared payloads and the shard's embeddings. Within a
-window, batches are formed of rows of like size, in an order that depends on the rows alone.
+Three things go on at once: threads read and prepare the next window of rows (of the same shard
+or the one after it), the encoder works on the present one, and the finished shard before it is
+written. Memory is bounded by two windows of prepared payloads and two shards' embeddings.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from features.columns import PayloadColumns, open_payload, payload_key
-from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
-from features.encoders import Encoder, EncoderSpec, Kind
+from features.columns import PayloadColumns
+from features.decoders.base import DEFAULT_LIMITS, Limits
+from features.encoders import Encoder, EncoderSpec
 from features.encoding import Bad, Prepared, Rows, encode_rows
 from features.plan import Work
-from features.sources import RowRange, RowReader, Source, SourceError
+from features.prepare import THREADS, Opening, Window, prepared_windows
+from features.shard import ShardFacts, embedding_bytes, shard_table
+from features.sources import RowRange, RowReader, Source
 from features.store import (
     QUARANTINE_SCHEMA,
     Store,
     embedding_path,
-    embedding_table,
     parquet_bytes,
+    patch_fingerprint,
     quarantine_path,
-    vectors,
 )
 
-WINDOW_ROWS: dict[Kind, int] = {
-    "text": 2048,
-    "image": 256,
-    "audio": 128,
-    "video": 16,
-    "series": 2048,
-    "table": 4096,
-    "vector": 4096,
-}
-"""Rows that are prepared at once. Fixed, since it decides which rows share a batch."""
 PROBES = 4
 """Copied rows that are tried for one to prove an encoder with."""
-THREADS = max(2, min(8, os.cpu_count() or 2))
+COLLAPSED = 64
+"""So many unlike payloads, and more, have not all one embedding unless the encoder is broken."""
+WIDE = 16
+"""Width from which that holds: an encoder of few numbers may have few answers."""
+
+T = TypeVar("T")
+
+
+class BrokenEncoder(RuntimeError):
+    """An encoder whose embeddings are worthless: not finite, or the same for all payloads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +54,47 @@ class ShardResult:
 
     modality: str
     shard: str
+    """The shard that was computed, or that the patch is over."""
     embedded: int
     copied: int
     bad: int
     written: bool
-    """False if another job had written the shard meanwhile."""
+    """False if another job had written the shard meanwhile, or there is nothing to write."""
     seconds: dict[str, float]
-    """Wall time waiting for payloads (`read`), in the encoder (`encode`) and writing (`write`)."""
+    """Wall time waiting for payloads (`wait`), in the encoder (`encode`) and writing (`write`);
+    and, going on beside these, reading (`read`) and the threads' time to decode and prepare
+    (`prepare`)."""
+    patch: str = ""
+    """The patch that was made, if the work was to try quarantined rows again."""
 
 
-def embed_shard(
-    work: Work,
+@dataclass(kw_only=True)
+class _Shard:
+    """A shard that is being computed."""
+
+    work: Work
+    keys: list[bytes | None]
+    done: Rows = field(default_factory=Rows)
+    copied: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("read", "prepare", "wait", "encode", "write"), 0.0)
+    )
+    there: bool = False
+    """Whether another job has written it."""
+
+
+@dataclass(kw_only=True)
+class _Step:
+    """A window of a shard, and whether it is the shard's last."""
+
+    shard: _Shard
+    window: Window
+    last: bool
+
+
+def embed_shards(
+    works: Iterable[Work],
     *,
     store: Store,
     spec: EncoderSpec,
@@ -75,71 +104,215 @@ def embed_shard(
     columns: PayloadColumns,
     payload_key_by: str,
     limits: Limits = DEFAULT_LIMITS,
-) -> ShardResult:
-    """Compute one shard and write it, with its quarantine first if it has any.
+    on_begin: Callable[[Work], Mapping[int, str]] | None = None,
+) -> Iterator[ShardResult]:
+    """Compute shards of one modality and write each, with its quarantine first if it has any.
 
-    Raises SourceError if the payloads are no longer those that were planned, and OSError
-    for a fault of the medium; a bad payload raises nothing.
+    `on_begin` is called before a shard is begun, and names rows that must not be touched, since
+    they kill the process, each with the reason. Raises SourceError if the payloads are no longer
+    those that were planned, OSError for a fault of the medium, BrokenEncoder; a bad payload
+    raises nothing.
     """
-    keys = store.read_table(work.samples, columns=[f"key.{work.modality}"])[0].to_pylist()
-    held = _copied(work, store=store, keys=keys)
-    done = Rows(values=dict(held))
-    seconds = {"read": 0.0, "encode": 0.0, "write": 0.0}
+    opening = Opening(
+        columns=columns,
+        encoder=encoder,
+        folder=source.folder,
+        key_by=payload_key_by,
+        limits=limits,
+    )
+    with (
+        ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="prepare") as pool,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as reading,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writing,
+    ):
 
-    def windows(rows: Sequence[int]) -> Iterator[tuple[list[Prepared], list[Bad]]]:
-        return _prepared_windows(
-            rows,
-            read=lambda some: columns.payloads(reader.read(_ranges(work.ranges, some))),
-            keys=keys,
-            columns=columns,
-            encoder=encoder,
-            folder=source.folder,
-            key_by=payload_key_by,
-            limits=limits,
-        )
+        def steps() -> Iterator[_Step]:
+            for work in works:
+                killers = dict(on_begin(work)) if on_begin is not None else {}
+                yield from _steps(
+                    work, killers=killers, store=store, reader=reader, opening=opening, pool=pool
+                )
+
+        pending: Future[ShardResult] | None = None
+        begun = time.perf_counter()
+        for step in _one_ahead(steps(), pool=reading):
+            shard = step.shard
+            shard.seconds["wait"] += time.perf_counter() - begun
+            begun = time.perf_counter()
+            _encode(step, spec=spec, encoder=encoder, reader=reader, opening=opening, pool=pool)
+            shard.seconds["encode"] += time.perf_counter() - begun
+            if step.last:
+                if not shard.there:
+                    _refuse_broken(shard, spec=spec, dim=encoder.dim)
+                if pending is not None:
+                    yield pending.result()
+                pending = writing.submit(_write, shard, store=store, spec=spec, dim=encoder.dim)
+            begun = time.perf_counter()
+        if pending is not None:
+            yield pending.result()
+
+
+def embed_shard(work: Work, **options: object) -> ShardResult:
+    """Compute one shard; as `embed_shards`."""
+    (result,) = embed_shards([work], **options)  # type: ignore[arg-type]
+    return result
+
+
+def _one_ahead(items: Iterator[T], *, pool: ThreadPoolExecutor) -> Iterator[T]:
+    """The items, each made by another thread while the one before it is used."""
+    end = object()
+    following: Future[object] = pool.submit(next, items, end)
+    while (item := following.result()) is not end:
+        following = pool.submit(next, items, end)
+        yield item  # type: ignore[misc]
+
+
+def _steps(
+    work: Work,
+    *,
+    killers: Mapping[int, str],
+    store: Store,
+    reader: RowReader,
+    opening: Opening,
+    pool: ThreadPoolExecutor,
+) -> Iterator[_Step]:
+    """A shard in windows; at least one, which may be empty."""
+    path = embedding_path(encoder=work.encoder, shard=work.shard)
+    if not work.only and store.storage.exists(path):
+        yield _Step(shard=_Shard(work=work, keys=[], there=True), window=Window(), last=True)
+        return
+    begun = time.perf_counter()
+    keys = store.read_table(work.samples, columns=[f"key.{work.modality}"])[0].to_pylist()
+    shard = _Shard(work=work, keys=keys)
+    if not work.only:
+        shard.done.values.update(_copied(work, store=store, keys=keys))
+        shard.copied = len(shard.done.values)
+    shard.done.bad += [
+        Bad(row=row, stage="crash", reason=reason) for row, reason in killers.items()
+    ]
+    wanted = [
+        row
+        for row in (work.only or range(len(keys)))
+        if keys[row] is not None and row not in shard.done.values and row not in killers
+    ]
+    shard.seconds["read"] += time.perf_counter() - begun
+
+    def read(rows: Sequence[int]) -> list[object]:
+        begun = time.perf_counter()
+        table = reader.read(rows_in_source(work.ranges, rows))
+        values = opening.columns.payloads(table)
+        shard.seconds["read"] += time.perf_counter() - begun
+        return values
+
+    before: Window | None = None
+    for window in prepared_windows(wanted, read=read, keys=keys, opening=opening, pool=pool):
+        if before is not None:
+            yield _Step(shard=shard, window=before, last=False)
+        before = window
+    yield _Step(shard=shard, window=before or Window(), last=True)
+
+
+def _encode(
+    step: _Step,
+    *,
+    spec: EncoderSpec,
+    encoder: Encoder,
+    reader: RowReader,
+    opening: Opening,
+    pool: ThreadPoolExecutor,
+) -> None:
+    shard, window = step.shard, step.window
+    shard.done.bad += window.bad
+    shard.counts.update(window.counts)
+    shard.seconds["prepare"] += window.seconds
 
     def known_good() -> Iterator[Prepared]:
-        for row in list(held)[:PROBES]:
-            for prepared, _ in windows([row]):
-                yield from prepared
+        own = RowReader(reader.source, columns=reader.columns, text=reader.text)
+        for row in sorted(shard.done.values)[:PROBES]:
+            yield from next(
+                prepared_windows(
+                    [row],
+                    read=lambda rows: opening.columns.payloads(
+                        own.read(rows_in_source(shard.work.ranges, rows))
+                    ),
+                    keys=shard.keys,
+                    opening=opening,
+                    pool=pool,
+                )
+            ).prepared
 
-    begun = time.perf_counter()
-    wanted = [row for row, key in enumerate(keys) if key is not None and row not in held]
-    for prepared, bad in windows(wanted):
-        seconds["read"] += time.perf_counter() - begun
-        begun = time.perf_counter()
-        done.bad += bad
-        encode_rows(prepared, spec=spec, encoder=encoder, into=done, known_good=known_good)
-        seconds["encode"] += time.perf_counter() - begun
-        begun = time.perf_counter()
-    begun = time.perf_counter()
-    table = _shard_table(
-        done, spec=spec, dim=encoder.dim, work=work, keys=keys, copied=len(held), seconds=seconds
-    )
-    if done.bad:
-        bad_rows = sorted(done.bad, key=lambda bad: bad.row)
-        quarantine = pa.table(
-            {
-                "row": [bad.row for bad in bad_rows],
-                "payload_key": [keys[bad.row] for bad in bad_rows],
-                "stage": [bad.stage for bad in bad_rows],
-                "reason": [bad.reason for bad in bad_rows],
-            },
-            schema=QUARANTINE_SCHEMA,
+    encode_rows(window.prepared, spec=spec, encoder=encoder, into=shard.done, known_good=known_good)
+
+
+def _refuse_broken(shard: _Shard, *, spec: EncoderSpec, dim: int) -> None:
+    """Raise BrokenEncoder if what came out can be no embedding of what went in."""
+    bad = [bad for bad in shard.done.bad if "not finite" in bad.reason]
+    if len(bad) >= COLLAPSED and len(bad) == len(shard.done.bad) + len(shard.done.values):
+        raise BrokenEncoder(
+            f"encoder {spec.type!r} gave values that are not finite for all {len(bad)} payloads "
+            f"of a shard of {shard.work.modality!r}; its weights or its precision are at fault"
         )
-        path = quarantine_path(encoder=work.encoder, shard=work.shard)
-        store.storage.write_once(path, parquet_bytes(quarantine))
-    path = embedding_path(encoder=work.encoder, shard=work.shard)
-    written = store.storage.write_once(path, parquet_bytes(table))
-    seconds["write"] = time.perf_counter() - begun
-    return ShardResult(
+    values = shard.done.values
+    unlike = {key for row in values if (key := shard.keys[row]) is not None}
+    if dim < WIDE or len(unlike) < COLLAPSED or spec.sequence:
+        return
+    first = next(iter(values.values()))
+    if all(np.array_equal(first, value) for value in values.values()):
+        raise BrokenEncoder(
+            f"encoder {spec.type!r} gave the same embedding for {len(unlike)} unlike payloads of "
+            f"{shard.work.modality!r}: it has collapsed; look at its weights and options"
+        )
+
+
+def _write(shard: _Shard, *, store: Store, spec: EncoderSpec, dim: int) -> ShardResult:
+    work, done = shard.work, shard.done
+    result = ShardResult(
         modality=work.modality,
         shard=work.shard,
-        embedded=len(done.values) - len(held),
-        copied=len(held),
+        embedded=len(done.values) - shard.copied,
+        copied=shard.copied,
         bad=len(done.bad),
-        written=written,
-        seconds=seconds,
+        written=False,
+        seconds=shard.seconds,
+    )
+    if shard.there or (work.only and not done.values):
+        return result
+    begun = time.perf_counter()
+    name = work.shard
+    if work.only:
+        name = patch_fingerprint(
+            encoder=work.encoder,
+            shard=work.shard,
+            keys={row: key for row in done.values if (key := shard.keys[row]) is not None},
+        )
+    facts = ShardFacts(
+        encoder=work.encoder,
+        modality=work.modality,
+        copied=shard.copied,
+        bad=len(done.bad),
+        counts=dict(shard.counts),
+        seconds=shard.seconds,
+    )
+    table = shard_table(done, keys=shard.keys, spec=spec, dim=dim, facts=facts)
+    if done.bad and not work.only:
+        path = quarantine_path(encoder=work.encoder, shard=name)
+        store.storage.write_once(path, parquet_bytes(_quarantine_table(shard)))
+    path = embedding_path(encoder=work.encoder, shard=name)
+    written = store.storage.write_once(path, embedding_bytes(table))
+    shard.seconds["write"] = time.perf_counter() - begun
+    return ShardResult(**{**vars(result), "written": written, "patch": name if work.only else ""})
+
+
+def _quarantine_table(shard: _Shard) -> pa.Table:
+    rows = sorted(shard.done.bad, key=lambda bad: bad.row)
+    return pa.table(
+        {
+            "row": [bad.row for bad in rows],
+            "payload_key": [shard.keys[bad.row] for bad in rows],
+            "stage": [bad.stage for bad in rows],
+            "reason": [bad.reason for bad in rows],
+        },
+        schema=QUARANTINE_SCHEMA,
     )
 
 
@@ -147,16 +320,15 @@ def _copied(work: Work, *, store: Store, keys: Sequence[bytes | None]) -> dict[i
     """The rows whose embeddings stand in donor shards."""
     held: dict[bytes, np.ndarray] = {}
     for donor in work.donors:
-        path = embedding_path(encoder=work.encoder, shard=donor)
         try:
-            table = store.read_table(path, columns=["payload_key", "embedding"])
+            found = store.read_donor(donor, encoder=work.encoder)
         except FileNotFoundError:
             continue  # collected since the planning; its rows are computed like any others
-        held.update(zip(table["payload_key"].to_pylist(), vectors(table["embedding"]), strict=True))
+        held.update(found)
     return {row: held[key] for row, key in enumerate(keys) if key is not None and key in held}
 
 
-def _ranges(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:
+def rows_in_source(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:
     """Where some rows of a shard, counted within it and ascending, stand in the source."""
     starts = np.cumsum([0, *(part.stop - part.start for part in ranges)])
     found: list[RowRange] = []
@@ -168,88 +340,3 @@ def _ranges(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:
         else:
             found.append(RowRange(file=file, start=at, stop=at + 1))
     return found
-
-
-def _prepared_windows(
-    rows: Sequence[int],
-    *,
-    read: Callable[[Sequence[int]], list[Any]],
-    keys: Sequence[bytes | None],
-    columns: PayloadColumns,
-    encoder: Encoder,
-    folder: str,
-    key_by: str,
-    limits: Limits,
-) -> Iterator[tuple[list[Prepared], list[Bad]]]:
-    """Windows of prepared rows; the next one is worked on by threads while one is used."""
-
-    def prepare(row: int, value: Any) -> Prepared | Bad:
-        if (
-            value is None
-            or payload_key(value, columns=columns, folder=folder, by=key_by) != keys[row]
-        ):
-            raise SourceError(
-                f"the payload {_shown(value)} is not the one that the job was planned for; leave "
-                "the table and its files alone while they are read, and run again"
-            )
-        try:
-            payload = open_payload(value, columns=columns, folder=folder, limits=limits)
-        except BadPayload as error:
-            return Bad(row=row, stage=error.stage, reason=error.reason)
-        try:
-            prepared = encoder.prepare(payload)
-        except ValueError as error:
-            return Bad(row=row, stage="prepare", reason=str(error))
-        return Prepared(row=row, payload=prepared, size=encoder.size(prepared))
-
-    window = WINDOW_ROWS[columns.kind]
-    with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="prepare") as pool:
-        starts = range(0, len(rows), window)
-        ahead: list[Future[Prepared | Bad]] = []
-        for start in (*starts, None):
-            current = ahead
-            if start is not None:
-                some = rows[start : start + window]
-                ahead = [
-                    pool.submit(prepare, row, value)
-                    for row, value in zip(some, read(some), strict=True)
-                ]
-            if current:
-                results = [future.result() for future in current]
-                yield (
-                    [item for item in results if isinstance(item, Prepared)],
-                    [item for item in results if isinstance(item, Bad)],
-                )
-
-
-def _shard_table(
-    done: Rows,
-    *,
-    spec: EncoderSpec,
-    dim: int,
-    work: Work,
-    keys: Sequence[bytes | None],
-    copied: int,
-    seconds: dict[str, float],
-) -> pa.Table:
-    rows = np.array(sorted(done.values), dtype=np.int32)
-    values = np.empty((len(rows), dim), dtype=spec.dtype)
-    for place, row in enumerate(rows.tolist()):
-        values[place] = done.values[row]
-    metadata = {
-        "sensorium.encoder": work.encoder,
-        "sensorium.modality": work.modality,
-        "sensorium.dim": str(dim),
-        "sensorium.bytes_per_row": str(values.itemsize * dim),
-        "sensorium.embedded": str(len(rows) - copied),
-        "sensorium.copied": str(copied),
-        "sensorium.bad": str(len(done.bad)),
-        "sensorium.seconds": json.dumps({k: round(v, 4) for k, v in seconds.items()}),
-    }
-    row_keys = [key for row in rows.tolist() if (key := keys[row]) is not None]
-    return embedding_table(rows=rows, keys=row_keys, values=values, metadata=metadata)
-
-
-def _shown(value: object) -> str:
-    text = repr(value) if not isinstance(value, bytes) else f"of {len(value)} bytes"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Rows:
     """Embeddings by row, in the type in which they are stored, and the rows that have none."""
 
     values: dict[int, np.ndarray] = field(default_factory=dict)
+    """Per row `[D]`, or `[T, D]` of an encoder of sequences."""
     bad: list[Bad] = field(default_factory=list)
 
 
@@ -52,11 +53,9 @@ def encode_rows(
     `known_good`): then the error is raised, as are faults of the machine. So it is if all of
     several rows fail.
     """
-    ordered = sorted(prepared, key=lambda item: (-item.size, item.row))
     failed: list[tuple[Prepared, Exception]] = []
     proof: Prepared | None = None
-    for start in range(0, len(ordered), spec.batch_size):
-        batch = ordered[start : start + spec.batch_size]
+    for batch in form_batches(prepared, rows=spec.batch_size, budget=budget_of(encoder)):
         failures = _encode_batch(batch, spec=spec, encoder=encoder, into=into)
         wrong = {item.row for item, _ in failures}
         proof = next((item for item in batch if item.row not in wrong), proof)
@@ -73,39 +72,96 @@ def encode_rows(
         into.bad.append(Bad(row=item.row, stage="encode", reason=reason))
 
 
+def budget_of(encoder: Encoder) -> int | None:
+    """The largest padded size that an encoder takes in one batch; None if it does not say."""
+    return getattr(encoder, "budget", None)
+
+
+def form_batches(
+    prepared: Sequence[Prepared], *, rows: int, budget: int | None
+) -> Iterator[list[Prepared]]:
+    """Batches of at most so many rows, whose largest size times their rows keeps the budget.
+
+    The longest come first, so the first of a batch decides its padded size. A row that is over
+    the budget by itself is a batch of its own. The order depends on the rows alone.
+    """
+    ordered = sorted(prepared, key=lambda item: (-item.size, item.row))
+    start = 0
+    while start < len(ordered):
+        most = rows
+        if budget is not None:
+            most = min(rows, max(1, budget // max(1, ordered[start].size)))
+        yield ordered[start : start + most]
+        start += most
+
+
 def _encode_batch(
     batch: Sequence[Prepared], *, spec: EncoderSpec, encoder: Encoder, into: Rows
 ) -> list[tuple[Prepared, Exception]]:
     """Encode a batch, halving it on errors; returns the rows that failed alone."""
     try:
-        values = np.asarray(encoder.encode([item.payload for item in batch]))
+        values = encoder.encode([item.payload for item in batch])
     except Exception as error:
         if _is_of_the_machine(error) or (len(batch) == 1 and _is_out_of_memory(error)):
             raise
         if len(batch) == 1:
             return [(batch[0], error)]
+        if _is_out_of_memory(error):
+            _free_memory()
         middle = (len(batch) + 1) // 2
         return [
             failure
             for half in (batch[:middle], batch[middle:])
             for failure in _encode_batch(half, spec=spec, encoder=encoder, into=into)
         ]
-    if values.shape != (len(batch), encoder.dim):
-        raise TypeError(
-            f"encoder {spec.type!r} gave an array of shape {values.shape} for {len(batch)} rows; "
-            f"it must be {(len(batch), encoder.dim)}"
-        )
+    if spec.sequence:
+        parts = _sequences(values, count=len(batch), spec=spec, dim=encoder.dim)
+        flat = np.concatenate(parts)
+        lengths = [len(part) for part in parts]
+    else:
+        flat = _vectors(values, count=len(batch), spec=spec, dim=encoder.dim)
+        lengths = [1] * len(batch)
     with np.errstate(over="ignore"):
-        stored = values.astype(spec.dtype)
-    for item, value, computed in zip(batch, stored, values, strict=True):
-        if np.isfinite(value).all():
-            into.values[item.row] = value
-            continue
-        reason = "the encoder gave a value that is not finite"
-        if np.isfinite(computed).all():
-            reason = f"the embedding is out of range for {spec.dtype}; set `dtype: float32`"
-        into.bad.append(Bad(row=item.row, stage="encode", reason=reason))
+        stored = flat.astype(spec.dtype)
+    good = np.isfinite(stored).all(axis=1)
+    start = 0
+    for item, length in zip(batch, lengths, strict=True):
+        stop = start + length
+        if good[start:stop].all():
+            into.values[item.row] = stored[start:stop] if spec.sequence else stored[start]
+        else:
+            reason = _not_finite(flat[start:stop], spec=spec)
+            into.bad.append(Bad(row=item.row, stage="encode", reason=reason))
+        start = stop
     return []
+
+
+def _vectors(values: Any, *, count: int, spec: EncoderSpec, dim: int) -> np.ndarray:
+    array = np.asarray(values)
+    if array.shape != (count, dim):
+        raise TypeError(
+            f"encoder {spec.type!r} gave an array of shape {array.shape} for {count} rows; "
+            f"it must be {(count, dim)}"
+        )
+    return array
+
+
+def _sequences(values: Any, *, count: int, spec: EncoderSpec, dim: int) -> list[np.ndarray]:
+    parts = [np.asarray(part) for part in values]
+    wrong = next((p.shape for p in parts if p.ndim != 2 or p.shape[1] != dim or not len(p)), None)
+    if len(parts) != count or wrong is not None:
+        found = f"an array of shape {wrong}" if wrong is not None else f"{len(parts)} arrays"
+        raise TypeError(
+            f"encoder {spec.type!r} gave {found} for {count} rows; it must be a list of {count} "
+            f"arrays (T, {dim}) with T of at least 1"
+        )
+    return parts
+
+
+def _not_finite(computed: np.ndarray, *, spec: EncoderSpec) -> str:
+    if np.isfinite(computed).all():
+        return f"the embedding is out of range for {spec.dtype}; set `dtype: float32`"
+    return "the encoder gave a value that is not finite"
 
 
 def _is_of_the_machine(error: Exception) -> bool:
@@ -118,3 +174,12 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def _free_memory() -> None:
+    """Give back what the allocator of the device holds, so that a smaller batch finds room."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -7,30 +7,38 @@ order costs each actor one pass. The driver holds one description a missing shar
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pydantic
 import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from features.columns import PayloadColumns
 from features.decoders.base import Limits
-from features.embedding import ShardResult, embed_shard
+from features.embedding import BrokenEncoder, ShardResult, embed_shards
 from features.encoders import Encoder
+from features.isolation import Trial, find_killers
 from features.plan import Plan, Work
-from features.sources import RowRange, RowReader, Source, SourceError
+from features.sources import RowReader, Source, SourceError
 from features.spec import FeatureSpec
 from features.storage import Storage
 from features.store import Store
 
-TASK_RETRIES = 2
+TASK_RETRIES = 3
 """How often a shard is tried again after its worker has died."""
+MOST_IN_BLOCK = 8
+"""Shards that an actor is given at once at most, so that it can read ahead from one to the next."""
+EXPECTED = (SourceError, OSError, ImportError, BrokenEncoder, MemoryError)
+"""What is raised as the worker raised it; its message is for the one who started the job."""
+
+_WORK = pydantic.TypeAdapter(Work)
+_RESULT = pydantic.TypeAdapter(ShardResult)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,28 +52,34 @@ class Actors:
 
 
 def embed(
-    plan: Plan, *, storage: Storage, on_shard: Callable[[ShardResult], None] | None = None
+    plan: Plan,
+    *,
+    storage: Storage,
+    work: Sequence[Work] | None = None,
+    on_shard: Callable[[ShardResult], None] | None = None,
 ) -> list[ShardResult]:
-    """Compute all missing shards of a plan; Ray must be connected.
+    """Compute all missing shards of a plan, or other `work` on it; Ray must be connected.
 
-    Raises SourceError, OSError or ImportError as the first failing shard raised them, and other
-    errors as Ray wraps them; what was written until then stays, and is not computed again.
+    Raises SourceError, OSError, ImportError, MemoryError or BrokenEncoder as the first failing
+    shard raised them, and other errors as Ray wraps them; what was written until then stays, and
+    is not computed again.
     """
-    if not plan.work:
+    work = plan.work if work is None else work
+    if not work:
         return []
     store = Store(storage)
     for part in plan.modalities.values():
         store.write_encoder(part.feature.encoder, fingerprint=part.encoder_fingerprint)
-    actors = plan_actors(ray.cluster_resources(), shards=len(plan.work))
+    actors = plan_actors(ray.cluster_resources(), shards=len(work))
     results = []
     try:
-        for result in _run(plan, storage=storage, actors=actors):
+        for result in _run(plan, work=work, storage=storage, actors=actors):
             results.append(result)
             if on_shard:
                 on_shard(result)
     except Exception as error:
         cause = _cause(error)
-        if isinstance(cause, SourceError | OSError | ImportError):
+        if isinstance(cause, EXPECTED):
             raise cause from error
         raise
     return results
@@ -95,6 +109,34 @@ def plan_actors(resources: Mapping[str, float], *, shards: int) -> Actors:
     return Actors(count=count, cpus=reserved, gpus=0, threads=max(reserved, min(cpus, 4)))
 
 
+def blocks_of(work: Sequence[Work], *, actors: int) -> Iterator[Sequence[Work]]:
+    """The work in blocks of one modality: long ones first, single shards at the end.
+
+    A block is what an actor is given at once. Within it the next shard is read while the present
+    one is encoded; the blocks shrink as the work does, so that all actors end together.
+    """
+    waiting = list(work)
+    while waiting:
+        fair = len(waiting) // (2 * actors)
+        most = max(1, min(MOST_IN_BLOCK, fair))
+        same = itertools.takewhile(lambda w: w.modality == waiting[0].modality, waiting[:most])
+        block = list(same)
+        yield block
+        del waiting[: len(block)]
+
+
+class Attempts:
+    """How often each shard was begun in this job: an actor that outlives those at work."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, int] = {}
+
+    def begin(self, shard: str) -> int:
+        """Count a new attempt; returns its number, from 1."""
+        self._begun[shard] = self._begun.get(shard, 0) + 1
+        return self._begun[shard]
+
+
 class ShardEncoder:
     """The actor: turns descriptions of shards into shards, one at a time."""
 
@@ -107,6 +149,7 @@ class ShardEncoder:
         payload_key_by: str,
         limits: Limits,
         threads: int,
+        attempts: Any,
     ) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._store = Store(storage)
@@ -114,49 +157,75 @@ class ShardEncoder:
         self._features = features
         self._key_by = payload_key_by
         self._limits = limits
+        self._attempts = attempts
         self._modality = ""
         self._encoder: Encoder | None = None
         self._reader: RowReader | None = None
 
-    def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
-        return {"result": [_to_json(self._embed(_work_from(work))) for work in batch["work"]]}
+    def __call__(self, batch: dict[str, Sequence[str]]) -> Iterator[dict[str, list[str]]]:
+        works = [_WORK.validate_json(text) for text in batch["work"]]
+        for modality, same in itertools.groupby(works, key=lambda work: work.modality):
+            for result in self._embed(modality, works=list(same)):
+                yield {"result": [_RESULT.dump_json(result).decode()]}
 
-    def _embed(self, work: Work) -> ShardResult:
-        feature = self._features[work.modality]
-        if self._encoder is None or self._reader is None or self._modality != work.modality:
+    def _embed(self, modality: str, *, works: Sequence[Work]) -> Iterator[ShardResult]:
+        feature = self._features[modality]
+        columns = feature.payload_columns
+        if self._encoder is None or self._reader is None or self._modality != modality:
             self._encoder = None  # the last one's memory first
             self._encoder = feature.encoder.load()
-            self._reader = _reader(self._source, feature.payload_columns)
-            self._modality = work.modality
-        return embed_shard(
-            work,
+            self._reader = RowReader(self._source, columns=columns.names, text=columns.text_names)
+            self._modality = modality
+        return embed_shards(
+            works,
             store=self._store,
             spec=feature.encoder,
             encoder=self._encoder,
             source=self._source,
             reader=self._reader,
-            columns=feature.payload_columns,
+            columns=columns,
             payload_key_by=self._key_by,
             limits=self._limits,
+            on_begin=self._killers,
+        )
+
+    def _killers(self, work: Work) -> dict[int, str]:
+        """Rows that end the process, if this shard was begun before: that attempt has died."""
+        if ray.get(self._attempts.begin.remote(f"{work.shard} {len(work.only)}")) == 1:
+            return {}
+        feature = self._features[work.modality]
+        return find_killers(
+            Trial(
+                work=work,
+                root=self._store.storage.root,
+                spec=feature.encoder,
+                source=self._source,
+                columns=feature.payload_columns,
+                key_by=self._key_by,
+                limits=self._limits,
+            )
         )
 
 
-def _reader(source: Source, columns: PayloadColumns) -> RowReader:
-    return RowReader(source, columns=columns.names, text=columns.text_names)
-
-
-def _run(plan: Plan, *, storage: Storage, actors: Actors) -> Iterator[ShardResult]:
+def _run(
+    plan: Plan, *, work: Sequence[Work], storage: Storage, actors: Actors
+) -> Iterator[ShardResult]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    rows: list[dict[str, Any]] = [{"work": _to_json(work)} for work in plan.work]
+    blocks = [
+        {"work": [_WORK.dump_json(one).decode() for one in block]}
+        for block in blocks_of(work, actors=actors.count)
+    ]
+    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
     with warnings.catch_warnings():
         # There is no other way to say how often a task is tried again, until Ray 2.64.
         warnings.filterwarnings("ignore", message=r"`ray_remote_args")
-        shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        shards = ray.data.from_blocks([pa.table(block) for block in blocks]).map_batches(
             ShardEncoder,
-            batch_size=1,
+            batch_size=None,
+            batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=2),
             num_cpus=actors.cpus,
             num_gpus=actors.gpus,
@@ -167,24 +236,15 @@ def _run(plan: Plan, *, storage: Storage, actors: Actors) -> Iterator[ShardResul
                 "payload_key_by": plan.dataset.payload_key,
                 "limits": plan.dataset.limits,
                 "threads": actors.threads,
+                "attempts": attempts,
             },
             ray_remote_args_fn=_lives,
         )
     for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
         for result in batch["result"]:
-            yield ShardResult(**json.loads(result))
+            yield _RESULT.validate_json(result)
 
 
 def _lives() -> dict[str, int]:
     """An actor that dies is made again; a shard that kills its actor again and again is not."""
     return {"max_restarts": -1, "max_task_retries": TASK_RETRIES}
-
-
-def _to_json(value: Work | ShardResult) -> str:
-    return json.dumps(dataclasses.asdict(value))
-
-
-def _work_from(text: str) -> Work:
-    value = json.loads(text)
-    ranges = tuple(RowRange(**item) for item in value.pop("ranges"))
-    return Work(**value | {"ranges": ranges, "donors": tuple(value["donors"])})

@@ -41,6 +41,8 @@ class Work:
     payloads: int
     donors: tuple[str, ...]
     """Shards of the same encoder that hold some of these payloads' embeddings."""
+    only: tuple[int, ...] = ()
+    """Rows to try again, which a finished shard lacks; they become a patch over it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +212,16 @@ def write_samples(plan: Plan, *, store: Store) -> None:
         store.write_samples(shard, rows=rows)
 
 
+def is_there(plan: Plan, *, store: Store) -> bool:
+    """Whether all shards that a plan reuses are in the store still. One listing an encoder."""
+    for part in plan.modalities.values():
+        pending = {work.shard for work in plan.work if work.encoder == part.encoder_fingerprint}
+        wanted = {shard for over in part.shards for shard in over} - pending
+        if not wanted <= store.shards_of(part.encoder_fingerprint):
+            return False
+    return True
+
+
 def draft_snapshot(plan: Plan) -> Snapshot:
     """The snapshot that a plan leads to, without what only its shards can tell.
 
@@ -353,7 +365,8 @@ def _rate(store: Store, *, encoder: str, shards: list[str]) -> _Rate | None:
     for shard in shards[:FOOTERS_FOR_ESTIMATE]:
         metadata = store.read_metadata(embedding_path(encoder=encoder, shard=shard))
         rows += int(metadata["sensorium.embedded"])
-        seconds += sum(json.loads(metadata["sensorium.seconds"]).values())
+        spent = json.loads(metadata["sensorium.seconds"])
+        seconds += sum(spent[step] for step in ("wait", "encode", "write"))
         width = int(metadata["sensorium.bytes_per_row"])
     if not rows:
         return None

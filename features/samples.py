@@ -266,6 +266,12 @@ def _column_digest(column: pa.ChunkedArray) -> str:
     return digest.hexdigest()
 
 
+def sample_fingerprint(rows: pa.Table) -> str:
+    """The fingerprint of the sample shard that holds these rows, and nothing else."""
+    digests = {name: _column_digest(rows[name]) for name in rows.column_names}
+    return fingerprint({"columns": digests, "types": [str(t) for t in rows.schema.types]})
+
+
 def _refuse_repeated(hashes: np.ndarray, *, source: Source, column: str) -> None:
     """Raise SourceError, with ids and rows, if an id stands in two rows."""
     order = np.argsort(hashes, kind="stable")

@@ -99,9 +99,9 @@ class RowReader:
         self, source: Source, *, columns: Sequence[str], text: Collection[str] | None = None
     ) -> None:
         """`text` as for `Source.scan`; all columns if it is not given."""
-        self._source = source
-        self._columns = list(columns)
-        self._text = list(columns if text is None else text)
+        self.source = source
+        self.columns = list(columns)
+        self.text = list(columns if text is None else text)
         self._file = -1
         self._chunks: Iterator[tuple[int, pa.Table]] = iter(())
         self._table: pa.Table | None = None
@@ -116,10 +116,10 @@ class RowReader:
         if wanted.file != self._file or wanted.start < self._first:
             self._file, self._table = wanted.file, None
             self._chunks = _read(
-                self._source.files[wanted.file],
-                format=self._source.format,
-                columns=self._columns,
-                text=self._text,
+                self.source.files[wanted.file],
+                format=self.source.format,
+                columns=self.columns,
+                text=self.text,
                 skip=wanted.start,
             )
         position = wanted.start
@@ -129,7 +129,7 @@ class RowReader:
                 following = next(self._chunks, None)
                 if following is None:
                     raise SourceError(
-                        f"{self._source.files[wanted.file]} has fewer than {wanted.stop} rows, "
+                        f"{self.source.files[wanted.file]} has fewer than {wanted.stop} rows, "
                         "which it had when the job was planned; leave the table alone while it "
                         "is read, and run again"
                     )

@@ -8,14 +8,41 @@ only its root, so it travels to workers as it is.
 from __future__ import annotations
 
 import os
+import urllib.parse
 import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.fs
 
+from features import s3
+
 TEMPORARY_SUFFIX = ".tmp"
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What tells one state of a file from another without reading it."""
+
+    size: int
+    """In bytes."""
+    tag: str
+    """Time of change in nanoseconds on a disk, the etag in S3."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A file in a storage, as a walk over it finds it."""
+
+    path: str
+    """Relative to the root, with `/` between parts."""
+    size: int
+    """In bytes."""
+    modified: float
+    """When it was written: seconds since 1970, by the storage's clock."""
 
 
 class Storage(Protocol):
@@ -25,6 +52,9 @@ class Storage(Protocol):
 
     def list(self, folder: str) -> set[str]:
         """Names of the files directly in a folder; empty if there is none. One listing."""
+
+    def walk(self, folder: str = "") -> Iterator[Entry]:
+        """All files below a folder, in no order, one by one; what a killed writer left, too."""
 
     def exists(self, path: str) -> bool:
         """Whether a whole file is there."""
@@ -40,6 +70,9 @@ class Storage(Protocol):
 
     def replace(self, path: str, data: bytes) -> None:
         """Write a whole file, over an older one if there is one: for pointers only."""
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files; those that are not there are passed over."""
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The pyarrow filesystem and the root within it, for libraries that write themselves."""
@@ -66,6 +99,23 @@ class LocalStorage:
                 }
         except FileNotFoundError:
             return set()
+
+    def walk(self, folder: str = "") -> Iterator[Entry]:
+        try:
+            entries = os.scandir(self._at(folder))
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    yield from self.walk(path)
+                    continue
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+                yield Entry(path=path, size=status.st_size, modified=status.st_mtime)
 
     def exists(self, path: str) -> bool:
         return os.path.isfile(self._at(path))
@@ -95,6 +145,10 @@ class LocalStorage:
         os.replace(self._write_temporary(target, data), target)
         _flush_folder(os.path.dirname(target))
 
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            Path(self._at(path)).unlink(missing_ok=True)
+
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), self.root
 
@@ -112,22 +166,72 @@ class LocalStorage:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             if os.path.exists(temporary):
                 os.unlink(temporary)
+            if isinstance(error, OSError) and error.errno is not None:
+                # The error of a full disk names no file by itself.
+                raise OSError(error.errno, error.strerror, target) from error
             raise
         return temporary
 
 
-def open_storage(root: str) -> Storage:
-    """The storage at a root: a folder's path. ValueError for a scheme that is not supported."""
-    scheme, separator, _ = root.partition("://")
-    if separator and scheme != "file":
+def filesystem_of(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow filesystem of a path, file:// or s3:// URI, and the path within it.
+
+    The filesystem is made once a process. ValueError for another scheme.
+    """
+    if uri.startswith(s3.SCHEME):
+        return s3.filesystem(), "/".join(s3.split_uri(uri))
+    return pyarrow.fs.LocalFileSystem(), local_path(uri)
+
+
+def stat_uri(uri: str) -> Stat:
+    """Size and tag of the file behind a path or URI; FileNotFoundError if there is none."""
+    if uri.startswith(s3.SCHEME):
+        return Stat(*s3.stat(uri))
+    status = os.stat(local_path(uri))
+    return Stat(size=status.st_size, tag=str(status.st_mtime_ns))
+
+
+def read_uri(uri: str) -> bytes:
+    """The bytes behind a path or URI; FileNotFoundError if there is no such file."""
+    if uri.startswith(s3.SCHEME):
+        return s3.read(uri)
+    return Path(local_path(uri)).read_bytes()
+
+
+def local_path(uri: str) -> str:
+    """The path of a file on a disk, given as such or as a file:// URI (RFC 8089)."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    if scheme != "file":
         raise ValueError(
-            f"{root!r}: a store on {scheme}:// is not supported; give the path of a folder "
-            "that all workers share"
+            f"{uri!r}: {scheme}:// is not supported; give a path, file:///PATH or "
+            "s3://BUCKET/PREFIX"
         )
-    return LocalStorage(root.removeprefix("file://"))
+    host, _, path = rest.partition("/")
+    if host not in ("", "localhost"):
+        raise ValueError(f"{uri!r} names the host {host!r}; write file:///path")
+    return urllib.parse.unquote(f"/{path}")
+
+
+def open_storage(root: str) -> Storage:
+    """The storage at a root: a folder's path, file:// or s3://BUCKET/PREFIX.
+
+    Nothing is asked of a server. ValueError for another scheme, and for a root that is a file;
+    ImportError if what it needs is not installed.
+    """
+    if root.startswith(s3.SCHEME):
+        from features.s3_storage import S3Storage
+
+        s3.client()  # an environment that cannot be right is known at once
+        return S3Storage(root)
+    folder = local_path(root)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"{folder} is not a folder")
+    return LocalStorage(folder)
 
 
 def _flush_folder(folder: str) -> None:

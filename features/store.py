@@ -8,16 +8,18 @@
     latest/<name>.json                         the newest snapshot of a dataset, and where its
                                                rows stand in the source
     attempts/<name>                            the last snapshot that went over its budget
+    leases/<kind>-<random>.json                who works on the store at the moment
 
-Everything but the last two is written once and never changed. Readers follow snapshots only.
+Everything but the last three is written once and never changed. Readers follow snapshots only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +28,13 @@ import pyarrow.parquet as pq
 from features.encoders import EncoderSpec
 from features.fingerprint import DIGEST_BYTES
 from features.samples import SampleShard
+from features.shard import LAYOUT, ROW_GROUP_ROWS, Embeddings, merge_patches, read_vectors, vectors
 from features.snapshot import Snapshot, snapshot_from, snapshot_json
 from features.sources import RowRange
 from features.storage import Storage
 
-ROW_GROUP_ROWS = 4096
+READERS = 8
+"""Shards that are read at once: threads wait for a medium, not for a processor."""
 QUARANTINE_SCHEMA = pa.schema(
     {
         "row": pa.int32(),
@@ -41,19 +45,17 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embeddings:
-    """One modality's embeddings, dense, with the place of each."""
-
-    rows: np.ndarray
-    """int64 `[P]`, ascending: row numbers within the snapshot."""
-    values: np.ndarray
-    """float16 or float32 `[P, D]`."""
-
-
 def shard_fingerprint(*, encoder: str, keys: str) -> str:
     """Name of the shard that an encoder makes of payloads, given the hash of their keys."""
     digest = hashlib.blake2b(f"{encoder}/{keys}".encode(), digest_size=DIGEST_BYTES)
+    return digest.hexdigest()
+
+
+def patch_fingerprint(*, encoder: str, shard: str, keys: Mapping[int, bytes]) -> str:
+    """Name of the patch over a shard that holds some of its rows, given each row's payload key."""
+    digest = hashlib.blake2b(f"{encoder}/{shard}".encode(), digest_size=DIGEST_BYTES)
+    for row in sorted(keys):
+        digest.update(row.to_bytes(4, "little") + keys[row])
     return digest.hexdigest()
 
 
@@ -159,30 +161,72 @@ class Store:
         return pa.concat_tables(tables, promote_options="permissive")
 
     def read_embeddings(self, snapshot: Snapshot, *, modality: str) -> Embeddings:
-        """A modality's embeddings in row order, all of them in memory at once."""
+        """A modality's embeddings in row order, all of them in memory at once.
+
+        Costs one open file a shard, several at a time; the vectors are read into their place.
+        """
         part = snapshot.modalities[modality]
-        rows: list[np.ndarray] = []
-        values: list[np.ndarray] = []
-        for first, shards in zip(snapshot.first_rows, part.shards, strict=True):
-            tables = [self.read_shard(shard, encoder=part.encoder_fingerprint) for shard in shards]
-            merged = merge_patches(tables)
-            if merged is not None:
-                rows.append(merged.rows + first)
-                values.append(merged.values)
+        over = list(zip(snapshot.first_rows, snapshot.samples, part.shards, strict=True))
+
+        def read(item: tuple[int, SampleShard, tuple[str, ...]]) -> Embeddings | None:
+            first, samples, shards = item
+            encoder = part.encoder_fingerprint
+            found = [self.read_shard(s, encoder=encoder, of=samples.rows) for s in shards]
+            merged = merge_patches(found)
+            return None if merged is None else replace(merged, rows=merged.rows + first)
+
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
+            parts = [item for item in pool.map(read, over) if item is not None]
         dtype = np.dtype(str(part.encoder["dtype"]))
+        lengths = [item.lengths for item in parts if item.lengths is not None]
         return Embeddings(
-            rows=np.concatenate([np.empty(0, np.int64), *rows]),
-            values=np.concatenate([np.empty((0, part.dim), dtype), *values]),
+            rows=np.concatenate([np.empty(0, np.int64), *(item.rows for item in parts)]),
+            values=np.concatenate(
+                [np.empty((0, part.dim), dtype), *(item.values for item in parts)]
+            ),
+            lengths=np.concatenate(lengths) if lengths else None,
         )
 
-    def read_shard(self, shard: str, *, encoder: str) -> Embeddings:
-        """One embedding shard; its row numbers are those within the sample shard."""
-        table = self.read_table(
-            embedding_path(encoder=encoder, shard=shard), columns=["row", "embedding"]
-        )
-        return Embeddings(
-            rows=table["row"].to_numpy().astype(np.int64), values=vectors(table["embedding"])
-        )
+    def read_shard(self, shard: str, *, encoder: str, of: int | None = None) -> Embeddings:
+        """One embedding shard; its row numbers are those within the sample shard.
+
+        `of` is how many samples there are, if that is known: a shard that has a vector for each
+        has no need to tell which.
+        """
+        with (
+            self.storage.open(embedding_path(encoder=encoder, shard=shard)) as file,
+            pq.ParquetFile(file) as parquet,
+        ):
+            schema = parquet.schema_arrow
+            metadata = schema.metadata or {}
+            vector = schema.field("embedding").type
+            count = parquet.metadata.num_rows
+            sequence = metadata.get(b"sensorium.sequence") == b"1"
+            if metadata.get(b"sensorium.layout") == LAYOUT.encode():
+                values = np.empty((count, vector.list_size), vector.value_type.to_pandas_dtype())
+                read_vectors(file, parquet, into=values)
+            else:
+                values = vectors(parquet.read(columns=["embedding"])["embedding"])
+            if count == of and not sequence:
+                rows = np.arange(count)
+            else:
+                rows = parquet.read(columns=["row"])["row"].to_numpy().astype(np.int64)
+        if not sequence:
+            return Embeddings(rows=rows, values=values)
+        own, lengths = np.unique(rows, return_counts=True)
+        return Embeddings(rows=own, values=values, lengths=lengths)
+
+    def read_donor(self, shard: str, *, encoder: str) -> dict[bytes, np.ndarray]:
+        """A shard's embeddings by payload key: `[D]`, or `[T, D]` of sequences."""
+        found = self.read_shard(shard, encoder=encoder)
+        path = embedding_path(encoder=encoder, shard=shard)
+        table = self.read_table(path, columns=["row", "payload_key"])
+        keys = dict(zip(table["row"].to_pylist(), table["payload_key"].to_pylist(), strict=True))
+        if found.lengths is None:
+            parts: Iterable[np.ndarray] = found.values
+        else:
+            parts = np.split(found.values, np.cumsum(found.lengths)[:-1])
+        return {keys[row]: part for row, part in zip(found.rows.tolist(), parts, strict=True)}
 
     def read_rows(self, snapshot: Snapshot, *, modality: str) -> np.ndarray:
         """Row numbers of the samples that have an embedding, int64 `[P]`, ascending."""
@@ -191,7 +235,7 @@ class Store:
         for first, shards in zip(snapshot.first_rows, part.shards, strict=True):
             for shard in shards:
                 path = embedding_path(encoder=part.encoder_fingerprint, shard=shard)
-                rows = self.read_table(path, columns=["row"])["row"].to_numpy()
+                rows = np.unique(self.read_table(path, columns=["row"])["row"].to_numpy())
                 found.append(rows.astype(np.int64) + first)
         return np.sort(np.concatenate(found))
 
@@ -235,7 +279,8 @@ class Store:
 
     def read_table(self, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of the store, or some of its columns."""
-        with self.storage.open(path) as file, pq.ParquetFile(file) as parquet:
+        # Read ahead in few large requests: without it a store in S3 costs one a column and group.
+        with self.storage.open(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             return parquet.read(columns=None if columns is None else list(columns))
 
     def read_metadata(self, path: str) -> dict[str, str]:
@@ -245,58 +290,16 @@ class Store:
             return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
-def merge_patches(parts: Sequence[Embeddings]) -> Embeddings | None:
-    """A shard and its patches as one, in row order; None if there are none."""
-    if len(parts) <= 1:
-        return parts[0] if parts else None
-    rows = np.concatenate([part.rows for part in parts])
-    order = np.argsort(rows, kind="stable")
-    return Embeddings(
-        rows=rows[order], values=np.concatenate([part.values for part in parts])[order]
-    )
-
-
-def vectors(column: pa.ChunkedArray) -> np.ndarray:
-    """A fixed-size list column without nulls as an array `[N, D]`; no copy of a single chunk."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    flat = array.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(array), array.type.list_size)
-
-
-def embedding_table(
-    *, rows: np.ndarray, keys: Sequence[bytes], values: np.ndarray, metadata: Mapping[str, str]
-) -> pa.Table:
-    """An embedding shard's table: int32 rows `[P]`, keys, and embeddings `[P, D]`."""
-    dim = values.shape[1]
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    table = pa.table(
-        {
-            "row": pa.array(rows, pa.int32()),
-            "payload_key": pa.array(keys, pa.binary(DIGEST_BYTES)),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, dim),
-        }
-    )
-    return table.replace_schema_metadata(dict(metadata))
-
-
 def parquet_bytes(table: pa.Table) -> pa.Buffer:
-    """A whole Parquet file: zstd, and byte stream split for float32 vectors (about 0.85 of raw).
-
-    Float16 vectors are plain: DuckDB does not read them in byte stream split.
-    """
-    split = [
-        f"{field.name}.list.element"
-        for field in table.schema
-        if pa.types.is_fixed_size_list(field.type) and pa.types.is_float32(field.type.value_type)
-    ]
+    """A whole Parquet file, compressed by zstd; each page has its CRC, which readers may check."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         compression="zstd",
         use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type)],
-        use_byte_stream_split=split,
         row_group_size=ROW_GROUP_ROWS,
+        write_page_checksum=True,
     )
     return sink.getvalue()
 

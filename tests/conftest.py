@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
+    "NO_PROXY": "127.0.0.1,localhost",
     "OMP_NUM_THREADS": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -29,6 +31,11 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Variables of the tests and of every process they start: no network, one thread, no noise."""
+
+REAL_S3 = "SENSORIUM_TEST_S3"
+"""Names the endpoint of a real S3 server, which the AWS_* variables have the credentials of; the
+tests of S3 run on it too. It may be wiped: buckets are made there, and left."""
+BUCKET = "sensorium-tests"
 
 MARK = "SENSORIUM_TEST_SESSION"
 GRACE_SECONDS = 40.0
@@ -44,6 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ELSEWHERE:
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
+    if REAL_S3 not in os.environ:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]
+        os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="not-a-secret")
+    os.environ.update(AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true")
     # A Ray of our own even where another runs; the path is short since it holds sockets.
     _folder = tempfile.mkdtemp(prefix="sr-", dir="/tmp" if os.path.isdir("/tmp") else None)
     os.environ["RAY_TMPDIR"] = _folder
@@ -95,6 +107,60 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[str]:
+    """The endpoint of moto's S3 server, on a free port, in this process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["moto", "real"])
+def s3_root(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An s3:// URI under which there is nothing, on a server that the environment leads to."""
+    return _empty_prefix(request, server=request.param, monkeypatch=monkeypatch)
+
+
+@pytest.fixture(params=["local", "moto", "real"])
+def storage_root(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The root of an empty storage, of each kind in turn."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return _empty_prefix(request, server=request.param, monkeypatch=monkeypatch)
+
+
+def _empty_prefix(
+    request: pytest.FixtureRequest, *, server: str, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    if server == "moto":
+        endpoint = request.getfixturevalue("moto_endpoint")
+    elif REAL_S3 in os.environ:
+        endpoint = os.environ[REAL_S3]
+    else:
+        pytest.skip(f"{REAL_S3} names no S3 server")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    make_bucket(BUCKET)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+def make_bucket(name: str) -> None:
+    """Make a bucket if it is not there, where the environment leads to."""
+    import boto3
+    from botocore.exceptions import ClientError
+
+    try:
+        boto3.client("s3").create_bucket(Bucket=name)
+    except ClientError as error:
+        if "BucketAlready" not in str(error):
+            raise
 
 
 def processes_of(folder: str) -> dict[int, str]:

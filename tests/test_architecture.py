@@ -20,7 +20,9 @@ ONLY_IN = {
     "ray": ("features/job.py", "training/job.py", "workflows/cluster.py"),
     "mlflow": ("workflows/tracking.py", "workflows/scoring.py"),
     "transformers": ("features/encoders/*.py",),
-    "pyarrow.fs": ("features/storage.py", "features/sources.py"),
+    "pyarrow.fs": ("features/storage.py", "features/s3*.py", "features/sources/*.py"),
+    "boto3": ("features/s3.py",),
+    "botocore": ("features/s3.py",),
     "s3fs": ("features/storage.py", "features/sources.py"),
     "fsspec": ("features/storage.py", "features/sources.py"),
 }

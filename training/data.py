@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from features.shard import Embeddings
 from features.snapshot import Snapshot
 from features.spec import SPLITS
-from features.store import Embeddings, Store
+from features.store import Store
 from training.spec import InputSpec, TaskSpec
 
 ABSENT = -1

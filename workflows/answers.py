@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.shard import vectors
 from features.snapshot import Snapshot
-from features.store import Store, vectors
+from features.store import Store
 from training.bootstrap import bootstrap_interval, paired_bootstrap
 from workflows.findings import Estimate, Masked, SliceFindings
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from rich.table import Table
 
 from features.commit import QuarantineCount, count_quarantine, make_snapshot
 from features.embedding import ShardResult
-from features.plan import Plan, make_plan, write_samples
+from features.lease import Lease, announce_job
+from features.plan import Plan, draft_snapshot, is_there, make_plan, write_samples
 from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.spec import SPLITS
@@ -59,12 +61,9 @@ class BudgetExceeded(Exception):
 def open_store(pipeline: Pipeline) -> Store:
     """The pipeline's store; ConfigurationError if there can be none at its place."""
     try:
-        store = Store(open_storage(pipeline.store_root))
-    except ValueError as error:
+        return Store(open_storage(pipeline.store_root))
+    except (ValueError, OSError, ImportError) as error:
         raise pipeline.error(("store",), str(error)) from error
-    if os.path.exists(store.storage.root) and not os.path.isdir(store.storage.root):
-        raise pipeline.error(("store",), f"{store.storage.root} is not a folder")
-    return store
 
 
 def plan_embedding(pipeline: Pipeline) -> Plan:
@@ -87,6 +86,8 @@ def plan_embedding(pipeline: Pipeline) -> Plan:
         )
     except SourceError as error:
         raise pipeline.error(("dataset",), str(error)) from error
+    except OSError as error:
+        raise StageError(str(error)) from error
 
 
 def check_trainable(plan: Plan, *, pipeline: Pipeline) -> None:
@@ -123,6 +124,41 @@ def embed(
     if for_training:
         check_trainable(plan, pipeline=pipeline)
     store = open_store(pipeline)
+    with _announced(plan, pipeline=pipeline, store=store, console=console) as (held, lease):
+        return _embed(held, store=store, lease=lease, connection=connection, console=console)
+
+
+@contextmanager
+def _announced(
+    plan: Plan, *, pipeline: Pipeline, store: Store, console: Console
+) -> Iterator[tuple[Plan, Lease | None]]:
+    """Keep what the plan relies on from being collected; a new plan, if some of it was.
+
+    Nobody is told of a plan that leads to the latest snapshot: what that names is kept anyway.
+    """
+    latest = plan.previous
+    if not plan.work and latest is not None and draft_snapshot(plan).id == latest.id:
+        yield plan, None
+        return
+    encoders = {part.encoder_fingerprint for part in plan.modalities.values()}
+    try:
+        with announce_job(
+            store.storage,
+            encoders=encoders,
+            what=f"embed {plan.name}",
+            on_wait=lambda who: console.print(f"[bold]embed[/bold]    waiting for {escape(who)}"),
+        ) as lease:
+            if not is_there(plan, store=store):
+                plan = plan_embedding(pipeline)
+            yield plan, lease
+    except OSError as error:
+        raise StageError(str(error)) from error
+
+
+def _embed(
+    plan: Plan, *, store: Store, lease: Lease | None, connection: Connection, console: Console
+) -> Embedded:
+    """Do what is planned, and commit the snapshot."""
     console.print(
         f"[bold]embed[/bold]    {several(plan.rows, 'sample')} in "
         f"{several(len(plan.samples), 'shard')}, {several(len(plan.modalities), 'modality')} "
@@ -138,6 +174,8 @@ def embed(
         raise StageError(f"{error}; run again, and only what is not done will be") from error
     quarantine = count_quarantine(plan, store=store)
     snapshot = make_snapshot(plan, store=store, quarantine=quarantine)
+    if lease is not None:
+        lease.check()
     limit = plan.dataset.max_bad_fraction
     if any(item.fraction > limit for item in quarantine.values()):
         store.keep_attempt(snapshot)

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from features.columns import PayloadColumns
+from features.shard import vectors
 from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
-from features.store import Store, vectors
+from features.store import Store
 from training.candidate import CandidateRecord, predict, read_predictions
 from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError

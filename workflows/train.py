@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from features.lease import announce_job
 from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
@@ -124,6 +126,28 @@ def candidate_table(
     return made
 
 
+@contextmanager
+def _announced(
+    store: Store, *, snapshot: Snapshot, pipeline: Pipeline, console: Console
+) -> Iterator[None]:
+    """Keep the snapshot from being collected while it is trained on."""
+    encoders = {part.encoder_fingerprint for part in snapshot.modalities.values()}
+    with announce_job(
+        store.storage,
+        encoders=encoders,
+        what=f"train {pipeline.name}",
+        on_wait=lambda who: console.print(f"         waiting for {escape(who)}"),
+    ):
+        try:
+            store.read_snapshot(snapshot.id)
+        except FileNotFoundError:
+            raise StageError(
+                f"snapshot {snapshot.id} was deleted meanwhile by `sensorium store gc`, since a "
+                "newer one is there; run again"
+            ) from None
+        yield
+
+
 def _fit(
     pipeline: Pipeline,
     *,
@@ -136,7 +160,10 @@ def _fit(
 
     begun = time.perf_counter()
     store: Store = open_store(pipeline)
-    with progress(console) as bar:
+    with (
+        _announced(store, snapshot=snapshot, pipeline=pipeline, console=console),
+        progress(console) as bar,
+    ):
         task = bar.add_task("train", total=missing, note="starting workers")
 
         def on_progress(update: FitProgress) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from typing import ClassVar, Literal
 
 import duckdb
 import numpy as np
@@ -12,128 +11,11 @@ import pyarrow as pa
 import pytest
 
 from features.commit import count_quarantine, make_snapshot
-from features.embedding import embed_shard
-from features.encoders import EncoderSpec
-from features.plan import make_plan, write_samples
-from features.sources import RowReader, SourceError, open_source
-from features.spec import DatasetSpec, FeatureSpec, ShardSize
+from features.plan import write_samples
+from features.sources import SourceError
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
-
-ROWS = 900
-
-
-class Letters:
-    """Counts letters; fails in the ways in which encoders fail."""
-
-    dim = 4
-
-    def __init__(self, log):
-        self.log = log
-
-    def prepare(self, payload):
-        if payload == "unusable":
-            raise ValueError("too odd to use")
-        return payload
-
-    def size(self, prepared):
-        return len(prepared)
-
-    def encode(self, batch):
-        if len(batch) > 8 and "memory" in batch:
-            raise MemoryError
-        if "poison" in batch:
-            raise RuntimeError("cannot swallow this")
-        self.log += batch
-        rows = np.array([[text.count(c) for c in "aeio"] for text in batch], dtype=np.float32)
-        for row, text in zip(rows, batch, strict=True):
-            if text == "not finite":
-                row[0] = np.nan
-            if text == "huge":
-                row[0] = 1e6
-        return rows
-
-
-class LettersSpec(EncoderSpec):
-    kind: ClassVar = "text"
-    type: Literal["tests.Letters"] = "tests.Letters"
-    scale: int = 1
-    log: ClassVar[list] = []
-
-    def load(self):
-        return Letters(self.log)
-
-
-@pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
-
-
-class World:
-    """A table in a folder, a store beside it, and stage 1 over both in this process."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.path = "table.parquet"
-        self.store = Store(LocalStorage(folder / "store"))
-        self.frame = pd.DataFrame(
-            {
-                "id": [f"s{i}" for i in range(ROWS)],
-                "text": [None if i % 10 == 0 else f"a text, e.g. {i:04}" for i in range(ROWS)],
-                "note": [f"note {i}" for i in range(ROWS)],
-                "label": [i % 3 for i in range(ROWS)],
-                "split": "train",
-            }
-        )
-        self.specs = {"text": LettersSpec(), "note": LettersSpec(scale=2)}
-
-    def plan(self):
-        self.frame.to_parquet(self.folder / "table.parquet", index=False)
-        size = ShardSize(min=20, target=50, max=200)
-        return make_plan(
-            name="world",
-            source=open_source(self.path, folder=str(self.folder)),
-            dataset=DatasetSpec(path=self.path, id="id", split="split", shard_rows=size),
-            features={m: FeatureSpec(column=m, encoder=spec) for m, spec in self.specs.items()},
-            target="label",
-            store=self.store,
-        )
-
-    def run(self):
-        plan = self.plan()
-        write_samples(plan, store=self.store)
-        LettersSpec.log.clear()
-        results = [self.embed(plan, work) for work in plan.work]
-        snapshot = make_snapshot(
-            plan, store=self.store, quarantine=count_quarantine(plan, store=self.store)
-        )
-        self.store.commit(snapshot)
-        return plan, results, snapshot
-
-    def embed(self, plan, work):
-        spec = self.specs[work.modality]
-        return embed_shard(
-            work,
-            store=self.store,
-            spec=spec,
-            encoder=spec.load(),
-            source=plan.source,
-            reader=RowReader(plan.source, columns=[work.modality]),
-            columns=FeatureSpec(column=work.modality, encoder=spec).payload_columns,
-            payload_key_by="stat",
-        )
-
-    def expected(self, modality):
-        texts = self.frame[modality]
-        rows = np.flatnonzero(texts.notna())
-        return rows, np.array([[texts[r].count(c) for c in "aeio"] for r in rows], np.float16)
-
-    def files(self):
-        found = {}
-        for path in sorted((self.folder / "store").rglob("*.parquet")):
-            status = path.stat()
-            found[str(path.relative_to(self.folder))] = (status.st_ino, status.st_mtime_ns)
-        return found
+from tests.features.world import ROWS, Letters, LettersSpec
 
 
 def test_embeddings_stand_at_their_rows(world):

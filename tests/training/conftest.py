@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from features.samples import SampleShard
+from features.shard import Embeddings, embedding_bytes, embedding_table
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
-from features.store import Embeddings, Store, embedding_path, embedding_table, parquet_bytes
+from features.store import Store, embedding_path, parquet_bytes
 from training.data import EmbeddingTable, table_of
 
 DIMS = {"caption": 5, "photo": 7, "speech": 6}
@@ -81,14 +82,11 @@ def write_store(folder: Path, columns: dict[str, Any], *, shard_rows: int = 100)
             if not inside.any():
                 shards[modality].append(())
                 continue
-            body = parquet_bytes(
-                embedding_table(
-                    rows=embeddings.rows[inside] - part.start,
-                    keys=[b"0" * 16] * int(inside.sum()),
-                    values=embeddings.values[inside],
-                    metadata={},
-                )
-            ).to_pybytes()
+            found = Embeddings(
+                rows=embeddings.rows[inside] - part.start, values=embeddings.values[inside]
+            )
+            keys = [b"0" * 16] * len(found.rows)
+            body = embedding_bytes(embedding_table(found, keys=keys, metadata={})).to_pybytes()
             name = hashlib.blake2b(body, digest_size=16).hexdigest()
             store.storage.write_once(embedding_path(encoder=f"of-{modality}", shard=name), body)
             shards[modality].append((name,))

@@ -9,7 +9,7 @@ import sklearn.metrics
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from features.store import Embeddings
+from features.shard import Embeddings
 from training.data import EmbeddingTable, table_of
 from training.evaluate import PROBE_STRENGTHS, evaluate, fit_probe, map_rows, retrieval
 from training.loop import Fit, fit_candidate

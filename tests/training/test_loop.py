@@ -222,7 +222,7 @@ def test_an_epoch_shows_every_labelled_row_once_and_no_other(table) -> None:
 
 
 def test_alignment_without_pairs_says_so(columns) -> None:
-    from features.store import Embeddings
+    from features.shard import Embeddings
     from training.data import table_of
 
     raw = columns()

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from features.store import Embeddings
+from features.shard import Embeddings
 from training.data import (
     Untrainable,
     epoch_order,

@@ -1,0 +1,40 @@
+"""Encoders that end the process that works on certain rows, as native code with a fault does."""
+
+import ctypes
+import os
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from features.encoders import EncoderSpec
+
+
+class KillerSpec(EncoderSpec):
+    """Lengths of texts; some texts kill."""
+
+    kind: ClassVar = "text"
+    type: Literal["tests.features.killers.KillerSpec"] = "tests.features.killers.KillerSpec"
+
+    def load(self):
+        return Killer()
+
+
+class Killer:
+    dim = 2
+
+    def prepare(self, payload):
+        if payload == "segfault":
+            ctypes.string_at(0)
+        return payload
+
+    def size(self, prepared):
+        return len(prepared)
+
+    def encode(self, batch):
+        if "abort" in batch:
+            os.abort()
+        if "killed" in batch:
+            os.kill(os.getpid(), 9)
+        if "raises" in batch:
+            raise RuntimeError("this one only raises")
+        return np.array([[len(text), text.count("a")] for text in batch], np.float32)
