@@ -14,6 +14,7 @@ from pydantic_core import core_schema
 from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
 from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound
+from features.encoders.huggingface_audio import HuggingFaceAudioSpec
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
 from features.encoders.text import HashingSpec, HuggingFaceTextSpec
 
@@ -25,6 +26,7 @@ BUILT_IN: Mapping[str, type[EncoderSpec]] = {
         HogSpec,
         HuggingFaceImageSpec,
         AudioStatisticsSpec,
+        HuggingFaceAudioSpec,
     )
 }
 

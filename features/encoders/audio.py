@@ -1,4 +1,4 @@
-"""Audio encoder without weights: statistics of log-mel energies and MFCCs over time."""
+"""Audio encoder without weights: log-mel energies, MFCCs or spectra, and their statistics."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ import numpy as np
 import pydantic
 
 from features.encoders.base import Encoder, EncoderSpec, Kind, Sound, import_extra
+from features.encoders.log_mel import LEAST_POWER, each_frame, mel_filters, mono_at, power_spectrum
 
-MAX_VALUES_AT_ONCE = 2**24
-"""Samples that go through the transform at once, padding included (its output is 5 times that)."""
-LEAST_POWER = 1e-10
-"""Floor of a band's power before the logarithm: -100 dB."""
 STATISTICS = ("mean", "standard deviation", "least", "greatest")
 """What is kept of each band over time, in the order of an embedding."""
-RATES = (1_000, 1_000_000)
-"""Sampling rates that are taken for real, in Hz."""
 
 
 class AudioStatisticsSpec(EncoderSpec):
-    """Mean, deviation, least and greatest value over time of log-mel energies (dB) and MFCCs.
+    """Log-mel energies (dB), MFCCs or spectra (dB) of a sound's frames, or their statistics.
 
     The mel scale and the filters of equal area are those of Slaney, "Auditory Toolbox" (1998);
     the cepstral coefficients those of Davis and Mermelstein (IEEE ASSP 28(4), 1980). Values
-    agree with librosa's. An embedding holds, per segment and statistic, `n_mels` energies, then
-    `n_mfcc` coefficients.
+    agree with librosa's. Statistics are the mean, deviation, least and greatest value over time
+    of each of them, one statistic after the other.
     """
 
     kind: ClassVar[Kind] = "audio"
+    version: ClassVar[int] = 2
 
     type: Literal["audio_statistics"] = "audio_statistics"
+    features: Literal["both", "log_mel", "mfcc", "spectrum"] = "both"
+    """`log_mel` energies, `mfcc` coefficients, `both` of them in that order, or the power
+    `spectrum`, which has a value for each of `n_fft // 2 + 1` frequencies."""
+    output: Literal["statistics", "sequence"] = "statistics"
+    """One row of statistics for a sound, or a sequence: of its frames, or, with
+    `window_seconds`, of statistics."""
     rate: Annotated[int, pydantic.Field(ge=1_000, le=192_000)] = 16_000
     """Sampling rate to which a sound is brought, in Hz; its channels are averaged."""
     n_fft: Annotated[int, pydantic.Field(ge=16, le=65_536)] = 400
@@ -42,13 +44,22 @@ class AudioStatisticsSpec(EncoderSpec):
     n_mfcc: Annotated[int, pydantic.Field(ge=0)] = 13
     """Cepstral coefficients, of which the first is the loudness; at most `n_mels`."""
     segments: Annotated[int, pydantic.Field(ge=1)] = 1
-    """Equal parts of a sound over which statistics are taken one by one: more keep more of the
-    order in time."""
+    """Equal parts of a sound over which statistics are taken one by one, side by side in its row:
+    more keep more of the order in time."""
+    window_seconds: Annotated[float | None, pydantic.Field(gt=0)] = None
+    """With `output: sequence`: length of the windows of which each has a row of statistics. They
+    keep a long sound's sequence short: at 1 s, an hour has 3600 rows instead of 360,000."""
+    hop_seconds: Annotated[float | None, pydantic.Field(gt=0)] = None
+    """Distance of windows; as long as a window if it is not given."""
 
     @pydantic.model_validator(mode="after")
     def _bands_are_there(self) -> Self:
+        if self.features == "spectrum":
+            return self
         if self.n_mfcc > self.n_mels:
             raise ValueError(f"`n_mfcc` {self.n_mfcc} is more than `n_mels` {self.n_mels}")
+        if self.features == "mfcc" and self.n_mfcc == 0:
+            raise ValueError("`features: mfcc` with `n_mfcc` 0 leaves nothing; raise `n_mfcc`")
         filters = mel_filters(rate=self.rate, n_fft=self.n_fft, n_mels=self.n_mels)
         empty = int((filters.max(axis=1) == 0).sum())
         if empty:
@@ -58,10 +69,37 @@ class AudioStatisticsSpec(EncoderSpec):
             )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _windows_fit_the_output(self) -> Self:
+        if self.output == "statistics" and (self.window_seconds or self.hop_seconds):
+            raise ValueError(
+                "`window_seconds` and `hop_seconds` make a sequence; set `output: sequence`, or "
+                "divide a sound by `segments`"
+            )
+        if self.hop_seconds and not self.window_seconds:
+            raise ValueError("`hop_seconds` is the distance of windows; give `window_seconds` too")
+        if self.output == "sequence" and not self.window_seconds and self.segments > 1:
+            raise ValueError("`segments` divides what statistics are of; a sequence has all frames")
+        return self
+
+    @property
+    def sequence(self) -> bool:
+        return self.output == "sequence"
+
+    @property
+    def bands(self) -> int:
+        """Values of a frame."""
+        if self.features == "spectrum":
+            return self.n_fft // 2 + 1
+        mels = self.n_mels if self.features != "mfcc" else 0
+        return mels + (self.n_mfcc if self.features != "log_mel" else 0)
+
     @property
     def dim(self) -> int:
         """Width of an embedding."""
-        return self.segments * len(STATISTICS) * (self.n_mels + self.n_mfcc)
+        if self.sequence and self.window_seconds is None:
+            return self.bands
+        return self.segments * len(STATISTICS) * self.bands
 
     @property
     def tolerance(self) -> float:
@@ -72,19 +110,22 @@ class AudioStatisticsSpec(EncoderSpec):
 
 
 class _AudioStatistics:
+    """Tensors are named with their axes: F frames, N samples of a frame, V values of a frame."""
+
     def __init__(self, spec: AudioStatisticsSpec) -> None:
         import torch
         from scipy.fft import dct
 
-        self._soxr = import_extra("soxr", extra="audio")
+        import_extra("soxr", extra="audio")
         self._spec = spec
         self.dim = spec.dim
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        filters = mel_filters(rate=spec.rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
-        cosines = dct(np.eye(spec.n_mels), type=2, norm="ortho", axis=0)[: spec.n_mfcc]
-        self._filters_MK = self._tensor(filters)
-        self._cosines_CM = self._tensor(cosines)
-        self._window = torch.hann_window(spec.n_fft, periodic=True, device=self._device)
+        self._window_N = torch.hann_window(spec.n_fft, periodic=True, device=self._device)
+        if spec.features != "spectrum":
+            filters = mel_filters(rate=spec.rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
+            cosines = dct(np.eye(spec.n_mels), type=2, norm="ortho", axis=0)[: spec.n_mfcc]
+            self._filters_KM = self._tensor(filters.T)
+            self._cosines_MC = self._tensor(cosines.T)
 
     def _tensor(self, values: np.ndarray) -> Any:
         import torch
@@ -93,101 +134,77 @@ class _AudioStatistics:
 
     def prepare(self, payload: Sound) -> np.ndarray:
         """Mono float32 `[T]` at the spec's rate."""
-        if not RATES[0] <= payload.rate <= RATES[1]:
-            raise ValueError(f"a sampling rate of {payload.rate} Hz is not that of a sound")
-        mono = payload.samples.mean(axis=0, dtype=np.float32)
-        if payload.rate != self._spec.rate:
-            mono = self._soxr.resample(mono, payload.rate, self._spec.rate, quality="HQ")
-        return mono if len(mono) else np.zeros(1, dtype=np.float32)
+        return mono_at(self._spec.rate, payload)
 
     def size(self, prepared: np.ndarray) -> int:
         return len(prepared)
 
-    def encode(self, batch: list[np.ndarray]) -> np.ndarray:
-        parts: list[list[np.ndarray]] = [[]]
-        for samples in batch:
-            longest = max(len(other) for other in (samples, *parts[-1]))
-            if parts[-1] and longest * (len(parts[-1]) + 1) > MAX_VALUES_AT_ONCE:
-                parts.append([])
-            parts[-1].append(samples)
-        return np.concatenate([self._statistics(part) for part in parts])
-
-    def _statistics(self, batch: list[np.ndarray]) -> np.ndarray:
-        """Statistics `[B, D]` of the frames of each sound; those of the padding do not count.
-
-        B sounds, T samples, F frames, K frequencies, M bands, C coefficients.
-        """
+    def encode(self, batch: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
         import torch
 
         spec = self._spec
-        longest = max(len(samples) for samples in batch)
-        samples_BT = np.zeros((len(batch), longest), dtype=np.float32)
-        for row, samples in zip(samples_BT, batch, strict=True):
-            row[: len(samples)] = samples
+        half = spec.n_fft // 2
         with torch.inference_mode():
             # A sound stands between zeros, alone as in a batch: so its frames are the same.
-            spectrum_BKF = torch.stft(
-                self._tensor(samples_BT),
-                n_fft=spec.n_fft,
-                hop_length=spec.hop,
-                window=self._window,
-                center=True,
-                pad_mode="constant",
-                return_complex=True,
-            )
-            power_BMF = self._filters_MK @ spectrum_BKF.abs().square()
-            mel_BMF = 10 * power_BMF.clamp_min(LEAST_POWER).log10()
-            bands_BNF = torch.cat([mel_BMF, self._cosines_CM @ mel_BMF], dim=1)
-            rows = []
-            for bands_NF, samples in zip(bands_BNF, batch, strict=True):
-                frames = 1 + len(samples) // spec.hop
-                rows.append(torch.cat([_summary(part) for part in self._parts(bands_NF, frames)]))
-            array: np.ndarray = torch.stack(rows).cpu().numpy()
-        return array
+            sounds = [
+                torch.nn.functional.pad(self._tensor(samples), (half, half)) for samples in batch
+            ]
+            found = each_frame(sounds, length=spec.n_fft, hop=spec.hop, function=self._values)
+            if not spec.sequence:
+                rows: np.ndarray = torch.stack([self._row(f) for f in found]).cpu().numpy()
+                return rows
+            if spec.window_seconds is not None:
+                found = [torch.stack([self._row(w) for w in self._windows(f)]) for f in found]
+            return [values_FV.cpu().numpy() for values_FV in found]
 
-    def _parts(self, bands_NF: Any, frames: int) -> list[Any]:
-        """The frames of each segment; a short sound's segments share frames, and none is empty."""
-        segments = self._spec.segments
+    def _values(self, frames_FN: Any) -> Any:
+        """Values `[F, V]` of frames."""
+        import torch
+
+        features = self._spec.features
+        power_FK = power_spectrum(frames_FN * self._window_N, n_fft=self._spec.n_fft)
+        if features == "spectrum":
+            return power_FK.clamp_min_(LEAST_POWER).log10_().mul_(10)
+        mel_FM = (power_FK @ self._filters_KM).clamp_min_(LEAST_POWER).log10_().mul_(10)
+        if features == "log_mel":
+            return mel_FM
+        cepstrum_FC = mel_FM @ self._cosines_MC
+        return cepstrum_FC if features == "mfcc" else torch.cat([mel_FM, cepstrum_FC], dim=1)
+
+    def _windows(self, values_FV: Any) -> list[Any]:
+        """The frames of each window; the last is shorter if the sound ends in it."""
+        spec = self._spec
+        assert spec.window_seconds is not None
+        per_second = spec.rate / spec.hop
+        length = max(1, round(spec.window_seconds * per_second))
+        hop = max(1, round((spec.hop_seconds or spec.window_seconds) * per_second))
+        starts = range(0, max(1, len(values_FV) - max(0, length - hop)), hop)
+        return [values_FV[start : start + length] for start in starts]
+
+    def _row(self, values_FV: Any) -> Any:
+        """Statistics `[D]` of the frames of each segment.
+
+        A short sound's segments share frames, and none is empty.
+        """
+        import torch
+
+        frames, segments = len(values_FV), self._spec.segments
         starts = [i * frames // segments for i in range(segments)]
         ends = [max(start + 1, (i + 1) * frames // segments) for i, start in enumerate(starts)]
-        return [bands_NF[:, start:end] for start, end in zip(starts, ends, strict=True)]
+        return torch.cat(
+            [_summary(values_FV[start:end]) for start, end in zip(starts, ends, strict=True)]
+        )
 
 
-def _summary(bands_NF: Any) -> Any:
-    """The four statistics of N bands over F frames, `[4 N]`."""
+def _summary(values_FV: Any) -> Any:
+    """The four statistics of each value over the frames, `[4 V]`."""
     import torch
 
     return torch.cat(
         [
-            bands_NF.mean(dim=1),
-            bands_NF.std(dim=1, correction=0),
-            bands_NF.amin(dim=1),
-            bands_NF.amax(dim=1),
+            values_FV.mean(dim=0),
+            values_FV.std(dim=0, correction=0),
+            values_FV.amin(dim=0),
+            values_FV.amax(dim=0),
         ]
     )
-
-
-def mel_filters(*, rate: int, n_fft: int, n_mels: int) -> np.ndarray:
-    """Triangular filters `[n_mels, n_fft // 2 + 1]` of equal area on the mel scale (Slaney 1998).
-
-    The scale is linear up to 1 kHz (3 mel per 200 Hz) and logarithmic above (27 mel per factor
-    of 6.4).
-    """
-    corner_hz, hz_per_mel, log_step = 1000.0, 200 / 3, np.log(6.4) / 27
-    corner = corner_hz / hz_per_mel
-    top_hz = rate / 2
-    top = (
-        corner + np.log(top_hz / corner_hz) / log_step
-        if top_hz >= corner_hz
-        else top_hz / hz_per_mel
-    )
-    mels = np.linspace(0.0, top, n_mels + 2)
-    edges = np.where(
-        mels < corner, mels * hz_per_mel, corner_hz * np.exp(log_step * (mels - corner))
-    )
-    frequencies = np.linspace(0.0, top_hz, n_fft // 2 + 1)
-    rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
-    area = 2 / (edges[2:] - edges[:-2])
-    filters: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * area[:, None]
-    return filters

@@ -34,6 +34,8 @@ NAMES_OF_ORIGIN = frozenset(
     }
 )
 """Keys of configuration files that say where a model came from, and change no result."""
+ONLY_FOR_TRAINING = ("masked_spec_embed",)
+"""Tensors of which no forward pass of a finished model makes use, and many models lack."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -225,9 +227,10 @@ def load_model(spec: HuggingFaceSpec) -> LoadedModel:
             output_loading_info=True,
         )
     # transformers fills what is missing with random numbers. A pooler is often not trained.
-    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
-    if missing or (loading["missing_keys"] and getattr(spec, "pooling", None) == "pooler"):
-        names = missing or sorted(loading["missing_keys"])
+    lacking = sorted(key for key in loading["missing_keys"] if not key.endswith(ONLY_FOR_TRAINING))
+    missing = [key for key in lacking if "pooler" not in key]
+    if missing or (lacking and getattr(spec, "pooling", None) == "pooler"):
+        names = missing or lacking
         raise ValueError(
             f"`model`: the weights of {spec.model!r} lack {len(names)} tensors of "
             f"{type(model).__name__}, such as {names[0]!r}"

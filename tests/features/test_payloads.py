@@ -19,12 +19,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from PIL import Image, ImageFile
 
 from features import payloads
 from features.decoders.base import BadPayload, Limits
-from features.encoders import Sound
 from features.payloads import decode, fetch
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -33,12 +31,6 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def wav(samples: np.ndarray, *, rate: int = 8000, format: str = "WAV", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=format, **options)
     return buffer.getvalue()
 
 
@@ -296,69 +288,6 @@ def test_images_are_decoded_by_threads_at_once() -> None:
         found = list(pool.map(lambda item: decode(item, kind="image"), data))
     for i, image in enumerate(found):
         np.testing.assert_array_equal(image, np.roll(PICTURE, i, axis=0))
-
-
-# ---------------------------------------------------------------- sound
-
-
-@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_24")])
-def test_sound_is_decoded_channel_by_channel(format: str, subtype: str) -> None:
-    samples = np.random.default_rng(0).uniform(-0.9, 0.9, (500, 2))
-    found = decode(wav(samples, rate=11025, format=format, subtype=subtype), kind="audio")
-    assert isinstance(found, Sound)
-    assert found.rate == 11025
-    assert found.samples.dtype == np.float32
-    assert found.samples.shape == (2, 500)
-    np.testing.assert_allclose(found.samples, samples.T, atol=2**-15)
-
-
-def test_sound_of_zero_frames_is_refused() -> None:
-    data = wav(np.zeros((0, 1)))
-    assert "zero frames" in refusal(lambda: decode(data, kind="audio"), stage="decode")
-
-
-@pytest.mark.parametrize("data", [b"", b"RIFF", b"no sound at all", b"ID3\x04" + b"\0" * 40])
-def test_what_is_no_sound_is_refused(data: bytes) -> None:
-    reason = refusal(lambda: decode(data, kind="audio"), stage="decode")
-    assert "0x" not in reason
-    assert "BytesIO" not in reason
-
-
-@pytest.mark.parametrize(
-    "format", ["WAV", "WAVEX", "AIFF", "AU", "CAF", "W64", "RF64", "FLAC", "MP3"]
-)
-@pytest.mark.parametrize("share", [0.5, 0.8])
-def test_truncated_sound_is_refused(format: str, share: float) -> None:
-    data = wav(np.random.default_rng(0).uniform(-0.9, 0.9, (40_000, 1)), rate=16_000, format=format)
-    whole = decode(data, kind="audio")
-    assert isinstance(whole, Sound)
-    assert whole.samples.shape == (1, 40_000)
-    reason = refusal(lambda: decode(data[: int(len(data) * share)], kind="audio"), stage="decode")
-    assert "truncated" in reason or "damaged" in reason
-
-
-def test_wav_whose_writer_streamed_and_left_no_size_is_read() -> None:
-    data = bytearray(wav(np.full((100, 1), 0.5)))
-    place = data.index(b"data") + 4
-    data[place : place + 4] = data[4:8] = b"\xff\xff\xff\xff"
-    found = decode(bytes(data), kind="audio")
-    assert isinstance(found, Sound)
-    assert found.samples.shape == (1, 100)
-
-
-def test_samples_that_are_no_numbers_are_refused() -> None:
-    data = wav(np.array([0.0, np.nan, 0.0]), subtype="FLOAT")
-    assert "not finite" in refusal(lambda: decode(data, kind="audio"), stage="decode")
-
-
-def test_sound_too_long_to_hold_is_refused() -> None:
-    def told(samples: np.ndarray, limits: Limits) -> str:
-        return refusal(lambda: decode(wav(samples), kind="audio", limits=limits), stage="decode")
-
-    second = Limits(seconds=1)
-    assert "1 seconds" in told(np.zeros((8001, 1)), second)
-    assert isinstance(decode(wav(np.zeros((8000, 1))), kind="audio", limits=second), Sound)
-    assert "199 samples" in told(np.zeros((100, 2)), Limits(values=199))
 
 
 # ---------------------------------------------------------------- the module itself
