@@ -183,6 +183,8 @@ class Walk:
             since = 0 if self._last is None else self._last + self._period
         if self._begun_at is not None and since < self._begun_at:
             return  # builds on what lies before the key frame
+        if self._begun_at is not None and self._last is None and not frame.key_frame:
+            raise Misled("a key frame is none")
         if frame.is_corrupt:
             raise Damage("a frame is not whole")
         if self._last is not None and since <= self._last:

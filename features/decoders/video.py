@@ -14,6 +14,7 @@ import numpy as np
 
 from features.decoders import audio
 from features.decoders.base import BadPayload, Limits, short
+from features.decoders.cuts import CUT_SLACK, refuse_unordered
 from features.decoders.frames import Damage, Misled, Walk, Way, ticks_a_frame
 from features.decoders.pixels import Painter
 from features.decoders.wholeness import missing
@@ -27,11 +28,11 @@ FORMATS = (
 and no single images."""
 INDEXED = frozenset({"matroska", "mov"})
 """Containers that state how long their tracks are; others are read through once to know it."""
+WITHOUT_KEYS = frozenset({"apng"})
+"""Codecs whose frames all call themselves key frames, and build on others nevertheless."""
 EPSILON = Fraction(2, 1_000_000)
 """Seconds by which a time may miss a frame's time stamp and still mean it: containers round their
 beginning to microseconds, and floats round what is asked for."""
-CUT_SLACK = 0.05
-"""Seconds by which a cut may end after its recording: tables are rounded."""
 SHORTFALL_SECONDS = 1.0
 """By how much the frames may end before the container says."""
 
@@ -46,8 +47,7 @@ def decode(
     it, if the file is not whole, if its frames or the cut are beyond the limits, or if the cut
     is not within it. What is damaged inside is found when a frame there is asked for.
     """
-    if not (0 <= start < math.inf and (end is None or start < end < math.inf)):
-        raise BadPayload(f"{_cut(start, end)} is no part of a recording", stage="decode")
+    refuse_unordered(start=start, end=end)
     if reason := missing(payload):
         raise BadPayload(f"truncated video: {reason}", stage="decode")
     with _opened(payload, limits=limits) as (container, stream):
@@ -87,8 +87,8 @@ class _Track:
     """Seconds from second 0 until the last frame is no longer shown."""
     file_length: float
     """Seconds from second 0 until everything in the file ends."""
-    counted: bool
-    """Whether frames are counted, since their time stamps are missing or wrong."""
+    ways: tuple[Way, ...]
+    """How to come to a frame, the cheapest way first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,9 +133,8 @@ class _Film(Video):
         self, times: Sequence[float], *, size: tuple[int, int] | None
     ) -> Iterator[np.ndarray]:
         """Frames by the cheapest way; if that misleads, the rest by the next one."""
-        ways: list[Way] = ["count"] if self.track.counted else ["seek", "skip", "all", "count"]
         done = 0
-        for way in ways:
+        for way in self.track.ways:
             try:
                 for pixels in self._by(way, times[done:], size=size):
                     yield pixels
@@ -237,7 +236,12 @@ def _track(container: Any, stream: Any) -> _Track:
         if stated - float(origin) > float(length) / 0.9 + SHORTFALL_SECONDS:
             reason = f"truncated video: {float(length):.1f} of {stated:.1f} seconds are there"
             raise BadPayload(reason, stage="decode")
-    return _Track(origin=origin, length=length, file_length=stated, counted=counted)
+    ways: tuple[Way, ...] = ("seek", "skip", "all", "count")
+    if counted:
+        ways = ("count",)
+    elif stream.codec_context.name in WITHOUT_KEYS:
+        ways = ("all", "count")
+    return _Track(origin=origin, length=length, file_length=stated, ways=ways)
 
 
 def _stated_length(container: Any, stream: Any, *, origin: Fraction) -> Fraction | None:

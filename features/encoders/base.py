@@ -78,7 +78,8 @@ class Video(abc.ABC):
         if rate is None or not 0 < rate < math.inf:
             raise ValueError(f"`rate` is {rate}, and must be a number of frames a second")
         # Rounded, since 0.7 * 10 is a little less than 7.
-        centres = (np.arange(math.floor(round(self.seconds * rate, 6) + 0.5)) + 0.5) / rate
+        count = math.ceil(round(self.seconds * rate, 6) - 0.5)
+        centres = (np.arange(count) + 0.5) / rate
         return centres if len(centres) else np.array([self.seconds / 2])
 
     def frames_at(
