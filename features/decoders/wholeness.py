@@ -5,8 +5,11 @@ FFmpeg reads what there is, and tells of the rest in its log at most.
 
 from __future__ import annotations
 
-EBML_HEADER, EBML_SEGMENT = 0x1A45DFA3, 0x18538067
-"""Ids of the two elements that a Matroska file consists of (RFC 9559)."""
+EBML_HEADER, EBML_SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
+"""Ids of the two elements that a Matroska file consists of, and of those that hold its frames
+(RFC 9559)."""
+IN_A_CLUSTER = frozenset({0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xEC, 0xBF, 0xAF})
+"""Ids of what a cluster may hold."""
 
 
 def missing(payload: bytes) -> str | None:
@@ -48,22 +51,52 @@ def _missing_of_iso(payload: bytes) -> str | None:
 
 
 def _missing_of_matroska(payload: bytes) -> str | None:
-    position = 4
-    for identity in (EBML_HEADER, EBML_SEGMENT):
-        if identity == EBML_SEGMENT:
-            if int.from_bytes(payload[position : position + 4], "big") != identity:
+    """FFmpeg leaps over what it cannot read to the next cluster, and does not tell."""
+    place = 0
+    try:
+        _, begin, size = _element(payload, 0)
+        if size is None:
+            return None
+        name, begin, size = _element(payload, begin + size)
+        if name != EBML_SEGMENT or size is None:  # without an end, as a live stream is written
+            return None
+        end = begin + size
+        if short := _short_of(end, payload):
+            return short
+        place = begin
+        while place < end:
+            name, begin, size = _element(payload, place)
+            if size is None:
                 return None
-            position += 4
-        length = 9 - payload[position].bit_length() if position < len(payload) else 9
-        if length > 8:
-            return None
-        coded = int.from_bytes(payload[position : position + length], "big")
-        size = coded & ((1 << 7 * length) - 1)
-        position += length
-        if size == (1 << 7 * length) - 1:  # written without an end, as by a live stream
-            return None
-        position += size
-    return _short_of(position, payload)
+            if name == CLUSTER:
+                place = begin
+                while place < begin + size:
+                    child, inner, length = _element(payload, place)
+                    if child not in IN_A_CLUSTER or length is None:
+                        return f"byte {place:,} is not readable"
+                    place = inner + length
+            else:
+                place = begin + size
+            if place != begin + size:
+                return f"the cluster before byte {place:,} is not readable"
+    except (IndexError, ValueError):
+        return f"byte {place:,} is not readable"
+    return None
+
+
+def _element(payload: bytes, at: int) -> tuple[int, int, int | None]:
+    """Id, beginning of the content and its size (None if unknown) of an EBML element."""
+    length = 9 - payload[at].bit_length()
+    if length > 4:
+        raise ValueError("an id has at most four bytes")
+    name = int.from_bytes(payload[at : at + length], "big")
+    at += length
+    length = 9 - payload[at].bit_length()
+    if length > 8:
+        raise ValueError("a size has at most eight bytes")
+    unknown = (1 << 7 * length) - 1
+    size = int.from_bytes(payload[at : at + length], "big") & unknown
+    return name, at + length, None if size == unknown else size
 
 
 def _gif_ends(payload: bytes) -> bool:
