@@ -1,9 +1,9 @@
 """The walk through a video's packets to the frames at some times, decoding as few as it can.
 
 Between two key frames, each picture builds on others; before the key frame that leads to the
-wanted picture, nothing has to be decoded. Packets are read ahead until that key frame is
-certain, and what lies before it is dropped; where the container has an index, it is not read
-at all.
+wanted picture, nothing has to be decoded, and nor have pictures on the way that no other builds
+on. Packets are read ahead until that key frame is certain, and what lies before it is dropped;
+where the container has an index, it is not read at all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ first frame on, or so and by counting frames, since their time stamps are missin
 
 SEEK_SECONDS = 2.0
 """How far away a key frame must be for a jump to be cheaper than reading up to it."""
+
+LEAPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
+"""Decoders that can leave out, frame by frame, what no other frame builds on."""
 
 
 class Misled(Exception):
@@ -59,6 +62,8 @@ class Walk:
         """Time stamp of the frame that was decoded last."""
         self._begun_at: int | None = None
         """Time stamp of the key frame at which the decoder has begun; None for the first packet."""
+        self._target: int | None = None
+        """Time stamp of the frame that is wanted, if it is among the packets read ahead."""
         self._drained = False
         self._pixels = 0
 
@@ -88,6 +93,8 @@ class Walk:
             return self._decoded[0].frame
         if self._shown is None:
             raise Misled("no frame was decoded where one must be")
+        if self._target is not None and self._shown.since < self._target:
+            raise Misled("the frame that is due was not decoded")
         if not self._decoded:
             self._refuse_early_end()
         return self._shown.frame
@@ -118,17 +125,19 @@ class Walk:
             place = stamp - 1
 
     def _read_ahead(self, tick: int) -> None:
-        """Read until no key frame before `tick` can come any more; drop what lies before it."""
+        """Read until no packet before `tick` can come any more; drop what no frame needs."""
         while self._read_to is None or self._read_to <= tick:
             packet = next(self._packets, None)
             if packet is None:
-                return
+                break
             leads_there = packet.is_keyframe and packet.pts is not None and packet.pts <= tick
             if leads_there and self._read_to is not None:
                 self._begin_at(packet)
             else:
                 self._waiting.append(packet)
                 self._note(packet)
+        stamps = (packet.pts for packet in self._waiting if packet.pts is not None)
+        self._target = max((stamp for stamp in stamps if stamp <= tick), default=None)
 
     def _note(self, packet: Any) -> None:
         stamp = packet.dts if packet.dts is not None else packet.pts
@@ -154,6 +163,10 @@ class Walk:
             self._drained = True
             return
         self._note(packet)
+        if self._codec.name in LEAPING:
+            target = self._target if packet.pts is not None else None
+            on_the_way = target is not None and packet.pts < target
+            self._codec.skip_frame = "NONREF" if on_the_way else "DEFAULT"
         try:
             frames = self._codec.decode(packet)
         except EOFError:  # the decoder has been drained

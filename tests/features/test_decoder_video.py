@@ -8,6 +8,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from PIL import Image
 
 from features.columns import Cut, PayloadColumns, open_payload
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
-from features.decoders.video import decode
+from features.decoders.video import _Film, decode
 from features.encoders.base import Video
 from tests.features.films import MATRICES, film, number_of, numbers, picture, turned
 
@@ -145,6 +146,30 @@ def test_frames_are_those_of_decoding_everything_to_the_last_bit(format: str) ->
         assert coarse_difference(one, expected[int(time * 10)]) < 4
 
 
+@pytest.mark.parametrize(
+    ("codec", "format"),
+    [
+        ("libx264", "mp4"),
+        ("libx265", "matroska"),
+        ("mpeg4", "mp4"),
+        ("mpeg2video", "mpegts"),
+        ("libvpx-vp9", "webm"),
+        ("libsvtav1", "mp4"),
+    ],
+)
+def test_every_way_leads_to_the_same_frame(codec: str, format: str) -> None:
+    rate = 25 if codec == "mpeg2video" else 10
+    options = {"bf": "3"} if codec.startswith(("mpeg", "libx264")) else None
+    video = opened(film(120, codec=codec, format=format, rate=rate, group=24, options=options))
+    assert isinstance(video, _Film)
+    found = video.sample(count=17)
+    for way in ("skip", "all"):
+        by_it = replace(video, track=replace(video.track, ways=(way,)))
+        np.testing.assert_array_equal(by_it.sample(count=17), found)
+    first = replace(video, track=replace(video.track, ways=video.track.ways[:1]))
+    np.testing.assert_array_equal(first.sample(count=17), found)
+
+
 def test_frames_agree_with_opencv() -> None:
     payload = film(30, size=(96, 128))
     found = opened(payload).frames_at(np.arange(30) / 10 + 0.05)
@@ -179,7 +204,8 @@ def test_each_frame_of_intra_video_is_reached_alone() -> None:
 
 
 def test_a_film_of_one_key_frame_costs_no_more_than_the_limit() -> None:
-    payload = film(250, group=1000, options={"x264-params": "scenecut=0"})
+    options = {"x264-params": "scenecut=0:bframes=0"}
+    payload = film(250, group=1000, options=options)
     reason = refusal(lambda: opened(payload, limits=budget(120)).sample(count=4))
     assert "few key frames" in reason
     # The whole is decoded once, and not once for each frame.
