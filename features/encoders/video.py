@@ -79,7 +79,8 @@ class VideoFramesSpec(EncoderSpec):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _eight_by_default(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and value.get("frames", value.get("rate")) is None:
+        given = (value.get("frames"), value.get("rate")) if isinstance(value, Mapping) else ()
+        if given == (None, None):
             return {**value, "frames": 8}
         return value
 
