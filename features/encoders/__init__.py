@@ -15,7 +15,10 @@ from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
 from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
+from features.encoders.series import SeriesSpec
+from features.encoders.table import TableSpec
 from features.encoders.text import HashingSpec, HuggingFaceTextSpec
+from features.encoders.vector import VectorSpec
 
 BUILT_IN: Mapping[str, type[EncoderSpec]] = {
     spec.model_fields["type"].default: spec
@@ -25,6 +28,9 @@ BUILT_IN: Mapping[str, type[EncoderSpec]] = {
         HogSpec,
         HuggingFaceImageSpec,
         AudioStatisticsSpec,
+        SeriesSpec,
+        TableSpec,
+        VectorSpec,
     )
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
@@ -111,6 +111,9 @@ class EncoderSpec(Spec):
     def load(self) -> Encoder:
         """Load the weights and return the encoder. Slow; called once a process."""
         raise NotImplementedError(f"{type(self).__name__} has no load(); an encoder needs one")
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise ValueError if payloads of these columns cannot be what the encoder takes."""
 
     @property
     def needs_fit(self) -> bool:
