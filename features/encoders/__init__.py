@@ -16,7 +16,10 @@ from features.encoders.audio import AudioStatisticsSpec
 from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound, Video
 from features.encoders.huggingface_audio import HuggingFaceAudioSpec
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
+from features.encoders.series import SeriesSpec
+from features.encoders.table import TableSpec
 from features.encoders.text import HashingSpec, HuggingFaceTextSpec
+from features.encoders.vector import VectorSpec
 from features.encoders.video import VideoFramesSpec, VideoMaeSpec
 
 BUILT_IN: Mapping[str, type[EncoderSpec]] = {
@@ -30,6 +33,9 @@ BUILT_IN: Mapping[str, type[EncoderSpec]] = {
         HuggingFaceAudioSpec,
         VideoFramesSpec,
         VideoMaeSpec,
+        SeriesSpec,
+        TableSpec,
+        VectorSpec,
     )
 }
 

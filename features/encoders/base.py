@@ -186,6 +186,9 @@ class EncoderSpec(Spec):
         """Load the weights and return the encoder. Slow; called once a process."""
         raise NotImplementedError(f"{type(self).__name__} has no load(); an encoder needs one")
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise ValueError if payloads of these columns cannot be what the encoder takes."""
+
     @property
     def needs_fit(self) -> bool:
         """Whether the encoder takes statistics of the training split that it does not have yet."""
