@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from features.columns import PayloadColumns, payload_key
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.decoders.video import decode
 from features.encoders import EncoderSpec, HogSpec, HuggingFaceImageSpec, Kind, Video, parse_encoder
 from features.encoders.video import VideoFramesSpec, VideoMaeSpec
+from features.prepare import Opening, prepared_windows
 from features.spec import FeatureSpec
 from tests.features.films import film, number_of
 
@@ -164,6 +166,33 @@ def test_damage_keeps_its_reason() -> None:
     video = decode(payload[:20000] + noise + payload[23000:], limits=DEFAULT_LIMITS)
     with pytest.raises(BadPayload, match="damaged video"):
         frames_spec({"type": "hog"}, rate=10).load().prepare(video)
+
+
+def test_damage_is_quarantined_as_a_fault_of_decoding(tmp_path: Path) -> None:
+    payload = film(100)
+    noise = np.random.default_rng(0).bytes(3000)
+    (tmp_path / "bad.mp4").write_bytes(payload[:20000] + noise + payload[23000:])
+    (tmp_path / "good.mp4").write_bytes(payload)
+    columns = PayloadColumns(kind="video", columns=("film",))
+    cells = ["bad.mp4", "good.mp4", "none.mp4"]
+    keys = [payload_key(cell, columns=columns, folder=str(tmp_path)) for cell in cells]
+    with ThreadPoolExecutor(2) as pool:
+        (window,) = prepared_windows(
+            [0, 1, 2],
+            read=lambda rows: [cells[row] for row in rows],
+            keys=keys,
+            opening=Opening(
+                columns=columns,
+                encoder=frames_spec({"type": "hog"}, rate=10).load(),
+                folder=str(tmp_path),
+                key_by="stat",
+            ),
+            pool=pool,
+        )
+    assert [(bad.row, bad.stage) for bad in window.bad] == [(0, "decode"), (2, "fetch")]
+    assert [item.row for item in window.prepared] == [1]
+    assert window.counts == {"frames": 100, "thinned": 0}
+    assert window.bytes == window.prepared[0].payload.nbytes == 100 * 32 * 32 * 4
 
 
 def test_full_frames_are_held_one_by_one() -> None:
