@@ -7,6 +7,7 @@ start and end, or several cells side by side (the fields of a record, the channe
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -18,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from features import payloads
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders.base import Kind
 from features.fingerprint import DIGEST_BYTES
+from features.number_lists import is_list, number_arrays
 from features.sources import SourceError
 
 NUMBER_KINDS: tuple[Kind, ...] = ("series", "vector")
@@ -105,8 +106,8 @@ class PayloadColumns:
                     "or dates"
                 )
             return [None if _is_nan(value) else value for value in values.to_pylist()]
-        if self.kind in NUMBER_KINDS and _is_list(found):
-            return _arrays(values)
+        if self.kind in NUMBER_KINDS and is_list(found):
+            return number_arrays(values)
         text = pa.types.is_string(found) or pa.types.is_large_string(found)
         binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
         if not (text or binary):
@@ -135,14 +136,17 @@ def payload_key(value: Any, *, columns: PayloadColumns, folder: str, by: str = "
                 return _hash(b"inline", value.encode())
             return _uri_key(value, folder=folder, by=by)
         case np.ndarray():
-            shape = json.dumps(value.shape).encode()
-            return _hash(b"array", shape, np.ascontiguousarray(value, "<f8").tobytes())
+            numbers = np.ascontiguousarray(value, "<f8")
+            digest = _array_digest(value.shape)
+            digest.update(numbers.nbytes.to_bytes(8, "little"))
+            digest.update(numbers.data)
+            return digest.digest()
         case Cut():
             whole = payload_key(value.whole, columns=columns, folder=folder, by=by)
             end = math.inf if value.end is None else value.end
             return _hash(b"cut", whole, value.start.hex().encode(), end.hex().encode())
         case tuple() if columns.kind == "table":
-            return _hash(b"record", *map(_cell_bytes, value))
+            return _hash(b"record", _names_bytes(columns.columns), *map(_cell_bytes, value))
         case tuple():
             keys = [
                 b"" if cell is None else payload_key(cell, columns=columns, folder=folder, by=by)
@@ -195,44 +199,6 @@ def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array
-
-
-def _is_list(found: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(found)
-        or pa.types.is_large_list(found)
-        or pa.types.is_fixed_size_list(found)
-        or isinstance(found, pa.FixedShapeTensorType)
-    )
-
-
-def _arrays(values: pa.Array) -> list[Any]:
-    """Each list as a float64 array `[T]` or `[T, C]`; one that is none stays a list."""
-    if isinstance(values.type, pa.FixedShapeTensorType):
-        shape = values.type.shape
-        return [None if v is None else np.reshape(v, shape) for v in _arrays(values.storage)]
-    inner = values.type.value_type
-    if pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner):
-        flat = pc.cast(values.flatten(), pa.float64()).to_numpy(zero_copy_only=False)
-        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
-        stops = np.cumsum(lengths)
-        valid = values.is_valid().to_pylist()
-        return [
-            flat[stop - length : stop] if there else None
-            for stop, length, there in zip(stops.tolist(), lengths.tolist(), valid, strict=True)
-        ]
-    return [None if value is None else as_numbers(value) for value in values.to_pylist()]
-
-
-def as_numbers(value: Any) -> Any:
-    """A list of numbers, or a list of such lists, as a float64 array with NaN for None.
-
-    One that is ragged, or holds something else, stays as it is: its decoder says that it is bad.
-    """
-    try:
-        return np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        return value
 
 
 def _seconds(table: pa.Table, *, name: str | None) -> list[float | None]:
@@ -292,9 +258,30 @@ def _uri_key(uri: str, *, folder: str, by: str) -> bytes:
     return _hash(b"file", uri.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
 
 
+@functools.lru_cache(maxsize=64)
+def _names_bytes(names: tuple[str, ...]) -> bytes:
+    """The columns of a record, which are a part of it: an encoder asks for its fields by name."""
+    return json.dumps(names).encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _begun_array(shape: tuple[int, ...]) -> Any:
+    return _begun(b"array", json.dumps(shape).encode())
+
+
+def _array_digest(shape: tuple[int, ...]) -> Any:
+    """The hash of an array of this shape, before its numbers."""
+    return _begun_array(shape).copy()
+
+
 def _hash(*parts: bytes) -> bytes:
+    digest: bytes = _begun(*parts).digest()
+    return digest
+
+
+def _begun(*parts: bytes) -> Any:
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return digest.digest()
+    return digest

@@ -143,7 +143,7 @@ def _prepared_row(row: int, value: Any, *, key: bytes | None, opening: Opening) 
     try:
         prepared = opening.encoder.prepare(payload)
     except ValueError as error:
-        return Bad(row=row, stage="prepare", reason=str(error))
+        return _refused(row, error)
     return Prepared(row=row, payload=prepared, size=opening.encoder.size(prepared))
 
 
@@ -157,11 +157,17 @@ def _prepare_all(
     found: dict[int, Prepared | Bad] = {r: p for r, p in opened if isinstance(p, Bad)}
     for (row, _), prepared in zip(good, results, strict=True):
         if isinstance(prepared, ValueError):
-            found[row] = Bad(row=row, stage="prepare", reason=str(prepared))
+            found[row] = _refused(row, prepared)
         else:
             size = opening.encoder.size(prepared)
             found[row] = Prepared(row=row, payload=prepared, size=size)
     return [found[row] for row, _ in chunk]
+
+
+def _refused(row: int, error: ValueError) -> Bad:
+    """A row that the encoder refuses; of a video, what is damaged is found only now."""
+    stage = error.stage if isinstance(error, BadPayload) else "prepare"
+    return Bad(row=row, stage=stage, reason=str(error))
 
 
 def _open(row: int, value: Any, *, key: bytes | None, opening: Opening) -> Any:

@@ -144,6 +144,7 @@ class FeatureSpec(Spec):
             raise ValueError(f"`uri` is for text; {kind} cells of text are URIs by themselves")
         if (self.start or self.end) and kind not in ("audio", "video"):
             raise ValueError(f"`start` and `end` cut sounds and videos, not {kind} payloads")
+        self.encoder.check_columns(self.payload_columns.columns)
         return self
 
     @property

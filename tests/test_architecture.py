@@ -222,7 +222,8 @@ import features.encoders
 for module in pkgutil.iter_modules(features.encoders.__path__, "features.encoders."):
     importlib.import_module(module.name)
 for spec in features.encoders.BUILT_IN.values():
-    if all(not field.is_required() for field in spec.model_fields.values()):
+    complete = all(not field.is_required() for field in spec.model_fields.values())
+    if complete and not spec().needs_fit:
         spec().load()
         print("loaded", spec.__name__)
 print([name for name in ("ray", "mlflow") if name in sys.modules])

@@ -190,6 +190,38 @@ def schema() -> None:
     typer.echo(json.dumps(PipelineSpec.model_json_schema(), indent=2, ensure_ascii=False))
 
 
+@app.command(
+    epilog="Example: sensorium check-encoder my_encoders.LengthSpec --option scale=10 "
+    f"--samples a.txt --samples b.txt\n\n{EXIT_CODES}"
+)
+def check_encoder(
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            help="Dotted path of an EncoderSpec of yours, or the name of a built-in encoder.",
+            show_default=False,
+        ),
+    ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A field of the spec, its value as in YAML."),
+    ] = None,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files of payloads to try it on, instead of built-in ones."),
+    ] = None,
+) -> None:
+    """Try an encoder on payloads: shapes, neighbours, threads, odd ones, another process.
+
+    Exits with 1 if a check fails, and says what to do.
+    """
+    from workflows.check_encoder import check
+
+    found = check(encoder, options=option or [], samples=samples or [], console=make_console())
+    if not found:
+        raise typer.Exit(FAILED)
+
+
 store = typer.Typer(
     name="store",
     help="What a store holds, whether it is whole, and the deletion of what nobody needs.",

@@ -20,10 +20,14 @@ class Limits(Spec):
     pixels: Annotated[int, pydantic.Field(ge=1)] = 100_000_000
     """Largest image, and largest frame of a video: width times height."""
     seconds: Annotated[float, pydantic.Field(gt=0)] = 3600.0
-    """Longest sound that is decoded; of a cut, its own length counts."""
+    """Longest sound or video that is decoded; of a cut, its own length counts."""
     values: Annotated[int, pydantic.Field(ge=1)] = 2**29
     """Most numbers that one payload unfolds to: samples of a sound over all its channels, values
-    of a series (2 GiB as float32)."""
+    of a series (2 GiB as float32), those of the frames of a video that are held at once."""
+    decoded_pixels: Annotated[int, pydantic.Field(ge=1)] = 2**38
+    """Most pixels that are decoded to reach the frames of a video that are asked for, those
+    between the last key frame and a frame included. An hour of 1920 x 1080 pixels at 30 frames a
+    second, all of it decoded, has 2.2e11."""
 
 
 DEFAULT_LIMITS = Limits()

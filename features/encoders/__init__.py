@@ -13,10 +13,14 @@ from pydantic_core import core_schema
 
 from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
-from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound
+from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound, Video
 from features.encoders.huggingface_audio import HuggingFaceAudioSpec
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
+from features.encoders.series import SeriesSpec
+from features.encoders.table import TableSpec
 from features.encoders.text import HashingSpec, HuggingFaceTextSpec
+from features.encoders.vector import VectorSpec
+from features.encoders.video import VideoFramesSpec, VideoMaeSpec
 
 BUILT_IN: Mapping[str, type[EncoderSpec]] = {
     spec.model_fields["type"].default: spec
@@ -27,6 +31,11 @@ BUILT_IN: Mapping[str, type[EncoderSpec]] = {
         HuggingFaceImageSpec,
         AudioStatisticsSpec,
         HuggingFaceAudioSpec,
+        VideoFramesSpec,
+        VideoMaeSpec,
+        SeriesSpec,
+        TableSpec,
+        VectorSpec,
     )
 }
 
@@ -85,5 +94,6 @@ __all__ = [
     "Kind",
     "Series",
     "Sound",
+    "Video",
     "parse_encoder",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
@@ -33,6 +35,78 @@ class Series:
     """float64 `[T, C]`; NaN where a channel has a gap."""
     times: np.ndarray | None = None
     """float64 `[T]`, seconds, ascending; None if the steps are even."""
+
+
+class Video(abc.ABC):
+    """A recording, or the cut of one; its frames are decoded when they are asked for.
+
+    Times are seconds from the beginning of the recording or cut. The frame at a time is the one
+    that is shown then: the last whose time stamp is not after it, or the first one if the film
+    has not begun yet. Whoever wants frames in a small size says so, and a full frame is held for
+    one moment only. Any number of threads may ask at once.
+    """
+
+    seconds: float
+    """Length."""
+
+    @abc.abstractmethod
+    def each_at(
+        self, times: Sequence[float] | np.ndarray, *, size: tuple[int, int] | None = None
+    ) -> Iterator[np.ndarray]:
+        """The frames at some times, which ascend, one by one: uint8 `[H, W, 3]` RGB.
+
+        With `size`, (H, W), they are resized to it, without regard to their proportions. Raises
+        ValueError (BadPayload), with a reason for a person, if one cannot be had.
+        """
+
+    @abc.abstractmethod
+    def sound(self) -> Sound:
+        """The sound track; ValueError (BadPayload) if there is none that can be decoded."""
+
+    def times(self, *, count: int | None = None, rate: float | None = None) -> np.ndarray:
+        """Evenly spread times, float64 `[T]`: the centres of equal parts.
+
+        `count` parts of the whole (so one is its middle), or parts of 1 / `rate` seconds, of
+        which there is at least one.
+        """
+        if (count is None) == (rate is None):
+            raise ValueError("give either `count` or `rate`, one of the two")
+        if count is not None:
+            if count < 1:
+                raise ValueError(f"`count` is {count}, and must be at least 1")
+            return (np.arange(count) + 0.5) * (self.seconds / count)
+        if rate is None or not 0 < rate < math.inf:
+            raise ValueError(f"`rate` is {rate}, and must be a number of frames a second")
+        # Rounded, since 0.7 * 10 is a little less than 7.
+        count = math.ceil(round(self.seconds * rate, 6) - 0.5)
+        centres = (np.arange(count) + 0.5) / rate
+        return centres if len(centres) else np.array([self.seconds / 2])
+
+    def frames_at(
+        self, times: Sequence[float] | np.ndarray, *, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """The frames at some times, in the order of these: uint8 `[T, H, W, 3]` RGB."""
+        if not len(times):
+            raise ValueError("`times` is empty; ask for one frame at least")
+        order = np.argsort(times, kind="stable")
+        ascending = np.asarray(times, dtype=np.float64)[order]
+        frames: np.ndarray | None = None
+        for place, frame in zip(order, self.each_at(ascending, size=size), strict=True):
+            if frames is None:
+                frames = np.empty((len(times), *frame.shape), dtype=np.uint8)
+            frames[place] = frame
+        assert frames is not None, "there is a frame for each time"
+        return frames
+
+    def sample(
+        self,
+        *,
+        count: int | None = None,
+        rate: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Evenly spread frames, uint8 `[T, H, W, 3]` RGB; see `times` and `each_at`."""
+        return self.frames_at(self.times(count=count, rate=rate), size=size)
 
 
 class Encoder(Protocol):
@@ -111,6 +185,9 @@ class EncoderSpec(Spec):
     def load(self) -> Encoder:
         """Load the weights and return the encoder. Slow; called once a process."""
         raise NotImplementedError(f"{type(self).__name__} has no load(); an encoder needs one")
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise ValueError if payloads of these columns cannot be what the encoder takes."""
 
     @property
     def needs_fit(self) -> bool:
