@@ -33,7 +33,9 @@ def plain(value: Any) -> Any:
     return None if value is None or np.isnan(value) else float(value)
 
 
-@pytest.mark.parametrize("number", [pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64()])
+@pytest.mark.parametrize(
+    "number", [pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64()]
+)
 @pytest.mark.parametrize("wrap", [pa.list_, pa.large_list, lambda t: pa.list_(t, 3)])
 def test_a_list_is_an_array_whatever_the_column_is_called(number: Any, wrap: Any) -> None:
     rows = [row and [None if x is None else number_of(x, number) for x in row] for row in LISTS]
