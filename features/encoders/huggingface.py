@@ -117,7 +117,8 @@ class ModelFolderSpec(EncoderSpec):
             self._files(folder)
         except (errors.LocalEntryNotFoundError, ValueError):
             folder = snapshot(local_files_only=False)
-        if any([self._has_come(name) for name in self._asked_for()]):
+        come = [name for name in self._asked_for() if self._has_come(name)]
+        if come:
             folder = snapshot(local_files_only=False)
         return folder
 
