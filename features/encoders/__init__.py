@@ -14,8 +14,9 @@ from pydantic_core import core_schema
 from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
 from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound
+from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
-from features.encoders.text import HashingSpec, HuggingFaceTextSpec
+from features.encoders.text import HashingSpec
 
 BUILT_IN: Mapping[str, type[EncoderSpec]] = {
     spec.model_fields["type"].default: spec

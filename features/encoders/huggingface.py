@@ -117,12 +117,12 @@ class ModelFolderSpec(EncoderSpec):
             self._files(folder)
         except (errors.LocalEntryNotFoundError, ValueError):
             folder = snapshot(local_files_only=False)
-        come = [name for name in self._asked_for() if self._has_come(name)]
+        come = [name for name, field in self._asked_for().items() if self._has_come(name, field)]
         if come:
             folder = snapshot(local_files_only=False)
         return folder
 
-    def _has_come(self, name: str) -> bool:
+    def _has_come(self, name: str, field: str) -> bool:
         """Whether a file of the hub was downloaded just now; one question a machine.
 
         Another program that filled the cache may have left the file out.
@@ -136,16 +136,15 @@ class ModelFolderSpec(EncoderSpec):
         except errors.LocalEntryNotFoundError as error:
             raise ValueError(
                 f"`model`: nothing on this machine says whether {self.model!r} has a {name}, and "
-                "the hub cannot be reached; load the model once where it can, or set the fields "
-                "that this file decides"
+                f"the hub cannot be reached; load the model once where it can, or set `{field}`"
             ) from error
         except errors.EntryNotFoundError:
             return False  # which the cache now says
         return True
 
-    def _asked_for(self) -> list[str]:
-        """Names of files that decide the result even by not being there."""
-        return []
+    def _asked_for(self) -> Mapping[str, str]:
+        """Files that decide the result even by not being there, and the field in their place."""
+        return {}
 
     def _patterns(self) -> list[str]:
         """Patterns of the files to download that `_files` may name."""
