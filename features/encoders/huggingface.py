@@ -41,13 +41,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class HuggingFaceSpec(EncoderSpec):
-    """Base of the encoders whose model is loaded by transformers."""
-
-    companions: ClassVar[tuple[str, ...]]
-    """Patterns of the files beside config.json and the weights that decide the result."""
-    needs: ClassVar[tuple[str, ...]]
-    """Patterns of which at least one has to match a file."""
+class ModelFolderSpec(EncoderSpec):
+    """Base of the encoders whose files lie in one folder, of this machine or of the hub."""
 
     model: Annotated[str, Execution]
     """Hub id such as `sentence-transformers/all-MiniLM-L6-v2`, or a folder with the model's files.
@@ -57,14 +52,6 @@ class HuggingFaceSpec(EncoderSpec):
     revision: Annotated[str | None, Execution] = None
     """Commit of the hub's model, 40 hexadecimal digits; a branch or tag could move. None for a
     folder."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type in which the model computes."""
-    normalize: bool = False
-    """Whether an embedding is scaled to length 1."""
-    trust_remote_code: bool = False
-    """Whether to run Python code that comes with the model. Read the code first."""
-    allow_pickle: Annotated[bool, Execution] = False
-    """Whether weights that are no safetensors may be loaded. A pickle can run any code."""
 
     @pydantic.field_validator("model")
     @classmethod
@@ -93,17 +80,13 @@ class HuggingFaceSpec(EncoderSpec):
             )
         return self
 
-    @property
-    def tolerance(self) -> float:
-        return 1e-4 if self.precision == "float32" else 5e-2
-
     def weights(self) -> Mapping[str, str]:
         """Content hash of each file that decides the result; downloads them if they are missing.
 
         Raises ValueError if the folder does not hold a model that may be loaded.
         """
         folder = self.folder()
-        return {name: _hash_file(os.path.join(folder, name)) for name in self._files(folder)}
+        return {name: hash_file(os.path.join(folder, name)) for name in self._files(folder)}
 
     def folder(self) -> str:
         """The folder that holds the files, downloaded if need be."""
@@ -113,9 +96,7 @@ class HuggingFaceSpec(EncoderSpec):
             return self.model
         hub = import_extra("huggingface_hub", extra=self.kind)
         errors = import_extra("huggingface_hub.errors", extra=self.kind)
-        patterns = ["config.json", *self.companions, *self._weight_patterns()]
-        if self.trust_remote_code:
-            patterns.append("*.py")
+        patterns = self._patterns()
 
         def snapshot(*, local_files_only: bool) -> str:
             try:
@@ -137,8 +118,69 @@ class HuggingFaceSpec(EncoderSpec):
             folder = snapshot(local_files_only=True)
             self._files(folder)
         except (errors.LocalEntryNotFoundError, ValueError):
-            return snapshot(local_files_only=False)
+            folder = snapshot(local_files_only=False)
+        come = [name for name, field in self._asked_for().items() if self._has_come(name, field)]
+        if come:
+            folder = snapshot(local_files_only=False)
         return folder
+
+    def _has_come(self, name: str, field: str) -> bool:
+        """Whether a file of the hub was downloaded just now; one question a machine.
+
+        Another program that filled the cache may have left the file out.
+        """
+        hub = import_extra("huggingface_hub", extra=self.kind)
+        errors = import_extra("huggingface_hub.errors", extra=self.kind)
+        if hub.try_to_load_from_cache(self.model, name, revision=self.revision) is not None:
+            return False  # it is there, or known not to exist
+        try:
+            hub.hf_hub_download(self.model, name, revision=self.revision)
+        except errors.LocalEntryNotFoundError as error:
+            raise ValueError(
+                f"`model`: nothing on this machine says whether {self.model!r} has a {name}, and "
+                f"the hub cannot be reached; load the model once where it can, or set `{field}`"
+            ) from error
+        except errors.EntryNotFoundError:
+            return False  # which the cache now says
+        return True
+
+    def _asked_for(self) -> Mapping[str, str]:
+        """Files that decide the result even by not being there, and the field in their place."""
+        return {}
+
+    def _patterns(self) -> list[str]:
+        """Patterns of the files to download that `_files` may name."""
+        raise NotImplementedError
+
+    def _files(self, folder: str) -> list[str]:
+        """Names of the files that decide the result; ValueError if one is missing."""
+        raise NotImplementedError
+
+
+class HuggingFaceSpec(ModelFolderSpec):
+    """Base of the encoders whose model is loaded by transformers."""
+
+    companions: ClassVar[tuple[str, ...]]
+    """Patterns of the files beside config.json and the weights that decide the result."""
+    needs: ClassVar[tuple[str, ...]]
+    """Patterns of which at least one has to match a file."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the model computes."""
+    normalize: bool = False
+    """Whether an embedding is scaled to length 1."""
+    trust_remote_code: bool = False
+    """Whether to run Python code that comes with the model. Read the code first."""
+    allow_pickle: Annotated[bool, Execution] = False
+    """Whether weights that are no safetensors may be loaded. A pickle can run any code."""
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-4 if self.precision == "float32" else 5e-2
+
+    def _patterns(self) -> list[str]:
+        patterns = ["config.json", *self.companions, *self._weight_patterns()]
+        return patterns + ["*.py"] * self.trust_remote_code
 
     def _weight_patterns(self) -> list[str]:
         stems = ["model*.safetensors"]
@@ -260,7 +302,8 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _hash_file(path: str) -> str:
+def hash_file(path: str) -> str:
+    """Content hash of a file, or of what a JSON configuration says."""
     status = os.stat(path)
     return _hash_content(path, status.st_size, status.st_mtime_ns)
 

@@ -206,7 +206,7 @@ def test_a_cell_that_does_not_fit_its_column_is_bad_and_says_why() -> None:
         loaded.prepare({"a": "unknown", "s": "x"})
     with pytest.raises(ValueError, match="column 'a' is infinite"):
         loaded.prepare({"a": "inf", "s": "x"})
-    with pytest.raises(ValueError, match="column 'a' holds .*, which is not a number"):
+    with pytest.raises(ValueError, match=r"column 'a' holds .*, which is not a number"):
         loaded.prepare({"a": 10**400, "s": "x"})
     with pytest.raises(ValueError, match="no column 's'"):
         loaded.prepare({"a": 1})
