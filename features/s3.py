@@ -30,6 +30,8 @@ that is reset or silent. The waits double, with jitter, up to 20 s (botocore's s
 CONNECT_SECONDS = 10
 SILENT_SECONDS = 60
 CONNECTIONS = 32
+AWS = ".amazonaws.com"
+CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 WRONG_CREDENTIALS = {
     "ExpiredToken",
     "InvalidAccessKeyId",
@@ -176,7 +178,8 @@ def _of_the_connection(error: Exception, *, where: str) -> OSError:
 
 def _environment() -> tuple[str, ...]:
     """The variables that decide which server a client speaks to, and as whom."""
-    return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("AWS_")))
+    found = {k: v for k, v in os.environ.items() if k.startswith("AWS_") and k != CHECKSUMS}
+    return tuple(sorted(f"{name}={value}" for name, value in found.items()))
 
 
 @lru_cache(maxsize=8)
@@ -186,15 +189,11 @@ def _client(process: int, *environment: str) -> Any:
     botocore = import_extra("botocore.session", extra="s3")
     config = import_extra("botocore.config", extra="s3")
     errors = import_extra("botocore.exceptions", extra="s3")
-    checksums = {}
-    if "AWS_REQUEST_CHECKSUM_CALCULATION" not in os.environ:
-        # Older Ceph refuses checksums in a trailer; each PUT of ours has its MD5 anyway.
-        checksums = {"request_checksum_calculation": "when_required"}
     session = botocore.Session()
     # A listing is read two times faster by it.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
     try:
-        return boto3.session.Session(botocore_session=session).client(
+        made = boto3.session.Session(botocore_session=session).client(
             "s3",
             region_name=os.environ.get("AWS_REGION") or None,  # boto3 itself passes over it
             config=config.Config(
@@ -202,7 +201,8 @@ def _client(process: int, *environment: str) -> Any:
                 connect_timeout=CONNECT_SECONDS,
                 read_timeout=SILENT_SECONDS,
                 max_pool_connections=CONNECTIONS,
-                **checksums,
+                # Older Ceph refuses checksums in a trailer; each PUT of ours has its MD5 anyway.
+                request_checksum_calculation=os.environ.get(CHECKSUMS, "when_required"),
             ),
         )
     except errors.ProfileNotFound:
@@ -215,6 +215,11 @@ def _client(process: int, *environment: str) -> Any:
             f"S3 cannot be reached as the environment is ({type(error).__name__}): "
             "AWS_ENDPOINT_URL is of the form http(s)://HOST:PORT, AWS_REGION a region's name"
         ) from None
+    if AWS not in made.meta.endpoint_url:
+        # pyarrow can be told so by the environment alone. It is set early, and so reaches the
+        # workers of a local Ray; those of a cluster have an environment of their own.
+        os.environ.setdefault(CHECKSUMS, "when_required")
+    return made
 
 
 @lru_cache(maxsize=8)
@@ -224,11 +229,9 @@ def _filesystem(process: int, *environment: str) -> pyarrow.fs.S3FileSystem:
     scheme, _, host = str(meta.endpoint_url).partition("://")
     region = None if meta.region_name == "aws-global" else meta.region_name
     options: dict[str, Any] = {}
-    if ".amazonaws.com" not in host:
+    if AWS not in host:
         options |= {"scheme": scheme, "endpoint_override": host}
         region = region or "us-east-1"
-        # pyarrow reads this when it connects; older Ceph refuses its writes without it.
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     return pyarrow.fs.S3FileSystem(
         region=region,
         allow_delayed_open=True,
