@@ -17,7 +17,7 @@ from itertools import zip_longest
 import pyarrow as pa
 
 from features.encoders import EncoderSpec
-from features.samples import SampleShard, scan_samples
+from features.samples import SampleShard, fit_features, scan_samples
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange, Source, SourceError
 from features.spec import DatasetSpec, FeatureSpec
@@ -107,6 +107,7 @@ def make_plan(
     Raises SourceError for a table that cannot be what the configuration says.
     """
     begun = time.perf_counter()
+    features = fit_features(source, dataset=dataset, features=features)
     donors = store.donors(name)
     previous = store.latest(name)
     encoders = {m: feature.encoder.fingerprint() for m, feature in features.items()}

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from features.columns import PayloadColumns, payload_key, plain_array
 from features.fingerprint import DIGEST_BYTES, fingerprint, nearest_hint
+from features.fit import FitSample
 from features.sources import RowRange, Source, SourceError
-from features.spec import SPLITS, DatasetSpec, ShardSize, SplitSpec
+from features.spec import SPLITS, DatasetSpec, FeatureSpec, ShardSize, SplitSpec
 
 KEY = pa.binary(DIGEST_BYTES)
 
@@ -107,6 +108,47 @@ def scan_samples(
     if rows_before == 0:
         raise SourceError(f"{source.files[0]}: the table has no rows")
     _refuse_repeated(np.concatenate(id_hashes), source=source, column=dataset.id)
+
+
+def fit_features(
+    source: Source, *, dataset: DatasetSpec, features: Mapping[str, FeatureSpec]
+) -> dict[str, FeatureSpec]:
+    """The features, with encoders that need statistics of the training split fitted to it.
+
+    Costs a pass over their columns, if there are such encoders; memory is that of a `FitSample`
+    each. SourceError if the training split has no payload to fit to.
+    """
+    waiting = {m: feature for m, feature in features.items() if feature.encoder.needs_fit}
+    if not waiting:
+        return dict(features)
+    columns = {m: feature.payload_columns for m, feature in waiting.items()}
+    found = {m: FitSample() for m in waiting}
+    divided = [name for name in (dataset.split.column, dataset.split.group) if name]
+    names = [*divided, *(name for c in columns.values() for name in c.names)]
+    text = [*divided, *(name for c in columns.values() for name in c.text_names)]
+    for chunk in source.scan(columns=list(dict.fromkeys(names)), text=text):
+        train = [split == "train" for split in _splits(chunk.table, dataset=dataset).to_pylist()]
+        for modality, read in columns.items():
+            payloads = read.payloads(chunk.table)
+            keys = [
+                None
+                if payload is None or not wanted
+                else payload_key(
+                    payload, columns=read, folder=source.folder, by=dataset.payload_key
+                )
+                for payload, wanted in zip(payloads, train, strict=True)
+            ]
+            found[modality].add(keys, payloads, train)
+    fitted = dict(features)
+    for modality, feature in waiting.items():
+        encoder = found[modality].fit(
+            feature.encoder,
+            columns=columns[modality],
+            folder=source.folder,
+            limits=dataset.limits,
+        )
+        fitted[modality] = feature.model_copy(update={"encoder": encoder})
+    return fitted
 
 
 def split_of(group: str, *, split: SplitSpec) -> str:

@@ -116,7 +116,12 @@ def plan(pipeline: PipelineFile) -> None:
 
 
 @app.command(epilog=f"Example: sensorium embed pipeline.yaml\n\n{EXIT_CODES}")
-def embed(pipeline: PipelineFile) -> None:
+def embed(
+    pipeline: PipelineFile,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try the payloads in quarantine again.")
+    ] = False,
+) -> None:
     """Stage 1: compute the embeddings that are not in the store, and commit a snapshot."""
     from workflows.cluster import Connection
     from workflows.embed import embed as run_embed
@@ -124,7 +129,7 @@ def embed(pipeline: PipelineFile) -> None:
 
     loaded = load_pipeline(pipeline)
     with Connection() as connection:
-        run_embed(loaded, connection=connection, console=make_console())
+        run_embed(loaded, connection=connection, console=make_console(), retry=retry)
 
 
 @app.command(epilog=f"Example: sensorium train pipeline.yaml\n\n{EXIT_CODES}")

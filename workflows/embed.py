@@ -14,9 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from features.commit import QuarantineCount, count_quarantine, make_snapshot
-from features.embedding import ShardResult
+from features.embedding import BrokenEncoder, ShardResult
 from features.lease import Lease, announce_job
 from features.plan import Plan, draft_snapshot, is_there, make_plan, write_samples
+from features.retry import retry_work, with_patches
 from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.spec import SPLITS
@@ -115,29 +116,35 @@ def embed(
     connection: Connection,
     console: Console,
     for_training: bool = False,
+    retry: bool = False,
 ) -> Embedded:
     """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad.
 
-    `for_training` refuses a table without labels in each split, before any work.
+    `for_training` refuses a table without labels in each split, before any work. `retry` tries
+    the payloads in quarantine again, and lists what could be embedded as patches.
     """
     plan = plan_embedding(pipeline)
     if for_training:
         check_trainable(plan, pipeline=pipeline)
     store = open_store(pipeline)
-    with _announced(plan, pipeline=pipeline, store=store, console=console) as (held, lease):
-        return _embed(held, store=store, lease=lease, connection=connection, console=console)
+    with _announced(plan, pipeline=pipeline, store=store, retry=retry, console=console) as held:
+        plan, lease = held
+        return _embed(
+            plan, store=store, lease=lease, retry=retry, connection=connection, console=console
+        )
 
 
 @contextmanager
 def _announced(
-    plan: Plan, *, pipeline: Pipeline, store: Store, console: Console
+    plan: Plan, *, pipeline: Pipeline, store: Store, retry: bool, console: Console
 ) -> Iterator[tuple[Plan, Lease | None]]:
     """Keep what the plan relies on from being collected; a new plan, if some of it was.
 
     Nobody is told of a plan that leads to the latest snapshot: what that names is kept anyway.
     """
     latest = plan.previous
-    if not plan.work and latest is not None and draft_snapshot(plan).id == latest.id:
+    idle = not plan.work and latest is not None and draft_snapshot(plan).id == latest.id
+    if idle and not retry:
         yield plan, None
         return
     encoders = {part.encoder_fingerprint for part in plan.modalities.values()}
@@ -156,7 +163,13 @@ def _announced(
 
 
 def _embed(
-    plan: Plan, *, store: Store, lease: Lease | None, connection: Connection, console: Console
+    plan: Plan,
+    *,
+    store: Store,
+    lease: Lease | None,
+    retry: bool,
+    connection: Connection,
+    console: Console,
 ) -> Embedded:
     """Do what is planned, and commit the snapshot."""
     console.print(
@@ -170,7 +183,11 @@ def _embed(
         write_samples(plan, store=store)
         if plan.work:
             _compute(plan, store=store, connection=connection, console=console)
-    except (SourceError, OSError, ImportError) as error:
+        if retry:
+            plan = _try_again(plan, store=store, connection=connection, console=console)
+    except BrokenEncoder as error:
+        raise StageError(str(error)) from error
+    except (SourceError, OSError, ImportError, MemoryError) as error:
         raise StageError(f"{error}; run again, and only what is not done will be") from error
     quarantine = count_quarantine(plan, store=store)
     snapshot = make_snapshot(plan, store=store, quarantine=quarantine)
@@ -182,7 +199,7 @@ def _embed(
         raise BudgetExceeded(quarantine, rows=store.read_quarantine(snapshot), limit=limit)
     committed = store.commit(snapshot)
     bad = sum(item.bad for item in quarantine.values())
-    if not plan.work:
+    if not plan.work and not retry:
         console.print("         nothing to do: every embedding is in the store")
     if bad:
         parts = ", ".join(f"{q.modality} {q.bad}" for q in quarantine.values() if q.bad)
@@ -242,6 +259,32 @@ def quarantine_table(counts: Mapping[str, QuarantineCount], *, rows: pa.Table) -
             escape(", ".join(group.samples)) + more,
         )
     return made
+
+
+def _try_again(plan: Plan, *, store: Store, connection: Connection, console: Console) -> Plan:
+    """The plan with patches over its shards, of the quarantined payloads that can be used now."""
+    from features.job import embed as run_job
+
+    work = retry_work(plan, store=store)
+    tried = sum(len(one.only) for one in work)
+    if not work:
+        console.print("         nothing to try again: no payload is in quarantine")
+        return plan
+    with progress(console) as bar:
+        task = bar.add_task("retry", total=len(work), note=several(tried, "payload"))
+        connection.open()
+        results = run_job(
+            plan,
+            storage=store.storage,
+            work=work,
+            on_shard=lambda _: bar.update(task, advance=1),
+        )
+    embedded = sum(result.embedded for result in results)
+    console.print(
+        f"         tried {several(tried, 'payload')} in quarantine again: "
+        f"{count(embedded)} embedded, {count(tried - embedded)} still bad"
+    )
+    return with_patches(plan, results)
 
 
 def _compute(plan: Plan, *, store: Store, connection: Connection, console: Console) -> None:

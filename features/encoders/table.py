@@ -30,8 +30,9 @@ class TableSpec(FittedSpec):
     `numeric` names, also text that spells one. A category is a text, or a number as it is written
     (`7`, and not `7.0`). A missing category has no slot.
 
-    A category that the fit has not seen is all zeros in its column; if the fit has seen more than
-    `max_categories`, the rarest share a slot, and unseen ones have that too.
+    A category that the fit has not seen is all zeros in its column; if the fit has seen as many as
+    `max_categories`, or more, the rarest share a slot, and unseen ones have that too. (So it is in
+    scikit-learn's OneHotEncoder.)
     """
 
     kind: ClassVar[Kind] = "table"
@@ -174,7 +175,7 @@ class TableSpec(FittedSpec):
             return CategoricalColumn(column=column)
         counts = Counter(_category(cell) for cell in cells if cell is not None)
         names = sorted(counts)
-        other = len(names) > self.max_categories
+        other = len(names) >= self.max_categories
         if other:
             frequent = sorted(names, key=counts.__getitem__)[len(names) - self.max_categories + 1 :]
             names = sorted(frequent)

@@ -158,6 +158,8 @@ def test_lower_case_is_followed(body: Path, tmp_path: Path) -> None:
     tokenizer = json.loads(file.read_text())
     tokenizer["normalizer"]["lowercase"] = False
     file.write_text(json.dumps(tokenizer))
+    said = folder / "tokenizer_config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"do_lower_case": False}))
     plain = embed(HuggingFaceTextSpec(model=str(folder)), ["A Cat", "a cat"])
     assert np.abs(plain[0] - plain[1]).max() > 0.01
     config = folder / "sentence_bert_config.json"

@@ -232,7 +232,7 @@ def test_the_collection_would_take_it_from_a_job_that_is_not_announced(place, mo
         wrote(plan, store=store)
 
     monkeypatch.setattr(workflows.embed, "write_samples", collect_then_write)
-    with pytest.raises(Exception, match="not|No such"):
+    with pytest.raises(Exception, match=r"not|No such"):
         run_embed(load_pipeline(place / "shapes.yaml"))
 
 
