@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from features.samples import SampleShard
+from features.shard import Embeddings, embedding_bytes, embedding_table
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
@@ -18,7 +19,6 @@ from features.store import (
     QUARANTINE_SCHEMA,
     Store,
     embedding_path,
-    embedding_table,
     parquet_bytes,
     quarantine_path,
 )
@@ -103,14 +103,12 @@ def snapshot(store: Store) -> Snapshot:
     modalities = {}
     for name, kind, encoder in (("note", "text", "hashing"), ("photo", "image", "hog")):
         present = PRESENT[name]
-        body = embedding_table(
-            rows=np.array(present, np.int32),
-            keys=[bytes(16)] * len(present),
-            values=np.ones((len(present), 3), np.float16),
-            metadata={},
+        found = Embeddings(
+            rows=np.array(present, np.int64), values=np.ones((len(present), 3), np.float16)
         )
+        body = embedding_table(found, keys=[bytes(16)] * len(present), metadata={})
         path = embedding_path(encoder=name * 8, shard=f"{name}-shard")
-        store.storage.write_once(path, parquet_bytes(body))
+        store.storage.write_once(path, embedding_bytes(body))
         modalities[name] = ModalityShards(
             kind=kind,  # type: ignore[arg-type]
             encoder={"type": encoder, "dtype": "float16", "batch_size": 8, "size": 16},
