@@ -42,7 +42,11 @@ def own_code() -> Iterator[None]:
 
 def agreement_group() -> Group:
     """A group of its own for `all_workers_agree`; every worker must call it."""
-    return dist.new_group(backend="gloo") if worker_count() > 1 else None
+    if worker_count() == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every worker is in a group of all"
+    return group
 
 
 def all_workers_agree(group: Group, *, seconds: float = AGREEMENT_SECONDS) -> bool:
