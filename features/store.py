@@ -7,10 +7,11 @@
     snapshots/<id>.json                        the shards that make up one version of a dataset
     latest/<name>.json                         the newest snapshot of a dataset, and where its
                                                rows stand in the source
+    scans/<name>.json                          what was found when the table was last scanned
     attempts/<name>                            the last snapshot that went over its budget
     leases/<kind>-<random>.json                who works on the store at the moment
 
-Everything but the last three is written once and never changed. Readers follow snapshots only.
+Everything but the last four is written once and never changed. Readers follow snapshots only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import pyarrow.parquet as pq
 from features.encoders import EncoderSpec
 from features.fingerprint import DIGEST_BYTES
 from features.samples import SampleShard
+from features.scan_record import ScanRecord, record_bytes, record_from
 from features.shard import LAYOUT, ROW_GROUP_ROWS, Embeddings, merge_patches, read_vectors, vectors
 from features.snapshot import Snapshot, snapshot_from, snapshot_json
 from features.sources import RowRange
@@ -109,7 +111,18 @@ class Store:
             attempt = None
         return [snapshot for snapshot in (attempt, self.latest(name)) if snapshot is not None]
 
+    def read_scan(self, name: str) -> ScanRecord | None:
+        """What was found when a dataset's table was last scanned."""
+        try:
+            return record_from(self.storage.read(f"scans/{name}.json"))
+        except FileNotFoundError:
+            return None
+
     # ------------------------------------------------------------------ writing
+
+    def write_scan(self, name: str, record: ScanRecord) -> None:
+        """Remember a scan, for the next one to start from."""
+        self.storage.replace(f"scans/{name}.json", record_bytes(record))
 
     def write_samples(self, shard: SampleShard, *, rows: pa.Table) -> bool:
         """Write a sample shard if it is not there."""
