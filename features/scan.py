@@ -239,7 +239,7 @@ class Scanner:
         ranges = _joined([piece.place for piece in pieces])
         places = tuple((*self._file(r.file), r.start, r.stop) for r in ranges)
         known = self._shards.get(places)
-        if known is not None:
+        if known is not None and all(piece.table is None for piece in pieces):
             shard = replace(known.shard, ranges=ranges)
             self._found.append(replace(known, shard=shard, cut=cut))
             return self._found[-1], self._marks.pop(places, None)
