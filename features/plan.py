@@ -23,6 +23,7 @@ from features.samples import SampleShard
 from features.scan import ScannedShard
 from features.scan_record import Derived, ScanRecord
 from features.scan_units import (
+    LEAST_UNITS,
     SHARDS_A_TASK,
     Run,
     SampleReader,
@@ -271,7 +272,10 @@ def write_samples(plan: Plan, *, store: Store, run: Run | None = None) -> None:
     listed = store.storage.list("samples")
     absent = [shard for shard in plan.samples if f"{shard.fingerprint}.parquet" not in listed]
     if absent:
-        step = len(absent) if run is None else SHARDS_A_TASK
+        if run is None or len(absent) < LEAST_UNITS * SHARDS_A_TASK:
+            run, step = map, len(absent)
+        else:
+            step = SHARDS_A_TASK
         tasks = [
             WriteTask(
                 store=store,
@@ -281,7 +285,7 @@ def write_samples(plan: Plan, *, store: Store, run: Run | None = None) -> None:
             )
             for start in range(0, len(absent), step)
         ]
-        for _ in (map if run is None else run)(write_shards, tasks):
+        for _ in run(write_shards, tasks):
             pass
     if plan.record is not None:
         store.write_scan(plan.name, plan.record)

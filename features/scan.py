@@ -165,6 +165,8 @@ class Scanner:
             places = tuple(
                 (*scan.files[r.file - scan.first_file], r.start, r.stop) for r in found.shard.ranges
             )
+            if found.in_files and not in_files_too:
+                continue
             self._shards[places] = found
             if marks:
                 self._marks[places] = marks[order]

@@ -19,6 +19,8 @@ from features.store import READERS, Store
 
 MOST_AHEAD = 4 * READERS
 """Sample shards that are read ahead, or wait to be written."""
+LEAST_UNITS = 4
+"""Units from which it is worth the while to start processes for them."""
 SHARDS_A_TASK = 64
 """Sample shards that one task writes."""
 
@@ -58,7 +60,7 @@ def scan_table(
     """A scan, and its shards as they come; several units of new files are scanned by `run`."""
     scanner = Scanner(source, columns=columns, before=before)
     units = list(_units(source, numbers=scanner.unknown_files()))
-    if run is None or len(units) < 2:
+    if run is None or len(units) < LEAST_UNITS:
         return scanner, scanner.shards()
     tasks = [ScanTask(source=source.subset(unit), columns=columns) for unit in units]
     return scanner, scanner.shards(run(scan_unit, tasks), firsts={unit.start for unit in units})

@@ -155,6 +155,7 @@ def test_many_edits_one_after_another(table):
 @pytest.mark.parametrize("known", [False, True])
 def test_units_beside_one_another_find_what_one_scan_finds(table, monkeypatch, known):
     units = Source.units
+    monkeypatch.setattr("features.scan_units.LEAST_UNITS", 2)
     monkeypatch.setattr(Source, "units", lambda self: units(self, least_bytes=1))
     if known:
         table.keep()
