@@ -21,6 +21,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from features.copying import Copier
 from features.decoders.base import Limits
 from features.embedding import BrokenEncoder, ShardResult, embed_shards
 from features.encoders import Encoder
@@ -189,6 +190,7 @@ class ShardEncoder:
     ) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._store = Store(storage)
+        self._copier = Copier(self._store)
         self._source = source
         self._features = features
         self._key_by = payload_key_by
@@ -222,6 +224,7 @@ class ShardEncoder:
             columns=columns,
             payload_key_by=self._key_by,
             limits=self._limits,
+            copier=self._copier,
             on_begin=self._killers,
         )
 
