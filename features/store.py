@@ -286,7 +286,7 @@ class Store:
     def read_metadata(self, path: str) -> dict[str, str]:
         """The key-value metadata in the footer of a Parquet file of the store."""
         with self.storage.open(path) as file, pq.ParquetFile(file) as parquet:
-            metadata = parquet.schema_arrow.metadata or {}
+            metadata = parquet.metadata.metadata or {}
             return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
