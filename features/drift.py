@@ -87,6 +87,16 @@ class ModalityDrift:
     """What to expect of the cosine if both are random samples of the same directions."""
     same_encoder: bool
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether all payloads are those that were, and so are their embeddings."""
+        return (
+            self.same_encoder
+            and self.change is not None
+            and not (self.change.new or self.change.removed)
+            and all(pair.before == pair.after for pair in (self.missing, self.bad))
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
