@@ -11,9 +11,12 @@ An encoder of sequences gives several vectors to a row: its row number stands be
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
+import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,6 +33,20 @@ from features.statistics import statistics_json, statistics_of
 ROW_GROUP_ROWS = 4096
 LAYOUT = "contiguous"
 """What the footer says of files whose vectors can be read without being decoded."""
+LIBRARIES = {
+    "sensorium": "features",
+    "numpy": "numpy",
+    "pyarrow": "pyarrow",
+    "torch": "torch",
+    "transformers": "transformers",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scipy": "scipy",
+    "soundfile": "soundfile",
+    "soxr": "soxr",
+    "av": "av",
+}
+"""What may decide the last bits of an embedding: distribution → module."""
 _VECTORS = "embedding.list.element"
 
 
@@ -125,10 +142,25 @@ def shard_table(
             {
                 "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "host": platform.node(),
+                "versions": library_versions(),
             }
         ),
     }
     return embedding_table(found, keys=row_keys, metadata=metadata)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries at work in this process that make embeddings."""
+    loaded = [name for name, module in LIBRARIES.items() if module in sys.modules]
+    return {"python": platform.python_version(), **{name: _version(name) for name in loaded}}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def embedding_table(

@@ -90,16 +90,16 @@ def print_drift(drift: Drift, *, console: Console) -> None:
         f"         what changed since snapshot {drift.before[:12]}: {_samples(drift.samples)}"
     )
     made = table(
-        "modality", "payloads", "new", "removed", "missing", "bad", "repeated", "cosine", "norm",
-        numbers=("payloads", "new", "removed", "missing", "bad", "repeated", "cosine", "norm"),
-        wraps=("cosine",),
+        "modality", "new", "removed", "missing", "bad", "repeated", "cosine", "norm",
+        numbers=("new", "removed", "missing", "bad", "repeated", "cosine", "norm"),
+        wraps=("new", "missing", "bad", "repeated", "cosine"),
     )  # fmt: skip
     for modality, part in drift.modalities.items():
         if part.is_unchanged:
             continue
         made.add_row(
             escape(modality),
-            *_change_cells(part.change),
+            *_change_cells(part.change)[1:],
             *(shares(pair) for pair in (part.missing, part.bad, part.duplicates)),
             f"[yellow]{cosine(part)}[/yellow]" if is_beyond_chance(part) else cosine(part),
             norm(part),
