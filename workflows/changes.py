@@ -21,9 +21,8 @@ class ChangeRow:
     removed: str
     parts: tuple[int, int, int] | None
     """Payloads kept, new and removed, for a bar; None if it is not known."""
-    missing: str
-    bad: str
-    repeated: str
+    shares: tuple[tuple[str, str], ...]
+    """Missing, bad, repeated: each as it is now, and as it was, if that reads differently."""
     direction: str
     direction_note: str
     norm: str
@@ -85,9 +84,7 @@ def _row(name: str, part: ModalityDrift) -> ChangeRow:
         new_note=f"of {number(change.after)}" if change is not None else "",
         removed="?" if change is None else about + number(change.removed),
         parts=_parts(change),
-        missing=_pair(part.missing),
-        bad=_pair(part.bad),
-        repeated=_pair(part.duplicates),
+        shares=tuple(_pair(pair) for pair in (part.missing, part.bad, part.duplicates)),
         direction=_direction(part),
         direction_note="" if part.cosine_by_chance is None else _by_chance(part.cosine_by_chance),
         norm=_norm(part),
@@ -102,10 +99,10 @@ def _parts(change: Change | None) -> tuple[int, int, int] | None:
     return None if change is None else (change.kept, change.new, change.removed)
 
 
-def _pair(pair: Pair) -> str:
-    """`1.2 % → 3.4 %`, or once where both read the same; an en dash for what is not known."""
-    texts = ["–" if value is None else _share(value) for value in (pair.before, pair.after)]
-    return texts[0] if texts[0] == texts[1] else " → ".join(texts)
+def _pair(pair: Pair) -> tuple[str, str]:
+    """A share now, and what was before; an en dash for what is not known."""
+    before, after = ("–" if v is None else _share(v) for v in (pair.before, pair.after))
+    return after, "" if before == after or pair.before is None else f"was {before}"
 
 
 def _share(value: float) -> str:
@@ -119,7 +116,7 @@ def _direction(part: ModalityDrift) -> str:
 
 
 def _by_chance(value: float) -> str:
-    return f"{value:.4f} by chance"
+    return f"chance {value:.4f}"
 
 
 def _norm(part: ModalityDrift) -> str:
