@@ -90,9 +90,9 @@ def print_drift(drift: Drift, *, console: Console) -> None:
         f"         what changed since snapshot {drift.before[:12]}: {_samples(drift.samples)}"
     )
     made = table(
-        "modality", "new", "removed", "missing", "bad", "repeated", "cosine", "norm",
-        numbers=("new", "removed", "missing", "bad", "repeated", "cosine", "norm"),
-        wraps=("new", "missing", "bad", "repeated", "cosine"),
+        "modality", "new", "removed", "missing", "bad", "repeats", "cosine", "norm",
+        numbers=("new", "removed", "missing", "bad", "repeats", "cosine", "norm"),
+        wraps=("new", "missing", "bad", "repeats", "cosine"),
     )  # fmt: skip
     for modality, part in drift.modalities.items():
         if part.is_unchanged:
