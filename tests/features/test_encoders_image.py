@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from features.encoders.image import HogSpec, HuggingFaceImageSpec
+from features.encoders.huggingface_image import HuggingFaceImageSpec
+from features.encoders.image import HogSpec
 
 RNG = np.random.default_rng(0)
 PICTURES = [
