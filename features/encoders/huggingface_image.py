@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -82,6 +83,13 @@ class _HuggingFaceImage:
         self._two_sided = hasattr(model, "get_image_features")
         if self._two_sided and getattr(model, "text_model", None) is not None:
             model.text_model = None  # half of the memory, of which no use is made
+        if (
+            not self._two_sided
+            and "pixel_values" not in inspect.signature(model.forward).parameters
+        ):
+            raise ValueError(
+                f"`model`: {spec.model!r} is a {type(model).__name__}, which takes no images"
+            )
         self._options = _unmasked(model)
         self._pooling: str = spec.pooling
         if spec.pooling == "auto":
@@ -160,15 +168,8 @@ class _HuggingFaceImage:
 
     def _try(self) -> int:
         """Width of an embedding, found with two images that are the same."""
-        model = self._loaded.model
         probe = self.prepare(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
-        try:
-            one, other = self.encode([probe, probe])
-        except TypeError as error:
-            raise ValueError(
-                f"`model`: {self._spec.model!r} is a {type(model).__name__}, which takes no images "
-                f"({error})"
-            ) from error
+        one, other = self.encode([probe, probe])
         if not np.allclose(one, other, atol=self._spec.tolerance * max(1.0, np.abs(one).max())):
             raise ValueError(
                 f"`model`: {self._spec.model!r} gives unlike embeddings of one image: its forward "
