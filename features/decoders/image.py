@@ -38,6 +38,8 @@ def decode(payload: bytes, *, limits: Limits) -> np.ndarray:
     image_module = import_extra("PIL.Image", extra="image")
     ops = import_extra("PIL.ImageOps", extra="image")
     _silence_pillow()
+    if 2 * (image_module.MAX_IMAGE_PIXELS or limits.pixels) < limits.pixels:
+        image_module.MAX_IMAGE_PIXELS = limits.pixels  # Pillow has a limit of its own
     image_module.init()
     formats = [name for name in FORMATS if name in image_module.OPEN]
     try:
