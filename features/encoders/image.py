@@ -18,6 +18,7 @@ class HogSpec(EncoderSpec):
     """
 
     kind: ClassVar[Kind] = "image"
+    version: ClassVar[int] = 2
 
     type: Literal["hog"] = "hog"
     size: Annotated[int, pydantic.Field(ge=4, le=4096)] = 32

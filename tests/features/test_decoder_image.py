@@ -442,6 +442,13 @@ def test_the_limit_is_that_of_pixels_and_holds_to_the_last_one() -> None:
     assert "599 pixels" in refusal(data, limits=Limits(pixels=599))
 
 
+def test_a_file_in_a_cell_has_the_limit_of_one_that_is_fetched() -> None:
+    data = encoded(NOISE, "PNG")
+    pixels_of(data, limits=Limits(bytes=len(data)))
+    told = refusal(data, limits=Limits(bytes=len(data) - 1))
+    assert told == f"image of more than {len(data) - 1:,} bytes"
+
+
 def test_a_limit_above_that_of_pillow_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # it raises from twice as many
     np.testing.assert_array_equal(pixels_of(encoded(NOISE, "PNG")), NOISE)

@@ -150,6 +150,33 @@ def test_sequence_of_the_patches_row_by_row(model: Make, save: Save) -> None:
         np.testing.assert_allclose(ones, expected / lengths, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ViT", "ResNet"])
+def test_of_a_classifier_what_is_below_its_classes_is_taken(name: str, tmp_path: Path) -> None:
+    """Most models of the hub were saved with a head, and some without the layer of the pooler."""
+    import transformers
+
+    save = {"ViT": models.save_vit, "ResNet": models.save_resnet}[name]
+    save(tmp_path)
+    base = transformers.AutoModel.from_pretrained(tmp_path)
+    classifier = getattr(transformers, f"{name}ForImageClassification")(base.config).eval()
+    classifier.save_pretrained(tmp_path)
+    spec = HuggingFaceImageSpec(model=str(tmp_path))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    for row, image in zip(embed(spec, PICTURES), PICTURES, strict=True):
+        pixels = processor(images=Image.fromarray(image), return_tensors="pt")
+        with torch.no_grad():
+            output = classifier(**pixels, output_hidden_states=True)
+        states = output.hidden_states[-1][0]
+        if name == "ViT":
+            expected = classifier.vit.layernorm(states)[1:].mean(dim=0)
+        else:
+            expected = states.mean(dim=(1, 2))
+        np.testing.assert_allclose(row, expected.detach().numpy(), atol=1e-5)
+    if name == "ViT":
+        with pytest.raises(ValueError, match="lack 2 tensors of ViTModel, such as 'pooler"):
+            HuggingFaceImageSpec(model=str(tmp_path), pooling="pooler").load()
+
+
 def test_masked_autoencoder_sees_the_whole_image_in_order(model: Make) -> None:
     from transformers import AutoImageProcessor, ViTMAEModel, ViTModel
 
