@@ -112,6 +112,8 @@ def decode(
         raise TypeError(f"{kind} is decoded from bytes, not from text; fetch() its URI first")
     if isinstance(payload, bytes) and not payload:
         raise BadPayload(f"empty {kind}", stage="decode")
+    if isinstance(payload, bytes) and len(payload) > limits.bytes:
+        raise BadPayload(f"{kind} of more than {limits.bytes:,} bytes", stage="decode")
     options = {"start": start, "end": end} if kind in ("audio", "video") else {}
     return _decoder(kind).decode(payload, limits=limits, **options)
 

@@ -14,7 +14,7 @@ class Limits(Spec):
     """The largest payloads that are taken; a larger one is bad, and is not unfolded in memory."""
 
     bytes: Annotated[int, pydantic.Field(ge=1)] = 2**31
-    """Largest file that is fetched."""
+    """Largest file that is fetched, or that stands in a cell."""
     characters: Annotated[int, pydantic.Field(ge=1)] = 10_000_000
     """Longest text."""
     pixels: Annotated[int, pydantic.Field(ge=1)] = 100_000_000

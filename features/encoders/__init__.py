@@ -15,8 +15,9 @@ from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
 from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound, Video
 from features.encoders.huggingface_audio import HuggingFaceAudioSpec
+from features.encoders.huggingface_image import HuggingFaceImageSpec
 from features.encoders.huggingface_text import HuggingFaceTextSpec
-from features.encoders.image import HogSpec, HuggingFaceImageSpec
+from features.encoders.image import HogSpec
 from features.encoders.series import SeriesSpec
 from features.encoders.table import TableSpec
 from features.encoders.text import HashingSpec

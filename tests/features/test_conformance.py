@@ -21,8 +21,8 @@ from tests.features.broken_encoders import (
     PaintedSpec,
     ThawedSpec,
 )
-from tests.features.test_encoders_image import save_vit
 from tests.features.test_encoders_video import save_videomae
+from tests.features.vision_models import save_vit
 
 SPEC = "the spec is frozen, and its fingerprint stable"
 DOCUMENTED = "the spec and its fields are documented"
