@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from benchmarks.measure import ENVIRONMENT
 
 
 def parse(
@@ -31,6 +34,7 @@ def parse(
     )
     parser.add_argument("--variant", choices=list(variants or ()), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    os.environ.update(ENVIRONMENT)
     if options.variant:
         assert variants is not None
         variants[options.variant](options.folder)

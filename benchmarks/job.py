@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.measure import ENVIRONMENT
-from benchmarks.processes import Watched, run_watched
+from benchmarks.processes import Share, Watched, run_watched
 from features.snapshot import Snapshot
 from features.storage import LocalStorage
 from features.store import Store
@@ -60,14 +60,14 @@ def shard_files(pipeline: Path) -> dict[Path, ShardFile]:
     return found
 
 
-def working_seconds(pipeline: Path) -> float:
+def working_share(pipeline: Path, *, watched: Watched) -> Share:
     """From the first row that is waited for to the last shard in its place: a job but its start.
 
     Reading, tokenizing or decoding, the forward pass and writing are in it; the start of Ray,
     of the actors and of the model are not.
     """
     files = shard_files(pipeline).values()
-    return max(file.written for file in files) - min(file.begun for file in files)
+    return watched.between(min(f.begun for f in files), max(f.written for f in files))
 
 
 def open_store(pipeline: Path) -> tuple[Store, Snapshot]:

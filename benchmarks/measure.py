@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import Watched, run_watched
+from benchmarks.processes import Share, run_watched
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = "FACTS "
@@ -21,57 +21,117 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_WAIT_POLICY": "passive",
     "TRANSFORMERS_VERBOSITY": "error",
     "DO_NOT_TRACK": "1",
     "PYTHONPATH": str(ROOT),
 }
-"""For every process of a benchmark: nothing is asked of a network, and no bars are drawn."""
+"""For every process of a benchmark: nothing is asked of a network, and no bars are drawn.
+
+Threads of OpenMP that spin while they wait are of no use where others want the CPUs too: on a busy
+machine they slow a loop by four, and what is measured is chance.
+"""
 
 
 @dataclass(kw_only=True)
 class Series:
     """One variant's runs."""
 
-    values: list[float] = field(default_factory=list)
-    foreign: list[float] = field(default_factory=list)
+    rows: int
+    runs: list[Share] = field(default_factory=list)
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.values)
+    def rates(self) -> list[float]:
+        """Rows a second, by the clock."""
+        return [self.rows / run.seconds for run in self.runs]
 
     @property
-    def spread(self) -> str:
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    @property
+    def cpu_rate(self) -> float:
+        """Rows a second of CPU time, which others take little from."""
+        return statistics.median(self.rows / max(run.cpu_seconds, 1e-9) for run in self.runs)
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(run.seconds for run in self.runs)
+
+    @property
+    def foreign(self) -> float:
+        return statistics.median(run.foreign for run in self.runs)
+
+    @property
+    def rate_spread(self) -> str:
         """Least to greatest, as a person reads it."""
-        return f"{short(min(self.values))}–{short(max(self.values))}"
+        return f"{short(min(self.rates))}–{short(max(self.rates))}"
+
+    @property
+    def seconds_spread(self) -> str:
+        seconds = [run.seconds for run in self.runs]
+        return f"{short(min(seconds))}–{short(max(seconds))}"
 
 
 def in_turn(
-    variants: Mapping[str, Callable[[], tuple[float, float]]], *, repeats: int
+    variants: Mapping[str, tuple[int, Callable[[], Share]]], *, repeats: int
 ) -> dict[str, Series]:
     """Run all variants one after another, `repeats` times, so that a slow hour slows them all.
 
-    A variant gives its value (seconds, or rows a second) and how many CPUs others took meanwhile.
+    A variant is how many rows it works on, and what does it.
     """
-    found = {name: Series() for name in variants}
+    found = {name: Series(rows=rows) for name, (rows, _) in variants.items()}
     for _ in range(repeats):
-        for name, variant in variants.items():
-            value, foreign = variant()
-            print(f"  {name}: {short(value)} (others: {foreign:.1f} CPUs)", flush=True)
-            found[name].values.append(value)
-            found[name].foreign.append(foreign)
+        for name, (_, run) in variants.items():
+            found[name].runs.append(run())
+            last = found[name].runs[-1]
+            print(
+                f"  {name}: {short(last.seconds)} s, {short(last.cpu_seconds)} CPU s, "
+                f"others {last.foreign:.1f} CPUs",
+                flush=True,
+            )
     return found
+
+
+def rate_rows(found: Mapping[str, Series], *, best: Series) -> list[list[str]]:
+    """The rows of a table under `RATE_HEAD`."""
+    return [
+        [
+            name,
+            short(series.rate),
+            series.rate_spread,
+            f"{series.rate / best.rate:.2f}",
+            short(series.cpu_rate),
+            f"{series.cpu_rate / best.cpu_rate:.2f}",
+            f"{series.foreign:.1f}",
+        ]
+        for name, series in found.items()
+    ]
+
+
+RATE_HEAD = (
+    "variant", "rows/s", "least–most", "of the best loop", "rows/CPU s", "of the best loop",
+    "others' CPUs",
+)  # fmt: skip
 
 
 def run_variant(
     module: str, variant: str, *, folder: Path, python: str = sys.executable
-) -> tuple[dict[str, Any], Watched]:
-    """Run `python -m MODULE --variant VARIANT --folder FOLDER` and read what it found."""
+) -> tuple[dict[str, Any], Share]:
+    """Run `python -m MODULE --variant VARIANT --folder FOLDER`: what it found, and its share.
+
+    A variant that says when it `begun` and `ended` is measured between the two, and otherwise as
+    a whole.
+    """
     command = [python, "-m", module, "--variant", variant, "--folder", str(folder)]
     watched = run_watched(command, env=ENVIRONMENT)
     lines = [line for line in watched.output.splitlines() if line.startswith(FACTS)]
     if not lines:
         raise RuntimeError(f"{' '.join(command)} told nothing:\n{watched.output[-4000:]}")
-    return json.loads(lines[-1].removeprefix(FACTS)), watched
+    facts = json.loads(lines[-1].removeprefix(FACTS))
+    if "begun" in facts:
+        return facts, watched.between(facts["begun"], facts["ended"])
+    return facts, watched.share
 
 
 def tell(**facts: Any) -> None:

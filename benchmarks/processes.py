@@ -15,7 +15,35 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One look at a process tree."""
+
+    at: float
+    """Seconds since 1970."""
+    pss: int
+    """PSS of the whole tree, in bytes."""
+    own: float
+    """CPU seconds of the tree until now."""
+    busy: float
+    """CPU seconds of the whole machine until now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Who had the CPUs for a while."""
+
+    seconds: float
+    """By the clock."""
+    cpu_seconds: float
+    """Of the tree."""
+    foreign: float
+    """CPUs that others kept busy, on average."""
 
 
 @dataclass(kw_only=True)
@@ -24,24 +52,35 @@ class Watched:
 
     seconds: float = 0.0
     output: str = ""
-    memory: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds since the start, and PSS of the whole tree in bytes."""
+    looks: list[Look] = field(default_factory=list)
     root_peak: int = 0
     """Greatest PSS of the first process alone, in bytes."""
-    foreign: float = 0.0
-    """CPUs that others kept busy meanwhile, on average."""
 
     @property
     def peak(self) -> int:
         """Greatest PSS of the whole tree, in bytes."""
-        return max((size for _, size in self.memory), default=0)
+        return max((look.pss for look in self.looks), default=0)
+
+    @property
+    def share(self) -> Share:
+        """Over the whole run."""
+        return self.between(self.looks[0].at, self.looks[-1].at)
+
+    def between(self, begun: float, ended: float) -> Share:
+        """From one moment to another, in seconds since 1970; between two looks in proportion."""
+        at = [look.at for look in self.looks]
+        own = np.diff(np.interp([begun, ended], at, [look.own for look in self.looks]))
+        busy = np.diff(np.interp([begun, ended], at, [look.busy for look in self.looks]))
+        seconds = max(ended - begun, 1e-9)
+        foreign = max(0.0, float(busy[0] - own[0])) / seconds
+        return Share(seconds=seconds, cpu_seconds=float(own[0]), foreign=foreign)
 
 
 def run_watched(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, interval: float = 0.25
 ) -> Watched:
     """Run a command to its end. RuntimeError with its output if it fails."""
-    busy, begun = busy_seconds(), time.perf_counter()
+    begun = time.perf_counter()
     process = subprocess.Popen(
         command,
         env={**os.environ, **(env or {})},
@@ -54,10 +93,19 @@ def run_watched(
     ended = threading.Event()
 
     def look() -> None:
-        while not ended.wait(interval):
+        while True:
             sizes = tree.look()
-            watched.memory.append((time.perf_counter() - begun, sum(sizes.values())))
+            watched.looks.append(
+                Look(
+                    at=time.time(),
+                    pss=sum(sizes.values()),
+                    own=tree.cpu_seconds,
+                    busy=busy_seconds(),
+                )
+            )
             watched.root_peak = max(watched.root_peak, sizes.get(process.pid, 0))
+            if ended.wait(interval):
+                return
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -69,8 +117,6 @@ def run_watched(
     watcher.join()
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{watched.output[-4000:]}")
-    others = busy_seconds() - busy - tree.cpu_seconds
-    watched.foreign = max(0.0, others) / watched.seconds
     return watched
 
 

@@ -47,19 +47,15 @@ def report(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     targets: Sequence[Target],
-    foreign: Sequence[float] = (),
     libraries: Sequence[str] = (),
     remarks: Sequence[str] = (),
     write: bool,
 ) -> None:
     """Print a benchmark's tables and, if `write`, put them in the place of its last ones."""
-    others = ""
-    if foreign:
-        others = f" Others kept {min(foreign):.1f}–{max(foreign):.1f} CPUs busy meanwhile."
     text = "\n\n".join(
         [
             f"`{_command()}`, {datetime.date.today():%Y-%m-%d}, {_machine()}, "
-            f"{_versions((*LIBRARIES, *libraries))}.{others}",
+            f"{_versions((*LIBRARIES, *libraries))}.",
             _table(head, rows),
             *([_table(("target", "limit", "measured", "met"), [t.cells for t in targets])]
               if targets else []),

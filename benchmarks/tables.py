@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import yaml
 
 LEAST_WORDS, MEDIAN_WORDS, MOST_WORDS, SIGMA = 5, 40, 200, 0.85
 """Lengths of the texts: log-normal, and cut at both ends."""
-ROWS_IN_FILE = 100_000
 
 
 @cache
@@ -64,15 +63,14 @@ def lists(values: np.ndarray) -> pa.FixedSizeListArray:
 
 
 def write_table(
-    folder: Path, columns: Mapping[str, Any], *, first: int = 0, name: str = "t"
+    folder: Path, columns: Mapping[str, Any], *, first: int = 0, ids: Sequence[str] = ()
 ) -> None:
-    """Write a part of the table `folder/table`, with ids and labels added."""
+    """Write the part of `folder/table` that begins with row `first`, with ids and labels added."""
     (folder / "table").mkdir(parents=True, exist_ok=True)
-    rows = len(next(iter(columns.values())))
-    numbers = range(first, first + rows)
-    ids = {"id": [f"{name}{i:09d}" for i in numbers], "label": [i % 3 for i in numbers]}
+    numbers = range(first, first + len(next(iter(columns.values()))))
+    own = {"id": list(ids) or [f"t{i:09d}" for i in numbers], "label": [i % 3 for i in numbers]}
     path = folder / "table" / f"part-{first:010d}.parquet"
-    pq.write_table(pa.table(ids | dict(columns)), path, compression="zstd", row_group_size=8192)
+    pq.write_table(pa.table(own | dict(columns)), path, compression="zstd", row_group_size=8192)
 
 
 def write_text_table(folder: Path, *, rows: int, files: int = 8) -> None:

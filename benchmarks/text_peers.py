@@ -37,7 +37,7 @@ def bare(make: Callable[[], Loop], folder: Path) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
     made_table = pa.table({"id": table["id"], "embedding": column})
     pq.write_table(made_table, made / "part.parquet", compression="none", use_dictionary=False)
-    tell(rows=table.num_rows, seconds=time.time() - begun)
+    tell(rows=table.num_rows, begun=begun, ended=time.time())
 
 
 def sentence_transformers_loop() -> Loop:
@@ -67,7 +67,7 @@ def ray_recipe(folder: Path) -> None:
         compute=ray.data.ActorPoolStrategy(size=2),
         num_cpus=1,
     ).write_parquet(str(made))
-    tell(rows=_rows_in(made), seconds=time.time() - _ready_at(folder))
+    tell(rows=_rows_in(made), begun=_ready_at(folder), ended=time.time())
 
 
 class _RecipeEmbedder:
@@ -102,7 +102,7 @@ def daft_loop(folder: Path) -> None:
     table = daft.read_parquet(f"{folder}/table/*.parquet")
     table = table.with_column("embedding", Embedder().embed(daft.col("text")))
     table.write_parquet(str(made))
-    tell(rows=_rows_in(made), seconds=time.time() - _ready_at(folder))
+    tell(rows=_rows_in(made), begun=_ready_at(folder), ended=time.time())
 
 
 VARIANTS: dict[str, Callable[[Path], None]] = {
