@@ -201,6 +201,15 @@ def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return array
 
 
+def as_text(column: pa.ChunkedArray | pa.Array, *, name: str) -> pa.Array:
+    """A column of text or numbers as text; SourceError for any other."""
+    array = plain_array(column)
+    try:
+        return array.cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise SourceError(f"column {name!r} holds {array.type}, not text or numbers") from error
+
+
 def _seconds(table: pa.Table, *, name: str | None) -> list[float | None]:
     if name is None:
         return [None] * table.num_rows

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.columns import PayloadColumns
+from features.copying import Copier
 from features.decoders.base import DEFAULT_LIMITS, Limits
 from features.encoders import Encoder, EncoderSpec
 from features.encoding import Bad, Prepared, Rows, encode_rows
@@ -104,15 +105,17 @@ def embed_shards(
     columns: PayloadColumns,
     payload_key_by: str,
     limits: Limits = DEFAULT_LIMITS,
+    copier: Copier | None = None,
     on_begin: Callable[[Work], Mapping[int, str]] | None = None,
 ) -> Iterator[ShardResult]:
     """Compute shards of one modality and write each, with its quarantine first if it has any.
 
-    `on_begin` is called before a shard is begun, and names rows that must not be touched, since
-    they kill the process, each with the reason. Raises SourceError if the payloads are no longer
-    those that were planned, OSError for a fault of the medium, BrokenEncoder; a bad payload
-    raises nothing.
+    A `copier` that is given remembers donors from one call to the next. `on_begin` is called
+    before a shard is begun, and names rows that must not be touched, since they kill the process,
+    each with the reason. Raises SourceError if the payloads are no longer those that were
+    planned, OSError for a fault of the medium, BrokenEncoder; a bad payload raises nothing.
     """
+    copier = copier or Copier(store)
     opening = Opening(
         columns=columns,
         encoder=encoder,
@@ -130,7 +133,13 @@ def embed_shards(
             for work in works:
                 killers = dict(on_begin(work)) if on_begin is not None else {}
                 yield from _steps(
-                    work, killers=killers, store=store, reader=reader, opening=opening, pool=pool
+                    work,
+                    killers=killers,
+                    store=store,
+                    copier=copier,
+                    reader=reader,
+                    opening=opening,
+                    pool=pool,
                 )
 
         pending: Future[ShardResult] | None = None
@@ -172,6 +181,7 @@ def _steps(
     *,
     killers: Mapping[int, str],
     store: Store,
+    copier: Copier,
     reader: RowReader,
     opening: Opening,
     pool: ThreadPoolExecutor,
@@ -185,7 +195,7 @@ def _steps(
     keys = store.read_table(work.samples, columns=[f"key.{work.modality}"])[0].to_pylist()
     shard = _Shard(work=work, keys=keys)
     if not work.only:
-        shard.done.values.update(_copied(work, store=store, keys=keys))
+        shard.done.values.update(copier.copied(work, keys=keys))
         shard.copied = len(shard.done.values)
     shard.done.bad += [
         Bad(row=row, stage="crash", reason=reason) for row, reason in killers.items()
@@ -314,18 +324,6 @@ def _quarantine_table(shard: _Shard) -> pa.Table:
         },
         schema=QUARANTINE_SCHEMA,
     )
-
-
-def _copied(work: Work, *, store: Store, keys: Sequence[bytes | None]) -> dict[int, np.ndarray]:
-    """The rows whose embeddings stand in donor shards."""
-    held: dict[bytes, np.ndarray] = {}
-    for donor in work.donors:
-        try:
-            found = store.read_donor(donor, encoder=work.encoder)
-        except FileNotFoundError:
-            continue  # collected since the planning; its rows are computed like any others
-        held.update(found)
-    return {row: held[key] for row, key in enumerate(keys) if key is not None and key in held}
 
 
 def rows_in_source(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:

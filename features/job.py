@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pydantic
@@ -20,6 +21,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from features.copying import Copier
 from features.decoders.base import Limits
 from features.embedding import BrokenEncoder, ShardResult, embed_shards
 from features.encoders import Encoder
@@ -37,6 +39,8 @@ MOST_IN_BLOCK = 8
 EXPECTED = (SourceError, OSError, ImportError, BrokenEncoder, MemoryError)
 """What is raised as the worker raised it; its message is for the one who started the job."""
 
+T = TypeVar("T")
+R = TypeVar("R")
 _WORK = pydantic.TypeAdapter(Work)
 _RESULT = pydantic.TypeAdapter(ShardResult)
 
@@ -83,6 +87,39 @@ def embed(
             raise cause from error
         raise
     return results
+
+
+def in_tasks(function: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
+    """`map` on the cluster's CPUs: the results in the order of the arguments.
+
+    Twice as many tasks as CPUs are under way or have results that wait. Raises as the function
+    does; what it raises of the medium (OSError) is tried again first.
+    """
+    task = ray.remote(function).options(
+        num_cpus=1, max_retries=TASK_RETRIES, retry_exceptions=[OSError]
+    )
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    try:
+        for argument in arguments:
+            if len(waiting) >= most:
+                yield _result(waiting.popleft())
+            waiting.append(task.remote(argument))
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        for left in waiting:
+            ray.cancel(left)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        cause = _cause(error)
+        if isinstance(cause, EXPECTED):
+            raise cause from error
+        raise
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -156,6 +193,7 @@ class ShardEncoder:
         # Threads that spin while they wait for one another take the CPUs from those that decode.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         self._store = Store(storage)
+        self._copier = Copier(self._store)
         self._source = source
         self._features = features
         self._key_by = payload_key_by
@@ -189,6 +227,7 @@ class ShardEncoder:
             columns=columns,
             payload_key_by=self._key_by,
             limits=self._limits,
+            copier=self._copier,
             on_begin=self._killers,
         )
 

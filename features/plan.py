@@ -1,8 +1,9 @@
 """What is there, what is missing, and what it will cost.
 
-Planning reads the table once and lists each encoder's shards once. It keeps one record a
-shard; payload keys are held only for the shards that are missing while an earlier snapshot
-has donors for them, that is for about as many rows as have changed.
+Planning reads those files of the table that have changed, and lists each encoder's shards once.
+It keeps one record a shard. If anything has changed, ids and payload keys of the whole table are
+brought together on a local disk, about ten bytes a payload, to find what is repeated, and the keys
+of missing shards with those of their donors; memory is bounded in both.
 """
 
 from __future__ import annotations
@@ -10,14 +11,26 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import zip_longest
 
-import pyarrow as pa
-
+from features.donors import DonorSearch
 from features.encoders import EncoderSpec
-from features.samples import SampleShard, fit_features, scan_samples
+from features.integrity import Integrity, Marks, Repeats
+from features.sample_rows import SampleColumns
+from features.samples import SampleShard
+from features.scan import ScannedShard
+from features.scan_record import Derived, ScanRecord
+from features.scan_units import (
+    LEAST_UNITS,
+    SHARDS_A_TASK,
+    Run,
+    SampleReader,
+    WriteTask,
+    scan_table,
+    write_shards,
+)
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange, Source, SourceError
 from features.spec import DatasetSpec, FeatureSpec
@@ -74,9 +87,9 @@ class Plan:
     """What an embed job would do. `work` is empty if there is nothing to do."""
 
     name: str
-    dataset: DatasetSpec
     source: Source
-    target: str | None
+    columns: SampleColumns
+    """What is read of the table."""
     samples: tuple[SampleShard, ...]
     modalities: Mapping[str, ModalityPlan]
     work: tuple[Work, ...]
@@ -84,9 +97,22 @@ class Plan:
     """Samples per split; those in no split under the empty name."""
     labelled: Mapping[str, int]
     """Samples with a label per split."""
+    repeats: Mapping[str, Repeats]
+    """Payloads that stand in several rows, by modality; groups that a split column divides under
+    the empty name."""
+    record: ScanRecord | None
+    """What the next scan can start from; None if that is remembered already."""
     previous: Snapshot | None
     seconds: float
     """How long the planning took."""
+
+    @property
+    def dataset(self) -> DatasetSpec:
+        return self.columns.dataset
+
+    @property
+    def target(self) -> str | None:
+        return self.columns.target
 
     @property
     def rows(self) -> int:
@@ -101,116 +127,168 @@ def make_plan(
     features: Mapping[str, FeatureSpec],
     target: str | None,
     store: Store,
+    run: Run | None = None,
 ) -> Plan:
     """Compare the table with the store. Writes nothing.
 
-    Raises SourceError for a table that cannot be what the configuration says.
+    `run` scans files that have changed beside one another, where there are many. Raises
+    SourceError for a table that cannot be what the configuration says.
     """
     begun = time.perf_counter()
-    features = fit_features(source, dataset=dataset, features=features)
+    before = store.read_scan(name)
+    derived = Derived(source, before=before.derived if before else {})
+    strata = derived.strata(dataset)
+    features = derived.features(features, dataset=dataset, strata=strata)
+    columns = SampleColumns(
+        dataset=dataset,
+        payloads={m: feature.payload_columns for m, feature in features.items()},
+        target=target,
+        strata=strata,
+    )
     donors = store.donors(name)
     previous = store.latest(name)
     encoders = {m: feature.encoder.fingerprint() for m, feature in features.items()}
     there = {encoder: store.shards_of(encoder) for encoder in encoders.values()}
-    donors_of = {
-        m: [part for donor in donors if (part := _same_encoder(donor, modality=m, encoder=encoder))]
-        for m, encoder in encoders.items()
-    }
-    patches = {m: _patches(previous, modality=m) for m in features}
-    samples: list[SampleShard] = []
+    patches = {m: _patches(donors, modality=m, encoder=encoders[m]) for m in features}
+    scanned: list[ScannedShard] = []
     shards: dict[str, list[tuple[str, ...]]] = {m: [] for m in features}
     missing: dict[str, dict[str, SampleShard]] = {m: {} for m in features}
-    keys: dict[tuple[str, str], pa.Array] = {}
-    splits: Counter[str] = Counter()
-    labelled: Counter[str] = Counter()
-    columns = {m: feature.payload_columns for m, feature in features.items()}
-    for shard, rows in scan_samples(
-        source, dataset=dataset, payload_columns=columns, target=target
-    ):
-        samples.append(shard)
-        splits.update(split or "" for split in rows["split"].to_pylist())
-        if target is not None:
-            has_label = rows[f"target.{target}"].is_valid()
-            labelled.update(split or "" for split in rows["split"].filter(has_label).to_pylist())
-        for modality, encoder in encoders.items():
-            if modality not in shard.keys:
-                shards[modality].append(())
-                continue
-            made = shard_fingerprint(encoder=encoder, keys=shard.keys[modality])
-            shards[modality].append((made, *patches[modality].get(made, ())))
-            if made not in there[encoder] and made not in missing[modality]:
-                missing[modality][made] = shard
-                if donors_of[modality]:
-                    keys[modality, made] = rows[f"key.{modality}"]
-    work: list[Work] = []
-    parts: dict[str, ModalityPlan] = {}
-    for modality, feature in features.items():
-        held = _holders(
-            store,
-            donors=donors_of[modality],
-            listed={shard for over in shards[modality] for shard in over},
-            keys={made: column for (m, made), column in keys.items() if m == modality},
-        )
-        here = [
-            Work(
-                modality=modality,
-                encoder=encoders[modality],
-                shard=made,
-                samples=shard.path,
-                ranges=shard.ranges,
-                rows=shard.rows,
-                payloads=shard.payloads[modality],
-                donors=held[made].shards if made in held else (),
+    names: dict[str, dict[str, str]] = {m: {} for m in features}
+    with ExitStack() as stack:
+        integrity = stack.enter_context(Integrity())
+        searches = {
+            m: stack.enter_context(
+                DonorSearch(m, donors=_same_encoder(donors, modality=m, encoder=encoder))
             )
-            for made, shard in missing[modality].items()
-        ]
-        work += here
-        parts[modality] = _modality_plan(
-            modality,
-            feature=feature,
-            encoder=encoders[modality],
-            shards=tuple(shards[modality]),
-            samples=samples,
-            work=here,
-            copied=sum(item.rows for item in held.values()),
-            known=there[encoders[modality]],
-            previous=previous,
-            store=store,
+            for m, encoder in encoders.items()
+        }
+        unread: list[ScannedShard] = []
+
+        def ask(found: ScannedShard, marks: Marks) -> None:
+            """Look for donors of what is missing of a shard."""
+            for modality, search in searches.items():
+                made = names[modality].get(found.shard.fingerprint)
+                if made is not None and search.has_donors:
+                    search.add(made, hashes=marks[f"key.{modality}"]["hash"])
+
+        scanner, found_shards = scan_table(
+            source, columns=columns, before=before.scan if before else None, run=run
         )
+        for found, marks in found_shards:
+            scanned.append(found)
+            for modality, encoder in encoders.items():
+                keys = found.shard.keys.get(modality)
+                if keys is None:
+                    shards[modality].append(())
+                    continue
+                made = shard_fingerprint(encoder=encoder, keys=keys)
+                shards[modality].append((made, *patches[modality].get(made, ())))
+                if made not in there[encoder] and made not in missing[modality]:
+                    missing[modality][made] = found.shard
+                    names[modality][found.shard.fingerprint] = made
+            if marks is None:
+                unread.append(found)
+                continue
+            integrity.add(marks)
+            ask(found, marks)
+        samples = tuple(found.shard for found in scanned)
+        if not samples:
+            raise SourceError(f"{source.files[0]}: the table has no rows")
+        reader = SampleReader(store, source=source, columns=columns)
+        repeats = before.repeats if before is not None and before.holds(samples) else None
+        if repeats is not None:
+            lacking = {
+                shard for m, search in searches.items() if search.has_donors for shard in names[m]
+            }
+            unread = [found for found in unread if found.shard.fingerprint in lacking]
+        for found, marks in zip(unread, reader.marks([u.shard for u in unread]), strict=True):
+            integrity.add(marks)
+            ask(found, marks)
+        if repeats is None:
+            integrity.refuse_repeated_ids(column=dataset.id, shards=samples, rows=reader.read)
+            repeats = integrity.repeats(shards=samples, rows=reader.read)
+        work: list[Work] = []
+        parts: dict[str, ModalityPlan] = {}
+        for modality, feature in features.items():
+            held = searches[modality].find(
+                store, listed={shard for over in shards[modality] for shard in over}
+            )
+            here = [
+                Work(
+                    modality=modality,
+                    encoder=encoders[modality],
+                    shard=made,
+                    samples=shard.path,
+                    ranges=shard.ranges,
+                    rows=shard.rows,
+                    payloads=shard.payloads[modality],
+                    donors=held[made].shards if made in held else (),
+                )
+                for made, shard in missing[modality].items()
+            ]
+            work += here
+            parts[modality] = _modality_plan(
+                modality,
+                feature=feature,
+                encoder=encoders[modality],
+                shards=tuple(shards[modality]),
+                samples=samples,
+                work=here,
+                copied=sum(item.rows for item in held.values()),
+                known=there[encoders[modality]],
+                previous=previous,
+                store=store,
+            )
+    record = ScanRecord(scan=scanner.result(), repeats=repeats, derived=derived.found)
     return Plan(
         name=name,
-        dataset=dataset,
         source=source,
-        target=target,
-        samples=tuple(samples),
+        columns=columns,
+        samples=samples,
         modalities=parts,
         work=tuple(work),
-        splits=dict(splits),
-        labelled=dict(labelled),
+        splits=_total(found.splits for found in scanned),
+        labelled=_total(found.labelled for found in scanned),
+        repeats=repeats,
+        record=None if record == before else record,
         previous=previous,
         seconds=time.perf_counter() - begun,
     )
 
 
-def write_samples(plan: Plan, *, store: Store) -> None:
-    """Write the sample shards that are not in the store; reads the table again if there are any.
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
-    Raises SourceError if the table is no longer the one that was planned.
+
+def write_samples(plan: Plan, *, store: Store, run: Run | None = None) -> None:
+    """Write the sample shards that are not in the store, and remember the scan.
+
+    Reads the rows of those shards again; `run` does it in pieces beside one another. Raises
+    SourceError if the table is no longer the one that was planned.
     """
-    if not {f"{shard.fingerprint}.parquet" for shard in plan.samples} - store.storage.list(
-        "samples"
-    ):
-        return
-    columns = {m: part.feature.payload_columns for m, part in plan.modalities.items()}
-    scanned = scan_samples(
-        plan.source, dataset=plan.dataset, payload_columns=columns, target=plan.target
-    )
-    for planned, (shard, rows) in zip_longest(plan.samples, scanned, fillvalue=(None, None)):
-        if shard != planned:
-            raise SourceError(
-                "the table changed while it was read; leave it and its files alone, and run again"
+    listed = store.storage.list("samples")
+    absent = [shard for shard in plan.samples if f"{shard.fingerprint}.parquet" not in listed]
+    if absent:
+        if run is None or len(absent) < LEAST_UNITS * SHARDS_A_TASK:
+            run, step = map, len(absent)
+        else:
+            step = SHARDS_A_TASK
+        tasks = [
+            WriteTask(
+                store=store,
+                source=plan.source,
+                columns=plan.columns,
+                shards=tuple(absent[start : start + step]),
             )
-        store.write_samples(shard, rows=rows)
+            for start in range(0, len(absent), step)
+        ]
+        for _ in run(write_shards, tasks):
+            pass
+    if plan.record is not None:
+        store.write_scan(plan.name, plan.record)
 
 
 def is_there(plan: Plan, *, store: Store) -> bool:
@@ -231,41 +309,11 @@ def draft_snapshot(plan: Plan) -> Snapshot:
     return snapshot_of(plan, dims={}, bad={})
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Held:
-    """Shards that hold some of the payloads of a missing one, and how many they hold."""
-
-    shards: tuple[str, ...]
-    rows: int
-
-
-def _same_encoder(donor: Snapshot, *, modality: str, encoder: str) -> ModalityShards | None:
-    part = donor.modalities.get(modality)
-    return part if part is not None and part.encoder_fingerprint == encoder else None
-
-
-def _holders(
-    store: Store,
-    *,
-    donors: Sequence[ModalityShards],
-    listed: set[str],
-    keys: Mapping[str, pa.Array],
-) -> dict[str, _Held]:
-    """Per missing shard: the donors' shards, listed no more, that hold its payloads."""
-    if not keys:
-        return {}
-    holder: dict[bytes, str] = {}
-    for part in donors:
-        for shard in dict.fromkeys(s for over in part.shards for s in over if s not in listed):
-            path = embedding_path(encoder=part.encoder_fingerprint, shard=shard)
-            if store.storage.exists(path):
-                for key in store.read_table(path, columns=["payload_key"])[0].to_pylist():
-                    holder.setdefault(key, shard)
-    found = {}
-    for made, column in keys.items():
-        held = [holder[key] for key in column.to_pylist() if key in holder]
-        found[made] = _Held(shards=tuple(dict.fromkeys(held)), rows=len(held))
-    return found
+def _same_encoder(
+    donors: Sequence[Snapshot], *, modality: str, encoder: str
+) -> list[ModalityShards]:
+    parts = (donor.modalities.get(modality) for donor in donors)
+    return [part for part in parts if part is not None and part.encoder_fingerprint == encoder]
 
 
 def snapshot_of(plan: Plan, *, dims: Mapping[str, int], bad: Mapping[str, int]) -> Snapshot:
@@ -292,11 +340,16 @@ def snapshot_of(plan: Plan, *, dims: Mapping[str, int], bad: Mapping[str, int]) 
     )
 
 
-def _patches(previous: Snapshot | None, *, modality: str) -> dict[str, tuple[str, ...]]:
-    """Per shard of the last snapshot: the patches that it lists over it."""
-    if previous is None or modality not in previous.modalities:
-        return {}
-    return {over[0]: over[1:] for over in previous.modalities[modality].shards if over[1:]}
+def _patches(
+    donors: Sequence[Snapshot], *, modality: str, encoder: str
+) -> dict[str, tuple[str, ...]]:
+    """Per shard of the last snapshots: the patches that are listed over it, by the newest."""
+    found: dict[str, tuple[str, ...]] = {}
+    for part in _same_encoder(donors, modality=modality, encoder=encoder):
+        for over in part.shards:
+            if over[1:]:
+                found.setdefault(over[0], over[1:])
+    return found
 
 
 def _modality_plan(
@@ -305,7 +358,7 @@ def _modality_plan(
     feature: FeatureSpec,
     encoder: str,
     shards: tuple[tuple[str, ...], ...],
-    samples: list[SampleShard],
+    samples: Sequence[SampleShard],
     work: list[Work],
     copied: int,
     known: set[str],

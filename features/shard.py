@@ -200,18 +200,44 @@ def read_vectors(file: _Seekable, parquet: pq.ParquetFile, *, into: np.ndarray) 
     start = 0
     for number in range(metadata.num_row_groups if into.size else 0):
         group = metadata.row_group(number)
-        column = next(
-            group.column(i)
-            for i in range(group.num_columns)
-            if group.column(i).path_in_schema == _VECTORS
-        )
-        # One page, whose values are its end: before them stand its header and the list's levels.
         part = into[start : start + group.num_rows]
-        file.seek(column.data_page_offset + column.total_compressed_size - part.nbytes)
+        file.seek(_end_of_vectors(group) - part.nbytes)
         read = file.readinto(part.data.cast("B"))
         if read != part.nbytes:
             raise OSError(f"the file ends {part.nbytes - read} bytes before its vectors do")
         start += group.num_rows
+
+
+def read_some_vectors(file: _Seekable, parquet: pq.ParquetFile, *, rows: np.ndarray) -> np.ndarray:
+    """The vectors of some rows, int64 `[N]`, of a file in the layout of this module: `[N, D]`."""
+    vector = parquet.schema_arrow.field("embedding").type
+    found = np.empty((len(rows), vector.list_size), vector.value_type.to_pandas_dtype())
+    width = found.itemsize * vector.list_size
+    ends = np.cumsum(
+        [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+    )
+    order = np.argsort(rows, kind="stable")
+    groups = np.searchsorted(ends, rows, side="right")
+    for place in order.tolist():
+        number, row = int(groups[place]), int(rows[place])
+        end = _end_of_vectors(parquet.metadata.row_group(number))
+        file.seek(end - (int(ends[number]) - row) * width)
+        if file.readinto(found[place].data.cast("B")) != width:
+            raise OSError("the file ends before its vectors do")
+    return found
+
+
+def _end_of_vectors(group: pq.RowGroupMetaData) -> int:
+    """Where the vectors of a row group end in the file.
+
+    They are one page, whose values are its end: before them stand its header and the list's levels.
+    """
+    column = next(
+        group.column(i)
+        for i in range(group.num_columns)
+        if group.column(i).path_in_schema == _VECTORS
+    )
+    return int(column.data_page_offset + column.total_compressed_size)
 
 
 def statistics_of(found: Embeddings) -> dict[str, object]:

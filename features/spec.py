@@ -26,12 +26,18 @@ class SplitSpec(Spec):
 
     Give `column`, or `group` with the two shares. A group (a speaker, a patient, a document)
     is never divided between splits; `group` may be the id column if all samples are independent.
+    Both may be given: then the column decides, and groups that it divides are reported.
     """
 
     column: str | None = None
     """Column that holds `train`, `validation` or `test`; a sample with null is not used."""
     group: str | None = None
-    """Column whose value decides, by its hash, the split of all samples that share it."""
+    """Column whose value decides, by its hash, the split of all samples that share it; with
+    `column`, that of the groups which should not be divided."""
+    stratify: str | None = None
+    """Column of whose every value the splits shall have their shares (with `group`): the label,
+    or a language. Its groups are counted, so that as the table grows some may change sides; a
+    group of several values is counted with the first of them."""
     validation: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
     """Expected share of groups in the validation split (with `group`)."""
     test: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
@@ -39,8 +45,10 @@ class SplitSpec(Spec):
 
     @pydantic.model_validator(mode="after")
     def _one_way(self) -> Self:
-        if (self.column is None) == (self.group is None):
-            raise ValueError("give either `column` or `group`, one of the two")
+        if self.column is None and self.group is None:
+            raise ValueError("give `column`, which says the split, or `group`, whose hash decides")
+        if self.column is not None and self.stratify is not None:
+            raise ValueError("`stratify` divides by shares, and `column` says the split already")
         if self.validation + self.test >= 1:
             raise ValueError("`validation` and `test` together leave nothing to train on")
         return self

@@ -7,10 +7,11 @@
     snapshots/<id>.json                        the shards that make up one version of a dataset
     latest/<name>.json                         the newest snapshot of a dataset, and where its
                                                rows stand in the source
+    scans/<name>.json                          what was found when the table was last scanned
     attempts/<name>                            the last snapshot that went over its budget
     leases/<kind>-<random>.json                who works on the store at the moment
 
-Everything but the last three is written once and never changed. Readers follow snapshots only.
+Everything but the last four is written once and never changed. Readers follow snapshots only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ import pyarrow.parquet as pq
 from features.encoders import EncoderSpec
 from features.fingerprint import DIGEST_BYTES
 from features.samples import SampleShard
-from features.shard import LAYOUT, ROW_GROUP_ROWS, Embeddings, merge_patches, read_vectors, vectors
+from features.scan_record import ScanRecord, record_bytes, record_from
+from features.shard import (
+    LAYOUT,
+    ROW_GROUP_ROWS,
+    Embeddings,
+    merge_patches,
+    read_some_vectors,
+    read_vectors,
+    vectors,
+)
 from features.snapshot import Snapshot, snapshot_from, snapshot_json
 from features.sources import RowRange
 from features.storage import Storage
@@ -109,7 +119,18 @@ class Store:
             attempt = None
         return [snapshot for snapshot in (attempt, self.latest(name)) if snapshot is not None]
 
+    def read_scan(self, name: str) -> ScanRecord | None:
+        """What was found when a dataset's table was last scanned."""
+        try:
+            return record_from(self.storage.read(f"scans/{name}.json"))
+        except FileNotFoundError:
+            return None
+
     # ------------------------------------------------------------------ writing
+
+    def write_scan(self, name: str, record: ScanRecord) -> None:
+        """Remember a scan, for the next one to start from."""
+        self.storage.replace(f"scans/{name}.json", record_bytes(record))
 
     def write_samples(self, shard: SampleShard, *, rows: pa.Table) -> bool:
         """Write a sample shard if it is not there."""
@@ -227,6 +248,27 @@ class Store:
         else:
             parts = np.split(found.values, np.cumsum(found.lengths)[:-1])
         return {keys[row]: part for row, part in zip(found.rows.tolist(), parts, strict=True)}
+
+    def read_vectors(self, shard: str, *, encoder: str, rows: np.ndarray) -> list[np.ndarray]:
+        """The embeddings in some rows of a shard's file, int64 `[N]` in any order: `[D]` each.
+
+        Reads those alone where the layout allows; of sequences, which start in these rows,
+        `[T, D]` each, out of the whole file.
+        """
+        with (
+            self.storage.open(embedding_path(encoder=encoder, shard=shard)) as file,
+            pq.ParquetFile(file) as parquet,
+        ):
+            metadata = parquet.schema_arrow.metadata or {}
+            sequence = metadata.get(b"sensorium.sequence") == b"1"
+            if metadata.get(b"sensorium.layout") == LAYOUT.encode() and not sequence:
+                return list(read_some_vectors(file, parquet, rows=rows))
+        found = self.read_shard(shard, encoder=encoder)
+        if found.lengths is None:
+            return list(found.values[rows])
+        starts = np.cumsum(found.lengths) - found.lengths
+        parts = np.split(found.values, starts[1:])
+        return [parts[place] for place in np.searchsorted(starts, rows)]
 
     def read_rows(self, snapshot: Snapshot, *, modality: str) -> np.ndarray:
         """Row numbers of the samples that have an embedding, int64 `[P]`, ascending."""

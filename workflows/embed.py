@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -18,6 +19,7 @@ from features.embedding import BrokenEncoder, ShardResult
 from features.lease import Lease, announce_job
 from features.plan import Plan, draft_snapshot, is_there, make_plan, write_samples
 from features.retry import retry_work, with_patches
+from features.scan_units import Run
 from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.spec import SPLITS
@@ -67,8 +69,11 @@ def open_store(pipeline: Pipeline) -> Store:
         raise pipeline.error(("store",), str(error)) from error
 
 
-def plan_embedding(pipeline: Pipeline) -> Plan:
-    """Compare the table with the store; ConfigurationError for what is not as described."""
+def plan_embedding(pipeline: Pipeline, *, run: Run | None = None) -> Plan:
+    """Compare the table with the store; ConfigurationError for what is not as described.
+
+    `run` reads many changed files beside one another.
+    """
     source = pipeline.open_source()
     spec = pipeline.spec
     for modality, feature in spec.features.items():
@@ -84,11 +89,24 @@ def plan_embedding(pipeline: Pipeline) -> Plan:
             features=spec.features,
             target=spec.task.target,
             store=open_store(pipeline),
+            run=run,
         )
     except SourceError as error:
         raise pipeline.error(("dataset",), str(error)) from error
     except OSError as error:
         raise StageError(str(error)) from error
+
+
+def _tasks(connection: Connection) -> Run:
+    """Functions called by Ray, which is started only if any is."""
+
+    def run(function: Callable[[Any], Any], arguments: Sequence[Any]) -> Iterator[Any]:
+        from features.job import in_tasks
+
+        connection.open()
+        return in_tasks(function, arguments)
+
+    return run
 
 
 def check_trainable(plan: Plan, *, pipeline: Pipeline) -> None:
@@ -123,7 +141,7 @@ def embed(
     `for_training` refuses a table without labels in each split, before any work. `retry` tries
     the payloads in quarantine again, and lists what could be embedded as patches.
     """
-    plan = plan_embedding(pipeline)
+    plan = plan_embedding(pipeline, run=_tasks(connection))
     if for_training:
         check_trainable(plan, pipeline=pipeline)
     store = open_store(pipeline)
@@ -180,7 +198,7 @@ def _embed(
     if plan.work:
         print_work(plan, console=console)
     try:
-        write_samples(plan, store=store)
+        write_samples(plan, store=store, run=_tasks(connection))
         if plan.work:
             _compute(plan, store=store, connection=connection, console=console)
         if retry:

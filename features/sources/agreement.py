@@ -20,6 +20,14 @@ class Agreement:
         self._text_is_bytes = text_is_bytes
         self._types: dict[str, tuple[pa.DataType, str]] = {}
 
+    @property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """The columns and their types so far, by the file that each comes from; for `add`."""
+        found: dict[str, list[pa.Field]] = {}
+        for name, (kind, file) in self._types.items():
+            found.setdefault(file, []).append(pa.field(name, kind))
+        return {file: pa.schema(fields) for file, fields in found.items()}
+
     def add(self, schema: pa.Schema, *, file: str) -> None:
         """Compare a file's columns with those so far. SourceError names column and files."""
         for field in schema:

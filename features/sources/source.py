@@ -89,16 +89,25 @@ class Source:
                 break
         return list(found)
 
+    def agreement(self) -> Agreement:
+        """What files of this format have to agree on, none being read yet."""
+        return Agreement(text_is_bytes=FORMATS[self.format].text_is_bytes)
+
     def scan(
-        self, *, columns: Sequence[str], text: Collection[str] = (), files: range | None = None
+        self,
+        *,
+        columns: Sequence[str],
+        text: Collection[str] = (),
+        files: range | None = None,
+        agreement: Agreement | None = None,
     ) -> Iterator[Chunk]:
         """All rows in order, of all files or of some, in chunks of at most some thousand rows.
 
         Columns in `text` are not guessed at in a format without types (CSV): `007` stays so.
         SourceError names the file that cannot be read, lacks a column, or holds another type
-        than the files before it.
+        than the files before it, or than an `agreement` of other files has it.
         """
-        agreement = Agreement(text_is_bytes=FORMATS[self.format].text_is_bytes)
+        agreement = self.agreement() if agreement is None else agreement
         for number in self.numbers if files is None else files:
             file = self.path_of(number)
             for first, table in read_file(

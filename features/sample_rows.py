@@ -1,0 +1,154 @@
+"""Rows of the table → rows of samples: ids, split, target, slices, and a key for each payload."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.columns import PayloadColumns, as_text, depends_on_files, payload_key, plain_array
+from features.fingerprint import DIGEST_BYTES, fingerprint
+from features.sources import SourceError
+from features.spec import DatasetSpec
+from features.split import Strata, splits_of
+
+KEY = pa.binary(DIGEST_BYTES)
+VERSION = 1
+"""Raised when rows come out otherwise, so that remembered scans are not used any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleColumns:
+    """What is read of the table, and what becomes of it."""
+
+    dataset: DatasetSpec
+    payloads: Mapping[str, PayloadColumns]
+    """Per modality."""
+    target: str | None
+    strata: Strata | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are read."""
+        split = self.dataset.split
+        names = [self.dataset.id, *self.dataset.slices]
+        names += [name for columns in self.payloads.values() for name in columns.names]
+        names += [n for n in (self.target, split.column, split.group, split.stratify) if n]
+        return list(dict.fromkeys(names))
+
+    @property
+    def text_names(self) -> list[str]:
+        """Those that a format without types must not guess at."""
+        split = self.dataset.split
+        names = [self.dataset.id, *self.dataset.slices]
+        names += [n for n in (split.column, split.group, split.stratify) if n]
+        names += [name for columns in self.payloads.values() for name in columns.text_names]
+        return list(dict.fromkeys(names))
+
+    def identity(self) -> str:
+        """The hash of all that decides rows and boundaries, but for the table itself."""
+        dataset = self.dataset
+        return fingerprint(
+            {
+                "version": VERSION,
+                "id": dataset.id,
+                "split": dataset.split,
+                "strata": self.strata,
+                "slices": dataset.slices,
+                "payload_key": dataset.payload_key,
+                "shard_rows": dataset.shard_rows,
+                "payloads": self.payloads,
+                "target": self.target,
+            }
+        )
+
+    def rows(self, table: pa.Table, *, first_row: int, folder: str) -> SampleRows:
+        """Rows of samples, given these columns of some rows of the table.
+
+        Their columns are `sample_id`, `split`, `target.<column>`, `slice.<column>`, `group` (if
+        it is only to be looked at) and `key.<modality>`. Raises SourceError for a null id and an
+        unknown split; `first_row` is where they stand in the table, for its message.
+        """
+        dataset = self.dataset
+        columns: dict[str, pa.Array] = {
+            "sample_id": ids_of(table[dataset.id], name=dataset.id, first_row=first_row),
+            "split": splits_of(table, dataset=dataset, strata=self.strata),
+        }
+        if self.target is not None:
+            columns[f"target.{self.target}"] = _labels(table[self.target], name=self.target)
+        for name in dataset.slices:
+            columns[f"slice.{name}"] = as_text(table[name], name=name)
+        if dataset.split.column is not None and dataset.split.group is not None:
+            columns["group"] = as_text(table[dataset.split.group], name=dataset.split.group)
+        in_files = False
+        for modality, read in self.payloads.items():
+            values = read.payloads(table)
+            keys = [
+                None
+                if value is None
+                else payload_key(value, columns=read, folder=folder, by=dataset.payload_key)
+                for value in values
+            ]
+            columns[f"key.{modality}"] = pa.array(keys, KEY)
+            if dataset.payload_key != "uri" and not in_files:
+                in_files = any(depends_on_files(value, columns=read) for value in values)
+        return SampleRows(table=pa.table(columns), in_files=in_files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRows:
+    """Rows of samples, and whether a key among them depends on a file beside the table."""
+
+    table: pa.Table
+    in_files: bool
+
+
+def id_hashes(ids: pa.Array) -> np.ndarray:
+    """The hash of each id, which decides where shards end: uint64 `[N]`."""
+    digests = [hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids.to_pylist()]
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def ids_of(column: pa.ChunkedArray, *, name: str, first_row: int) -> pa.Array:
+    """The ids as text; SourceError with the row, counted from `first_row`, of one that is null."""
+    ids = as_text(column, name=name)
+    if ids.null_count:
+        row = first_row + pc.index(pc.is_null(ids), True).as_py()
+        raise SourceError(f"column {name!r}, row {row}: the id is null; every sample needs one")
+    return ids
+
+
+def key_hashes(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """The first 8 bytes of each payload key, uint64 `[N]`; of no meaning where there is none."""
+    array = plain_array(column)
+    width = array.type.byte_width
+    buffer = array.buffers()[1]
+    if buffer is None or not len(array):
+        return np.zeros(len(array), np.uint64)
+    data = np.frombuffer(buffer, np.uint8, len(array) * width, array.offset * width)
+    return data.reshape(-1, width)[:, :8].copy().view("<u8").ravel()
+
+
+def _labels(column: pa.ChunkedArray, *, name: str) -> pa.Array:
+    """Labels as text, int64 or booleans; whole floats (integers with gaps, in pandas) as int64."""
+    labels = plain_array(column)
+    found = labels.type
+    if pa.types.is_floating(found):
+        labels = pc.if_else(pc.is_nan(labels), pa.scalar(None, found), labels)
+        try:
+            return labels.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"column {name!r} holds fractions; a class is text, an integer or a boolean"
+            ) from error
+    if pa.types.is_integer(found):
+        return labels.cast(pa.int64())
+    if pa.types.is_string(found) or pa.types.is_large_string(found):
+        return labels.cast(pa.string())
+    if pa.types.is_boolean(found) or pa.types.is_null(found):
+        return labels
+    raise SourceError(f"column {name!r} holds {found}; a class is text, an integer or a boolean")
