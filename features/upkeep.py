@@ -24,6 +24,7 @@ KINDS = (
     "snapshots",
     "latest",
     "attempts",
+    "scans",
     "candidates",
     "train-runs",
     "leases",

@@ -29,6 +29,7 @@ from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, share, size, table
 from workflows.pipeline import Pipeline, StageError
 from workflows.quarantine import group_reasons
+from workflows.repeats import print_repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +198,7 @@ def _embed(
     )
     if plan.work:
         print_work(plan, console=console)
+        print_repeats(plan, console=console)
     try:
         write_samples(plan, store=store, run=_tasks(connection))
         if plan.work:

@@ -314,3 +314,14 @@ def test_the_schema_accepts_good_and_refuses_bad_files(folder, capsys):
         with pytest.raises(jsonschema.ValidationError):
             validator.validate({**good, part: value})
     assert code == 0
+
+
+def test_a_payload_on_two_sides_of_a_split_is_told(folder, capsys):
+    table = pd.read_csv(folder / "words.csv", dtype=str)
+    train = table.index[table["split"] == "train"]
+    test = table.index[table["split"] == "test"]
+    assert "leak" not in sensorium(capsys, "plan", "words.yaml")[1]
+    table.loc[test[0], "text"] = table.loc[train[1], "text"]
+    table.to_csv(folder / "words.csv", index=False)
+    code, out, _ = sensorium(capsys, "plan", "words.yaml")
+    assert code == 0 and "leak     1 payload of text in both train and test" in out
