@@ -116,12 +116,12 @@ RATE_HEAD = (
 
 
 def run_variant(
-    module: str, variant: str, *, folder: Path, python: str = sys.executable
+    module: str, variant: str, *, folder: Path, python: str = sys.executable, whole: bool = False
 ) -> tuple[dict[str, Any], Share]:
     """Run `python -m MODULE --variant VARIANT --folder FOLDER`: what it found, and its share.
 
-    A variant that says when it `begun` and `ended` is measured between the two, and otherwise as
-    a whole.
+    A variant that says when it `begun` and `ended` is measured between the two, unless it is to be
+    taken as a whole.
     """
     command = [python, "-m", module, "--variant", variant, "--folder", str(folder)]
     watched = run_watched(command, env=ENVIRONMENT)
@@ -129,7 +129,7 @@ def run_variant(
     if not lines:
         raise RuntimeError(f"{' '.join(command)} told nothing:\n{watched.output[-4000:]}")
     facts = json.loads(lines[-1].removeprefix(FACTS))
-    if "begun" in facts:
+    if "begun" in facts and not whole:
         return facts, watched.between(facts["begun"], facts["ended"])
     return facts, watched.share
 
