@@ -11,6 +11,8 @@ from pathlib import Path
 
 from benchmarks.measure import ENVIRONMENT
 
+PYTHON = sys.executable
+
 
 def parse(
     description: str | None,

@@ -8,7 +8,7 @@ batch laid end to end, and attention over groups of one length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.peers import Loop
+
 TOKENS = 4096
 """Tokens of a batch; more leave the caches of a CPU."""
 LONGEST = 256
-
-Loop = Callable[[Sequence[str]], np.ndarray]
 
 
 def minilm() -> str:

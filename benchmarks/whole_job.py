@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from benchmarks import command, job, text_peers
 from benchmarks.measure import in_turn, run_variant, short
+from benchmarks.peers import has_daft
 from benchmarks.processes import Share
 from benchmarks.results import Target, report
 from benchmarks.tables import write_pipeline, write_text_table
@@ -74,14 +73,6 @@ def main() -> None:
         ],
         write=not options.quick,
     )
-
-
-def has_daft(python: str) -> bool:
-    """Whether a Python can import daft; says what to do if it cannot."""
-    if subprocess.run([python, "-c", "import daft"], capture_output=True).returncode == 0:
-        return True
-    print("  Daft is left out: name a Python with `pip install daft` by --peers")
-    return False
 
 
 if __name__ == "__main__":
