@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from features.embedding import COLLAPSED, WIDE, BrokenEncoder
+from features.encoding import NOT_FINITE
 from features.plan import ModalityPlan, Plan, snapshot_of
-from features.snapshot import Snapshot
+from features.snapshot import ModalityShards, Snapshot
+from features.statistics import ModalityStatistics
 from features.store import Store, embedding_path
 
 
@@ -55,6 +58,40 @@ def make_snapshot(
         dims={name: _width(store, part) for name, part in plan.modalities.items()},
         bad={name: item.bad for name, item in quarantine.items()},
     )
+
+
+def refuse_broken(
+    snapshot: Snapshot,
+    *,
+    quarantine: Mapping[str, QuarantineCount],
+    statistics: Mapping[str, ModalityStatistics],
+) -> None:
+    """Raise BrokenEncoder if all embeddings of a modality are worthless.
+
+    A shard of enough rows is refused before it is written. This is for those of which each has
+    too few rows to tell, and all together have enough.
+    """
+    for modality, part in snapshot.modalities.items():
+        found = statistics[modality]
+        unlike = 0 if found.keys is None else round(found.keys.distinct)
+        if part.dim >= WIDE and found.constant and unlike >= COLLAPSED:
+            raise BrokenEncoder(
+                f"encoder {_type(part)} gave the same embedding for all {unlike} unlike payloads "
+                f"of {modality!r}: it has collapsed; look at its weights and options"
+            )
+        count = quarantine[modality]
+        not_finite = sum(
+            number for (_, reason), number in count.reasons.items() if NOT_FINITE in reason
+        )
+        if not part.present and not_finite == count.bad and not_finite >= COLLAPSED:
+            raise BrokenEncoder(
+                f"encoder {_type(part)} gave values that are not finite for all {not_finite} "
+                f"payloads of {modality!r}; its weights or its precision are at fault"
+            )
+
+
+def _type(part: ModalityShards) -> str:
+    return repr(part.encoder.get("type", part.kind))
 
 
 def _width(store: Store, part: ModalityPlan) -> int:

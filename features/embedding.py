@@ -21,7 +21,7 @@ from features.columns import PayloadColumns
 from features.copying import Copier
 from features.decoders.base import DEFAULT_LIMITS, Limits
 from features.encoders import Encoder, EncoderSpec
-from features.encoding import Bad, Prepared, Rows, encode_rows
+from features.encoding import NOT_FINITE, Bad, Prepared, Rows, encode_rows
 from features.plan import Work
 from features.prepare import THREADS, Opening, Window, prepared_windows
 from features.shard import ShardFacts, embedding_bytes, shard_table
@@ -256,7 +256,7 @@ def _encode(
 
 def _refuse_broken(shard: _Shard, *, spec: EncoderSpec, dim: int) -> None:
     """Raise BrokenEncoder if what came out can be no embedding of what went in."""
-    bad = [bad for bad in shard.done.bad if "not finite" in bad.reason]
+    bad = [bad for bad in shard.done.bad if NOT_FINITE in bad.reason]
     if len(bad) >= COLLAPSED and len(bad) == len(shard.done.bad) + len(shard.done.values):
         raise BrokenEncoder(
             f"encoder {spec.type!r} gave values that are not finite for all {len(bad)} payloads "

@@ -10,6 +10,9 @@ import numpy as np
 
 from features.encoders import Encoder, EncoderSpec
 
+NOT_FINITE = "not finite"
+"""What the reason says of a row for which the encoder gave NaN or an infinite number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bad:
@@ -161,7 +164,7 @@ def _sequences(values: Any, *, count: int, spec: EncoderSpec, dim: int) -> list[
 def _not_finite(computed: np.ndarray, *, spec: EncoderSpec) -> str:
     if np.isfinite(computed).all():
         return f"the embedding is out of range for {spec.dtype}; set `dtype: float32`"
-    return "the encoder gave a value that is not finite"
+    return f"the encoder gave a value that is {NOT_FINITE}"
 
 
 def _is_of_the_machine(error: Exception) -> bool:

@@ -129,6 +129,8 @@ def _collect(
         if kind in ("candidates", "train-runs"):
             name = entry.path.split("/")[1]
             return needed_candidates is not None and name not in needed_candidates and age > grace
+        if kind in ("statistics", "places"):  # written before their snapshot, by a job that runs
+            return not jobs and of_snapshot(entry.path) not in found.kept and age > grace
         if kind not in ("samples", "embeddings", "quarantine") or entry.path in needed:
             return False
         if age <= grace or spare.shard(entry.path, kind=kind):
@@ -154,6 +156,11 @@ def _collect(
     for folder in (*first, *(kind for kind in KINDS if kind not in first)):
         delete(filter(is_garbage, store.storage.walk(folder)))
     return found
+
+
+def of_snapshot(path: str) -> str:
+    """Id of the snapshot that a file stands beside."""
+    return path.rpartition("/")[2].partition(".")[0]
 
 
 class _Spared:

@@ -10,11 +10,13 @@ An encoder of sequences gives several vectors to a row: its row number stands be
 
 from __future__ import annotations
 
-import base64
 import datetime
+import functools
 import hashlib
+import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,10 +28,25 @@ import pyarrow.parquet as pq
 from features.encoders import EncoderSpec
 from features.encoding import Rows
 from features.fingerprint import DIGEST_BYTES
+from features.statistics import statistics_json, statistics_of
 
 ROW_GROUP_ROWS = 4096
 LAYOUT = "contiguous"
 """What the footer says of files whose vectors can be read without being decoded."""
+LIBRARIES = {
+    "sensorium": "features",
+    "numpy": "numpy",
+    "pyarrow": "pyarrow",
+    "torch": "torch",
+    "transformers": "transformers",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scipy": "scipy",
+    "soundfile": "soundfile",
+    "soxr": "soxr",
+    "av": "av",
+}
+"""What may decide the last bits of an embedding: distribution → module."""
 _VECTORS = "embedding.list.element"
 
 
@@ -104,6 +121,8 @@ def shard_table(
         values=values,
         lengths=np.array(lengths, np.int64) if spec.sequence else None,
     )
+    row_keys = [key for row in rows if (key := keys[row]) is not None]
+    statistics = statistics_of(found.pooled().values, keys=row_keys, pooled=spec.sequence)
     metadata = {
         "sensorium.layout": LAYOUT,
         "sensorium.encoder": facts.encoder,
@@ -117,17 +136,31 @@ def shard_table(
         "sensorium.bad": str(facts.bad),
         "sensorium.counts": json.dumps(dict(facts.counts), sort_keys=True),
         "sensorium.seconds": json.dumps({k: round(v, 4) for k, v in facts.seconds.items()}),
-        "sensorium.statistics": json.dumps(statistics_of(found)),
+        "sensorium.statistics": statistics_json(statistics),
         "sensorium.checksum": column_checksum([values]),
         "sensorium.computed": json.dumps(
             {
                 "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "host": platform.node(),
+                "versions": library_versions(),
             }
         ),
     }
-    row_keys = [key for row in rows if (key := keys[row]) is not None]
     return embedding_table(found, keys=row_keys, metadata=metadata)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries at work in this process that make embeddings."""
+    loaded = [name for name, module in LIBRARIES.items() if module in sys.modules]
+    return {"python": platform.python_version(), **{name: _version(name) for name in loaded}}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def embedding_table(
@@ -170,11 +203,14 @@ def column_checksum(parts: Iterable[np.ndarray]) -> str:
 def embedding_bytes(table: pa.Table) -> pa.Buffer:
     """The Parquet file of an embedding shard, in the layout that can be read without decoding."""
     sink = pa.BufferOutputStream()
-    sequence = (table.schema.metadata or {}).get(b"sensorium.sequence") == b"1"
-    pq.write_table(
-        table,
+    metadata = dict(table.schema.metadata or {})
+    sequence = metadata.get(b"sensorium.sequence") == b"1"
+    # As metadata of the schema it would stand in the file twice, once within Arrow's own.
+    large = {key: metadata.pop(key) for key in (b"sensorium.statistics",) if key in metadata}
+    table = table.replace_schema_metadata(metadata)
+    with pq.ParquetWriter(
         sink,
-        row_group_size=ROW_GROUP_ROWS,
+        table.schema,
         data_page_size=2**31 - 1,
         compression={
             "row": "zstd",
@@ -185,7 +221,10 @@ def embedding_bytes(table: pa.Table) -> pa.Buffer:
         column_encoding={"row": "DELTA_BINARY_PACKED"},
         write_statistics=["row"],
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        if large:
+            writer.add_key_value_metadata(large)
     return sink.getvalue()
 
 
@@ -238,25 +277,6 @@ def _end_of_vectors(group: pq.RowGroupMetaData) -> int:
         if group.column(i).path_in_schema == _VECTORS
     )
     return int(column.data_page_offset + column.total_compressed_size)
-
-
-def statistics_of(found: Embeddings) -> dict[str, object]:
-    """What a snapshot's statistics are made of: rows, norms, and the sum of the directions.
-
-    A direction is a row's vector (of a sequence the mean) scaled to length 1; the sum of them is
-    float32 `[D]` in base64, little-endian.
-    """
-    values = found.pooled().values.astype(np.float32)
-    norms = np.linalg.norm(values, axis=1)
-    directions = values / np.maximum(norms, 1e-12)[:, None]
-    total = directions.sum(axis=0, dtype=np.float64).astype("<f4")
-    return {
-        "rows": len(values),
-        "norm_sum": float(norms.sum(dtype=np.float64)),
-        "norm_least": float(norms.min(initial=np.inf)) if len(norms) else None,
-        "norm_greatest": float(norms.max(initial=0.0)) if len(norms) else None,
-        "directions": base64.b64encode(total.tobytes()).decode(),
-    }
 
 
 def merge_patches(parts: Sequence[Embeddings]) -> Embeddings | None:

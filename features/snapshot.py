@@ -44,7 +44,7 @@ class Snapshot:
     modalities: Mapping[str, ModalityShards]
     files: tuple[str, ...] = ()
     """The source's files, which the sample shards' ranges refer to. Where the rows stand is no
-    part of the snapshot, and is read with the latest one of a name only."""
+    part of the snapshot, and stands beside it."""
 
     @cached_property
     def id(self) -> str:

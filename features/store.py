@@ -5,13 +5,15 @@
     quarantine/<encoder>/<shard>.parquet       rows that have no embedding, and why
     encoders/<encoder>.json                    the encoder's spec
     snapshots/<id>.json                        the shards that make up one version of a dataset
-    latest/<name>.json                         the newest snapshot of a dataset, and where its
-                                               rows stand in the source
+    statistics/<id>.parquet                    what the footers of its shards say of their rows
+    places/<id>.json                           where the rows of an earlier snapshot stood
+    latest/<name>.json                         the newest snapshot of a dataset, where its rows
+                                               stand in the source, and which was before it
     scans/<name>.json                          what was found when the table was last scanned
     attempts/<name>                            the last snapshot that went over its budget
     leases/<kind>-<random>.json                who works on the store at the moment
 
-Everything but the last four is written once and never changed. Readers follow snapshots only.
+Everything but the last six is written once and never changed. Readers follow snapshots only.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -101,12 +104,38 @@ class Store:
             pointer = json.loads(self.storage.read(f"latest/{name}.json"))
         except FileNotFoundError:
             return None
-        snapshot = self.read_snapshot(pointer["snapshot"])
+        return replace(self._placed(pointer), name=name)
+
+    def previous(self, name: str) -> Snapshot | None:
+        """The snapshot that was the latest of a name before the present one, if it is there."""
+        try:
+            pointer = json.loads(self.storage.read(f"latest/{name}.json"))
+            return self.read_snapshot(pointer["previous"]) if "previous" in pointer else None
+        except FileNotFoundError:
+            return None
+
+    def placed(self, id: str) -> Snapshot:
+        """A snapshot with where its rows stood when it was last the latest of its name.
+
+        Without, if that was not kept; FileNotFoundError if there is no snapshot of that id.
+        """
+        snapshot = self.read_snapshot(id)
+        for path in (f"latest/{snapshot.name}.json", f"places/{id}.json"):
+            try:
+                place = json.loads(self.storage.read(path))
+            except FileNotFoundError:
+                continue
+            if place["snapshot"] == id:
+                return self._placed(place)
+        return snapshot
+
+    def _placed(self, place: Mapping[str, Any]) -> Snapshot:
+        snapshot = self.read_snapshot(place["snapshot"])
         samples = [
             replace(shard, ranges=tuple(RowRange(file=f, start=a, stop=b) for f, a, b in ranges))
-            for shard, ranges in zip(snapshot.samples, pointer["ranges"], strict=True)
+            for shard, ranges in zip(snapshot.samples, place["ranges"], strict=True)
         ]
-        return replace(snapshot, name=name, files=tuple(pointer["files"]), samples=tuple(samples))
+        return replace(snapshot, files=tuple(place["files"]), samples=tuple(samples))
 
     def donors(self, name: str) -> list[Snapshot]:
         """The snapshots of a name that may hold embeddings to copy, the newest first.
@@ -146,17 +175,28 @@ class Store:
     def commit(self, snapshot: Snapshot) -> bool:
         """Write a snapshot whose shards are all there, and make it the latest of its name.
 
-        False if it is the latest already.
+        False if it is the latest already. Of the one that was the latest, the places of its rows
+        are kept beside it.
         """
         pointer = f"latest/{snapshot.name}.json"
         ranges = [[[r.file, r.start, r.stop] for r in s.ranges] for s in snapshot.samples]
-        place = {"snapshot": snapshot.id, "files": list(snapshot.files), "ranges": ranges}
+        place: dict[str, Any] = {
+            "snapshot": snapshot.id,
+            "files": list(snapshot.files),
+            "ranges": ranges,
+        }
         self._write_snapshot(snapshot)
         try:
             before = json.loads(self.storage.read(pointer))
         except FileNotFoundError:
             before = {}
+        known = before.get("snapshot")
+        previous = before.get("previous") if known == snapshot.id else known
+        if previous is not None:
+            place["previous"] = previous
         if before != place:
+            if known not in (None, snapshot.id):
+                self.storage.replace(f"places/{known}.json", _json(before, indent=None))
             self.storage.replace(pointer, _json(place, indent=None))
         return before.get("snapshot") != snapshot.id
 
@@ -352,7 +392,7 @@ class Store:
     def read_metadata(self, path: str) -> dict[str, str]:
         """The key-value metadata in the footer of a Parquet file of the store."""
         with self.storage.open(path) as file, pq.ParquetFile(file) as parquet:
-            metadata = parquet.schema_arrow.metadata or {}
+            metadata = parquet.metadata.metadata or {}
             return {key.decode(): value.decode() for key, value in metadata.items()}
 
 

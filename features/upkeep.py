@@ -22,6 +22,8 @@ KINDS = (
     "quarantine",
     "encoders",
     "snapshots",
+    "statistics",
+    "places",
     "latest",
     "attempts",
     "scans",

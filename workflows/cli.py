@@ -187,6 +187,30 @@ def report(
     write_last_report(load_pipeline(pipeline), out=out, console=make_console())
 
 
+@app.command(epilog=f"Example: sensorium trace pipeline.yaml T-1042 --json\n\n{EXIT_CODES}")
+def trace(
+    pipeline: PipelineFile,
+    sample_id: Annotated[
+        str, typer.Argument(metavar="SAMPLE_ID", help="Id of the sample.", show_default=False)
+    ],
+    snapshot: Annotated[
+        str | None,
+        typer.Option(help="Id of a snapshot, or its beginning; the latest by default."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Where a sample comes from, and by what, when and where its embeddings were computed."""
+    from workflows.pipeline import load_pipeline
+    from workflows.trace import print_trace, trace_json
+    from workflows.trace import trace as find
+
+    found = find(load_pipeline(pipeline), sample_id=sample_id, wanted=snapshot)
+    if as_json:
+        typer.echo(trace_json(found))
+    else:
+        print_trace(found, console=make_console())
+
+
 @app.command(epilog="Example: sensorium schema > pipeline.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the YAML file, for editors."""

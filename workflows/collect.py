@@ -17,6 +17,7 @@ from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers
+from workflows.drift import find_drift
 from workflows.findings import (
     BadPayload,
     BadReason,
@@ -127,6 +128,7 @@ def collect(
         ),
         bad_reasons=tuple(_reasons(quarantine)),
         gate=None if promotion is None else _gate(promotion),
+        drift=find_drift(store, snapshot, previous=store.previous(pipeline.name)),
         snapshot=snapshot.id,
         digest=pipeline.digest,
         git_commit=git_commit,

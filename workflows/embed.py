@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from features.commit import QuarantineCount, count_quarantine, make_snapshot
+from features.commit import QuarantineCount, count_quarantine, make_snapshot, refuse_broken
 from features.embedding import BrokenEncoder, ShardResult
+from features.kept_statistics import keep_statistics
 from features.lease import Lease, announce_job
 from features.plan import Plan, draft_snapshot, is_there, make_plan, write_samples
 from features.retry import retry_work, with_patches
@@ -27,6 +28,7 @@ from features.storage import open_storage
 from features.store import Store
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, share, size, table
+from workflows.drift import find_drift, print_drift
 from workflows.pipeline import Pipeline, StageError
 from workflows.quarantine import group_reasons
 from workflows.repeats import print_repeats
@@ -205,12 +207,16 @@ def _embed(
             _compute(plan, store=store, connection=connection, console=console)
         if retry:
             plan = _try_again(plan, store=store, connection=connection, console=console)
+        quarantine = count_quarantine(plan, store=store)
+        snapshot = make_snapshot(plan, store=store, quarantine=quarantine)
+        previous, statistics = plan.previous, None
+        if previous is None or previous.id != snapshot.id:
+            statistics = keep_statistics(store, snapshot, previous=previous)
+            refuse_broken(snapshot, quarantine=quarantine, statistics=statistics.modalities)
     except BrokenEncoder as error:
         raise StageError(str(error)) from error
     except (SourceError, OSError, ImportError, MemoryError) as error:
         raise StageError(f"{error}; run again, and only what is not done will be") from error
-    quarantine = count_quarantine(plan, store=store)
-    snapshot = make_snapshot(plan, store=store, quarantine=quarantine)
     if lease is not None:
         lease.check()
     limit = plan.dataset.max_bad_fraction
@@ -225,6 +231,9 @@ def _embed(
         parts = ", ".join(f"{q.modality} {q.bad}" for q in quarantine.values() if q.bad)
         console.print(f"         {several(bad, 'bad payload')} in quarantine ({parts})")
     console.print(f"         snapshot {snapshot.id[:12]}{'' if committed else ', unchanged'}")
+    drift = find_drift(store, snapshot, previous=previous, statistics=statistics)
+    if drift is not None:
+        print_drift(drift, console=console)
     return Embedded(
         plan=plan,
         snapshot=snapshot,

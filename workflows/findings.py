@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workflows.plots import Family
+
+if TYPE_CHECKING:
+    from features.drift import Drift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +215,8 @@ class ReportData:
     """The first of them; `bad_reasons` counts all."""
     bad_reasons: tuple[BadReason, ...] = ()
     gate: GateFindings | None = None
+    drift: Drift | None = None
+    """How the snapshot differs from the one before it; None if there was none."""
     snapshot: str = ""
     digest: str = ""
     git_commit: str = ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workflows import figures, remarks, wording
+from workflows import changes, figures, remarks, wording
 from workflows.collect import collect
 from workflows.findings import (
     CandidateFindings,
@@ -59,6 +59,7 @@ def render(data: ReportData) -> str:
             "curves": remarks.on_curves(data),
             "retrieval": remarks.on_retrieval(data),
             "data": remarks.on_data(data),
+            "changes": changes.on_changes(data.drift),
             "gate": remarks.on_gate(data),
         },
         candidates=candidates,
@@ -77,6 +78,7 @@ def render(data: ReportData) -> str:
         retrieval=[table for block in data.retrieval for table in _retrieval_tables(data, block)],
         total_bad=sum(reason.count for reason in data.bad_reasons),
         quarantine_note=remarks.on_quarantine(sum(r.count for r in data.bad_reasons)),
+        changes=changes.change_rows(data.drift),
         gate_tables=_gate_tables(data),
         facts=_facts(data),
         commands=_commands(data),

@@ -18,6 +18,7 @@ from workflows.answers import Answers
 from workflows.cluster import Connection
 from workflows.collect import best_single, collect
 from workflows.console import count, duration, progress, several
+from workflows.drift import print_planned_changes
 from workflows.embed import check_trainable, embed, open_store, plan_embedding, print_work
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
@@ -93,6 +94,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     )
     print_work(plan, console=console)
     print_repeats(plan, console=console)
+    print_planned_changes(plan, console=console)
     check_trainable(plan, pipeline=pipeline)
     candidates = planned(pipeline, snapshot=draft_snapshot(plan))
     waiting = [candidate.spec.name for candidate in candidates if candidate.record is None]

@@ -96,7 +96,7 @@ def verify_store(
 
     `wanted` is the id of a snapshot, or its beginning. BadParameter if there is none of it.
     """
-    ids = _wanted(store, pipeline, wanted=wanted, every=every)
+    ids = wanted_snapshots(store, pipeline, wanted=wanted, every=every)
     _head(store, console=console)
     if not ids:
         console.print("         nothing to verify: there is no snapshot")
@@ -255,10 +255,10 @@ def _more(made: Table, number: int) -> None:
         made.add_row(f"… {number - SHOWN} more")
 
 
-def _wanted(
+def wanted_snapshots(
     store: Store, pipeline: Pipeline | None, *, wanted: str | None, every: bool
 ) -> list[str]:
-    """Ids of the snapshots to verify."""
+    """Ids of the snapshots that are meant: by the beginning of an id, all, or the latest ones."""
     if wanted is not None or every:
         there = sorted(
             name.removesuffix(".json")

@@ -20,7 +20,6 @@ from features.shard import (
     merge_patches,
     read_vectors,
     shard_table,
-    statistics_of,
 )
 from features.store import Store
 from tests.features.world import LettersSpec
@@ -162,17 +161,6 @@ def test_a_sequence_of_the_wrong_shape_is_the_encoder_s_fault(given):
     row = Prepared(row=0, payload="a", size=1)
     with pytest.raises(TypeError, match=r"\(T, 2\)"):
         encode_rows([row], spec=Words(), encoder=Wrong(), into=Rows())
-
-
-def test_statistics_tell_norms_and_mean_direction():
-    values = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
-    found = statistics_of(Embeddings(rows=np.arange(2), values=values))
-    assert (found["rows"], found["norm_sum"]) == (2, 7.0)
-    assert (found["norm_least"], found["norm_greatest"]) == (2.0, 5.0)
-    import base64
-
-    total = np.frombuffer(base64.b64decode(found["directions"]), "<f4")
-    np.testing.assert_allclose(total, [0.6, 1.8], rtol=1e-6)
 
 
 def test_the_next_shard_is_read_while_the_present_one_is_encoded(world):

@@ -14,6 +14,7 @@ import pytest
 import features.lease
 from features.fingerprint import fingerprint
 from features.garbage import DAY, collect_garbage
+from features.kept_statistics import statistics_path
 from features.lease import LeaseLost, announce, announce_job, announced
 from features.samples import SampleShard, sample_fingerprint
 from features.shard import column_checksum
@@ -177,6 +178,7 @@ def test_an_inventory_says_what_is_there_and_who_needs_it(storage_root):
         "embeddings": len({p for s in (first, second, third) for p in embeddings(s)}) + 1,
         "quarantine": len({p for s in (first, second, third) for p in embeddings(s)}),
         "snapshots": 3,
+        "places": 1,
         "latest": 1,
         "attempts": 1,
         "candidates": 1,
@@ -427,6 +429,8 @@ def test_only_what_no_kept_snapshot_names_is_deleted(storage_root):
     store.storage.replace(f"candidates/{'c' * 32}/record.json", b"{}")
     store.storage.replace("train-runs/x/checkpoint", b"state")
     store.storage.replace(f"encoders/{OLD}.json", b"{}")
+    for snapshot in (*old, latest):
+        store.storage.replace(statistics_path(snapshot.id), b"")
     time.sleep(1.2)
     before = there(store)
     dry = collect_garbage(store, keep=1, grace=0, dry_run=True)
@@ -434,7 +438,8 @@ def test_only_what_no_kept_snapshot_names_is_deleted(storage_root):
     kept = {*files(latest), *files(attempt), *files(other)}
     found = collect_garbage(store, keep=1, grace=0)
     gone = before - there(store)
-    assert gone == {path for snapshot in old for path in files(snapshot)} - kept
+    beside = {path for s in old for path in (f"places/{s.id}.json", statistics_path(s.id))}
+    assert gone == beside | ({path for snapshot in old for path in files(snapshot)} - kept)
     assert set(found.kept) == {latest.id, attempt.id, other.id} == set(dry.kept)
     assert found.kinds == dry.kinds and found.files == len(gone)
     for snapshot in (latest, attempt, other):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from features.drift import Change, Drift, ModalityDrift, Pair
 from workflows.findings import (
     BadPayload,
     BadReason,
@@ -173,6 +174,63 @@ def digits_gate() -> GateFindings:
     )
 
 
+def modality_drift(
+    *,
+    change: Change | None,
+    missing: tuple[float, float],
+    bad: tuple[float, float] = (0.0, 0.0),
+    repeated: tuple[float | None, float | None] = (0.0, 0.0),
+    norm: tuple[float | None, float | None] = (1.0, 1.0),
+    shift: float | None = None,
+    cosine: float | None = 1.0,
+    chance: float | None = 0.9996,
+    same_encoder: bool = True,
+) -> ModalityDrift:
+    return ModalityDrift(
+        change=change,
+        missing=Pair(before=missing[0], after=missing[1]),
+        bad=Pair(before=bad[0], after=bad[1]),
+        duplicates=Pair(before=repeated[0], after=repeated[1]),
+        norm=Pair(before=norm[0], after=norm[1]),
+        norm_shift=shift,
+        cosine=cosine,
+        cosine_by_chance=chance,
+        same_encoder=same_encoder,
+    )
+
+
+def digits_drift() -> Drift:
+    """Drawings were added, the recordings are of another microphone, the sentences are the same."""
+    return Drift(
+        before="0c1d2e3f4a5b6c7d" * 2,
+        samples=Pair(before=1700, after=1797),
+        modalities={
+            "sentence": modality_drift(
+                change=Change(before=1527, after=1527, kept=1527), missing=(0.15, 0.15)
+            ),
+            "drawing": modality_drift(
+                change=Change(before=1431, after=1525, kept=1398),
+                missing=(0.158, 0.151),
+                bad=(0.0, 0.0013),
+                repeated=(0.0004, 0.021),
+                norm=(11.93, 12.08),
+                shift=0.043,
+                cosine=0.9995,
+            ),
+            "speech": modality_drift(
+                change=Change(before=1440, after=1534, kept=11, estimated=True),
+                missing=(0.153, 0.146),
+                bad=(0.0021, 0.002),
+                repeated=(None, 0.0),
+                norm=(152.7, 98.21),
+                shift=-1.84,
+                cosine=0.8713,
+                chance=0.9991,
+            ),
+        },
+    )
+
+
 def digits() -> ReportData:
     """A run as the demo makes it: ten classes, seven candidates, one of which failed."""
     reasons = (
@@ -259,6 +317,7 @@ def digits() -> ReportData:
         ),
         winner="attention",
         best_single="drawing",
+        drift=digits_drift(),
         confusion=digits_confusion(),
         slices=(
             SliceFindings(group="language", value="en", accuracy=estimate(0.960, n=126)),

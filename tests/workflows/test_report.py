@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.workflows.report_cases import CASES, HOSTILE, digits, digits_gate, with_names
+from features.drift import Pair
+from tests.workflows.report_cases import (
+    CASES,
+    HOSTILE,
+    digits,
+    digits_drift,
+    digits_gate,
+    with_names,
+)
 from workflows.findings import BadPayload, BadReason
 from workflows.report import render
 
@@ -228,6 +236,48 @@ def test_the_quarantine_is_counted_listed_and_cut() -> None:
     assert "1,234 payloads could not be used" in many
     assert "The first 50 of 1234 samples" in many
     assert "1,184 more are in the store" in many
+
+
+def test_what_changed_in_the_data_stands_with_its_numbers() -> None:
+    text = Page(page_of("digits")).text
+    section = text[text.index("What changed in the data Since") :]
+    assert section.startswith(
+        "What changed in the data Since snapshot 0c1d2e3f4a5b: 1,700 → 1,797 samples. "
+        "The embeddings of speech point elsewhere than before: their mean direction has turned "
+        "much further than chance would turn it. Unchanged: sentence."
+    )
+    table = section[section.index("Modality New Removed") :].replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "drawing 127 of 1,525 33 15 % was 16 % 0.1 % was 0 % 2.1 % was < 0.1 % "
+        "0.9995 chance 0.9996 11.9 → 12.1 +0.04 sd"
+    ) in table
+    assert (
+        "speech ≈ 1,523 of 1,534 ≈ 1,429 15 % 0.2 % 0 % 0.8713 chance 0.9991 153 → 98.2 −1.84 sd"
+    ) in table
+    assert "sentence" not in table[: table.index("How to read it")]
+
+
+def test_the_first_snapshot_is_compared_with_nothing() -> None:
+    text = Page(render(dataclasses.replace(digits(), drift=None))).text
+    assert "What changed" not in text
+
+
+def test_a_change_of_encoder_or_of_labels_alone_is_said() -> None:
+    drift = digits_drift()
+    same = {"sentence": drift.modalities["sentence"]}
+    other = dataclasses.replace(
+        drift.modalities["drawing"], same_encoder=False, cosine=None, norm_shift=None
+    )
+    labels = dataclasses.replace(drift, samples=Pair(before=9, after=9), modalities=same)
+    text = Page(render(dataclasses.replace(digits(), drift=labels))).text
+    assert "Since snapshot 0c1d2e3f4a5b: 9 samples, as before. Unchanged: sentence." in text
+    assert "Modality New Removed" not in text
+    encoder = dataclasses.replace(
+        drift, modalities={"drawing": other}, added=("sound",), removed=("text",)
+    )
+    text = Page(render(dataclasses.replace(digits(), drift=encoder))).text
+    assert "Embedded by another encoder than before: drawing. New in the pipeline: sound." in text
+    assert "No longer in the pipeline: text." in text and "other encoder" in text
 
 
 def test_commands_can_be_pasted() -> None:

@@ -292,7 +292,9 @@ def test_stages_1_and_2_keep_all_in_s3(s3_root, tmp_path):
     assert verify(store, store.latest("words")).damages == []
     assert "1 candidate fitted" in run("train", "words.yaml")
     kinds = {entry.path.partition("/")[0] for entry in store.storage.walk()}
-    assert kinds == {"samples", "embeddings", "encoders", "snapshots", "latest", "candidates"}
+    assert kinds == {
+        "samples", "embeddings", "encoders", "snapshots", "statistics", "latest", "candidates",
+    }  # fmt: skip
     before = {(entry.path, entry.modified) for entry in store.storage.walk()}
     assert "nothing to do" in run("embed", "words.yaml")
     assert "nothing to do" in run("train", "words.yaml")
