@@ -20,7 +20,7 @@ from benchmarks.results import Target, report
 from benchmarks.tables import write_pipeline, write_text_table
 from benchmarks.text_loops import minilm, sorted_loop
 
-SLOW_ROWS = 1000
+SLOW_ROWS = 500
 """Rows for the peers that take minutes for more."""
 CHECKED = 256
 """Rows whose embeddings are compared with those in float32."""
@@ -29,7 +29,7 @@ SLOW = ("sentence-transformers", "ray-recipe")
 
 
 def main() -> None:
-    options = command.parse(__doc__, rows=12_000, quick=3_000, variants=text_peers.VARIANTS)
+    options = command.parse(__doc__, rows=4_000, quick=1_000, variants=text_peers.VARIANTS)
     folder, slow = options.folder / str(options.rows), options.folder / "slow"
     pipelines = {}
     for precision in ("bfloat16", "float32"):
