@@ -188,7 +188,10 @@ class ShardEncoder:
         threads: int,
         attempts: Any,
     ) -> None:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        # Ray has set it to the CPUs that the actor reserves, which are fewer than those it may use.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        # Threads that spin while they wait for one another take the CPUs from those that decode.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         self._store = Store(storage)
         self._copier = Copier(self._store)
         self._source = source
@@ -274,7 +277,7 @@ def _run(
                 "features": {m: part.feature for m, part in plan.modalities.items()},
                 "payload_key_by": plan.dataset.payload_key,
                 "limits": plan.dataset.limits,
-                "threads": actors.threads,
+                "threads": int(os.environ.get("OMP_NUM_THREADS") or actors.threads),
                 "attempts": attempts,
             },
             ray_remote_args_fn=_lives,

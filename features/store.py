@@ -228,31 +228,52 @@ class Store:
         """
         part = snapshot.modalities[modality]
         over = list(zip(snapshot.first_rows, snapshot.samples, part.shards, strict=True))
+        # No shard has more vectors than payloads, but for sequences, which make an array of their
+        # own.
+        sizes = [
+            samples.payloads.get(modality, samples.rows) if shards else 0
+            for _, samples, shards in over
+        ]
+        ends = np.cumsum([0, *sizes])
+        dtype = np.dtype(str(part.encoder["dtype"]))
+        values = np.empty((int(ends[-1]), part.dim), dtype)
 
-        def read(item: tuple[int, SampleShard, tuple[str, ...]]) -> Embeddings | None:
-            first, samples, shards = item
-            encoder = part.encoder_fingerprint
-            found = [self.read_shard(s, encoder=encoder, of=samples.rows) for s in shards]
+        def read(number: int) -> Embeddings | None:
+            first, samples, shards = over[number]
+            place = values[ends[number] : ends[number + 1]]
+            found = [
+                self.read_shard(shard, encoder=part.encoder_fingerprint, of=samples.rows, into=room)
+                for shard, room in zip(shards, (place, *[None] * len(shards)))
+            ]
             merged = merge_patches(found)
             return None if merged is None else replace(merged, rows=merged.rows + first)
 
         with ThreadPoolExecutor(max_workers=READERS) as pool:
-            parts = [item for item in pool.map(read, over) if item is not None]
-        dtype = np.dtype(str(part.encoder["dtype"]))
+            parts = [item for item in pool.map(read, range(len(over))) if item is not None]
         lengths = [item.lengths for item in parts if item.lengths is not None]
+        if lengths:
+            values = np.concatenate([item.values for item in parts])
+        else:
+            values = _moved_together([item.values for item in parts], within=values)
         return Embeddings(
             rows=np.concatenate([np.empty(0, np.int64), *(item.rows for item in parts)]),
-            values=np.concatenate(
-                [np.empty((0, part.dim), dtype), *(item.values for item in parts)]
-            ),
+            values=values,
             lengths=np.concatenate(lengths) if lengths else None,
         )
 
-    def read_shard(self, shard: str, *, encoder: str, of: int | None = None) -> Embeddings:
+    def read_shard(
+        self,
+        shard: str,
+        *,
+        encoder: str,
+        of: int | None = None,
+        into: np.ndarray | None = None,
+    ) -> Embeddings:
         """One embedding shard; its row numbers are those within the sample shard.
 
         `of` is how many samples there are, if that is known: a shard that has a vector for each
-        has no need to tell which.
+        has no need to tell which. The vectors are read into the beginning of `into`, if they fit
+        and are no sequences.
         """
         with (
             self.storage.open(embedding_path(encoder=encoder, shard=shard)) as file,
@@ -264,7 +285,10 @@ class Store:
             count = parquet.metadata.num_rows
             sequence = metadata.get(b"sensorium.sequence") == b"1"
             if metadata.get(b"sensorium.layout") == LAYOUT.encode():
-                values = np.empty((count, vector.list_size), vector.value_type.to_pandas_dtype())
+                shape, dtype = (count, vector.list_size), vector.value_type.to_pandas_dtype()
+                if into is None or sequence or not _has_room(into, shape=shape, dtype=dtype):
+                    into = np.empty(shape, dtype)
+                values = into[:count]
                 read_vectors(file, parquet, into=values)
             else:
                 values = vectors(parquet.read(columns=["embedding"])["embedding"])
@@ -370,6 +394,24 @@ class Store:
         with self.storage.open(path) as file, pq.ParquetFile(file) as parquet:
             metadata = parquet.metadata.metadata or {}
             return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def _has_room(place: np.ndarray, *, shape: tuple[int, int], dtype: object) -> bool:
+    return place.dtype == dtype and place.shape[1] == shape[1] and len(place) >= shape[0]
+
+
+def _moved_together(parts: Sequence[np.ndarray], *, within: np.ndarray) -> np.ndarray:
+    """The parts one after another at the beginning of an array, in which most of them lie already.
+
+    None is moved to behind where it lies, or over one that has yet to be moved.
+    """
+    stop = 0
+    for part in parts:
+        place = within[stop : stop + len(part)]
+        if part.ctypes.data != place.ctypes.data:
+            place[:] = part
+        stop += len(part)
+    return within[:stop]
 
 
 def parquet_bytes(table: pa.Table) -> pa.Buffer:
