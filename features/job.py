@@ -87,11 +87,12 @@ def embed(
 
 def _cause(error: BaseException) -> BaseException:
     """What was raised in the worker, out of what Ray has wrapped around it."""
-    while True:
+    while isinstance(error, RayTaskError) or not isinstance(error, EXPECTED):
         inner = error.cause if isinstance(error, RayTaskError) else error.__cause__
         if not isinstance(inner, BaseException):
             return error
         error = inner
+    return error
 
 
 def plan_actors(resources: Mapping[str, float], *, shards: int) -> Actors:

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,10 @@ QUARANTINE_SCHEMA = pa.schema(
         "reason": pa.string(),
     }
 )
+
+
+class UnreadableFile(OSError, ValueError):
+    """A file of the store that is not as it was written, or could not be read as that."""
 
 
 def shard_fingerprint(*, encoder: str, keys: str) -> str:
@@ -88,7 +94,7 @@ class Store:
     def latest(self, name: str) -> Snapshot | None:
         """The snapshot last committed under a name, with where its rows stand."""
         try:
-            pointer = json.loads(self.storage.read(f"latest/{name}.json"))
+            pointer = self._read_json(f"latest/{name}.json")
         except FileNotFoundError:
             return None
         snapshot = self.read_snapshot(pointer["snapshot"])
@@ -132,7 +138,7 @@ class Store:
         place = {"snapshot": snapshot.id, "files": list(snapshot.files), "ranges": ranges}
         self._write_snapshot(snapshot)
         try:
-            before = json.loads(self.storage.read(pointer))
+            before = self._read_json(pointer)
         except FileNotFoundError:
             before = {}
         if before != place:
@@ -153,7 +159,7 @@ class Store:
 
     def read_snapshot(self, id: str) -> Snapshot:
         """A committed snapshot; FileNotFoundError if there is none of that id."""
-        return snapshot_from(json.loads(self.storage.read(f"snapshots/{id}.json")))
+        return snapshot_from(self._read_json(f"snapshots/{id}.json"))
 
     def read_samples(self, snapshot: Snapshot, *, columns: Sequence[str] | None = None) -> pa.Table:
         """The samples' columns in row order, all shards in memory at once."""
@@ -194,7 +200,7 @@ class Store:
         has no need to tell which.
         """
         with (
-            self.storage.open(embedding_path(encoder=encoder, shard=shard)) as file,
+            self._opened(embedding_path(encoder=encoder, shard=shard)) as file,
             pq.ParquetFile(file) as parquet,
         ):
             schema = parquet.schema_arrow
@@ -280,14 +286,40 @@ class Store:
     def read_table(self, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of the store, or some of its columns."""
         # Read ahead in few large requests: without it a store in S3 costs one a column and group.
-        with self.storage.open(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        with self._opened(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             return parquet.read(columns=None if columns is None else list(columns))
 
     def read_metadata(self, path: str) -> dict[str, str]:
         """The key-value metadata in the footer of a Parquet file of the store."""
-        with self.storage.open(path) as file, pq.ParquetFile(file) as parquet:
+        with self._opened(path) as file, pq.ParquetFile(file) as parquet:
             metadata = parquet.schema_arrow.metadata or {}
             return {key.decode(): value.decode() for key, value in metadata.items()}
+
+    def _read_json(self, path: str) -> Any:
+        body = self.storage.read(path)
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise self._unreadable(path, error) from error
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[pa.NativeFile]:
+        """A file of the store; what Arrow says of one that is damaged gets the file's name."""
+        try:
+            with self.storage.open(path) as file:
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: str, error: Exception) -> UnreadableFile:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return UnreadableFile(
+            f"{self.storage.root}/{path} cannot be read ({said}); if that stays so, it is damaged: "
+            "`sensorium store verify` finds all such files; delete "
+            "them (a quarantine with its embedding shard), and they are made again"
+        )
 
 
 def parquet_bytes(table: pa.Table) -> pa.Buffer:
