@@ -38,6 +38,10 @@ PASSING = frozenset(
 T = TypeVar("T")
 
 
+class GaveUp(OSError):
+    """A fault that may pass, and did not in several attempts."""
+
+
 def persist(act: Callable[[], T]) -> T:
     """What `act` returns, called again after a fault that may pass; four times at most.
 
@@ -47,7 +51,7 @@ def persist(act: Callable[[], T]) -> T:
         try:
             return act()
         except OSError as error:
-            if error.errno not in PASSING:
+            if error.errno not in PASSING or isinstance(error, GaveUp):
                 raise
         time.sleep(wait)
     return act()

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import pyarrow as pa
@@ -152,7 +153,7 @@ class LocalStorage:
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
             with suppress(FileNotFoundError):
-                persist(lambda at=self._at(path): os.unlink(at))  # type: ignore[misc]
+                persist(partial(os.unlink, self._at(path)))
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), self.root

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 
 from features.encoders import EncoderSpec
 from features.fingerprint import DIGEST_BYTES
+from features.persistence import persist
 from features.samples import SampleShard
 from features.shard import LAYOUT, ROW_GROUP_ROWS, Embeddings, merge_patches, read_vectors, vectors
 from features.snapshot import Snapshot, snapshot_from, snapshot_json
@@ -45,6 +45,9 @@ QUARANTINE_SCHEMA = pa.schema(
         "reason": pa.string(),
     }
 )
+
+
+T = TypeVar("T")
 
 
 class UnreadableFile(OSError, ValueError):
@@ -199,24 +202,27 @@ class Store:
         `of` is how many samples there are, if that is known: a shard that has a vector for each
         has no need to tell which.
         """
-        with (
-            self._opened(embedding_path(encoder=encoder, shard=shard)) as file,
-            pq.ParquetFile(file) as parquet,
-        ):
-            schema = parquet.schema_arrow
-            metadata = schema.metadata or {}
-            vector = schema.field("embedding").type
-            count = parquet.metadata.num_rows
-            sequence = metadata.get(b"sensorium.sequence") == b"1"
-            if metadata.get(b"sensorium.layout") == LAYOUT.encode():
-                values = np.empty((count, vector.list_size), vector.value_type.to_pandas_dtype())
-                read_vectors(file, parquet, into=values)
-            else:
-                values = vectors(parquet.read(columns=["embedding"])["embedding"])
-            if count == of and not sequence:
-                rows = np.arange(count)
-            else:
+        path = embedding_path(encoder=encoder, shard=shard)
+
+        def read(file: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, bool]:
+            with pq.ParquetFile(file) as parquet:
+                schema = parquet.schema_arrow
+                metadata = schema.metadata or {}
+                vector = schema.field("embedding").type
+                count = parquet.metadata.num_rows
+                sequence = metadata.get(b"sensorium.sequence") == b"1"
+                if metadata.get(b"sensorium.layout") == LAYOUT.encode():
+                    dtype = vector.value_type.to_pandas_dtype()
+                    values = np.empty((count, vector.list_size), dtype)
+                    read_vectors(file, parquet, into=values)
+                else:
+                    values = vectors(parquet.read(columns=["embedding"])["embedding"])
+                if count == of and not sequence:
+                    return np.arange(count), values, sequence
                 rows = parquet.read(columns=["row"])["row"].to_numpy().astype(np.int64)
+                return rows, values, sequence
+
+        rows, values, sequence = self._read(path, read)
         if not sequence:
             return Embeddings(rows=rows, values=values)
         own, lengths = np.unique(rows, return_counts=True)
@@ -286,14 +292,23 @@ class Store:
     def read_table(self, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of the store, or some of its columns."""
         # Read ahead in few large requests: without it a store in S3 costs one a column and group.
-        with self._opened(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
-            return parquet.read(columns=None if columns is None else list(columns))
+        wanted = None if columns is None else list(columns)
+
+        def read(file: pa.NativeFile) -> pa.Table:
+            with pq.ParquetFile(file, pre_buffer=True) as parquet:
+                return parquet.read(columns=wanted)
+
+        return self._read(path, read)
 
     def read_metadata(self, path: str) -> dict[str, str]:
         """The key-value metadata in the footer of a Parquet file of the store."""
-        with self._opened(path) as file, pq.ParquetFile(file) as parquet:
-            metadata = parquet.schema_arrow.metadata or {}
-            return {key.decode(): value.decode() for key, value in metadata.items()}
+
+        def read(file: pa.NativeFile) -> dict[str, str]:
+            with pq.ParquetFile(file) as parquet:
+                metadata = parquet.schema_arrow.metadata or {}
+                return {key.decode(): value.decode() for key, value in metadata.items()}
+
+        return self._read(path, read)
 
     def _read_json(self, path: str) -> Any:
         body = self.storage.read(path)
@@ -302,12 +317,18 @@ class Store:
         except ValueError as error:
             raise self._unreadable(path, error) from error
 
-    @contextmanager
-    def _opened(self, path: str) -> Iterator[pa.NativeFile]:
-        """A file of the store; what Arrow says of one that is damaged gets the file's name."""
-        try:
+    def _read(self, path: str, read: Callable[[pa.NativeFile], T]) -> T:
+        """What is read from a file; again after a fault that may pass.
+
+        What Arrow says of a damaged file names no file, and bears no number as what a system says.
+        """
+
+        def attempt() -> T:
             with self.storage.open(path) as file:
-                yield file
+                return read(file)
+
+        try:
+            return persist(attempt)
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
