@@ -56,12 +56,12 @@ FAULTS = {
     "bucket full": BucketFault(act=says(403, "QuotaExceeded"), stays=True),
     "cut off": BucketFault(act=reset, dies=True),
 }
-EVERYWHERE = ("503 once", "500 once", "reset", "silent", "503 stays", "forbidden", "cut off")
+EVERYWHERE = ("503 once", "reset", "503 stays", "forbidden", "cut off")
 PLACES = {
     "list": (*EVERYWHERE, "cut short"),
     "stat": (*EVERYWHERE, "404 once"),
-    "read": (*EVERYWHERE, "cut short", "404 once"),
-    "write": (*EVERYWHERE, "answer lost", "bucket full"),
+    "read": (*EVERYWHERE, "500 once", "silent", "cut short", "404 once"),
+    "write": (*EVERYWHERE, "500 once", "silent", "answer lost", "bucket full"),
     "delete": (*EVERYWHERE, "answer lost"),
 }
 """What can go wrong at each place."""

@@ -13,8 +13,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +34,7 @@ from features.upkeep import read_pointers
 from features.verification import verify
 from tests.conftest import BUCKET, REAL_S3, make_bucket
 from tests.features import faulty_bucket, faulty_disk
-from tests.features.faulty_server import faulty_server
+from tests.features.faulty_server import Faults, faulty_server
 from workflows.pipeline import ConfigurationError, StageError, load_pipeline
 
 PIPELINE = """
@@ -43,7 +43,7 @@ dataset:
   path: {table}.parquet
   split: split
   max_bad_fraction: 1.0
-  shard_rows: {{min: 4, target: 8, max: 16}}
+  shard_rows: {{min: 6, target: 9, max: 14}}
 features:
   text: {{column: text, encoder: {{type: hashing, dim: 32}}}}
   file: {{column: file, uri: true, encoder: {{type: hashing, dim: 16}}}}
@@ -190,8 +190,10 @@ class Medium:
     """A context in which calls are counted and may fail."""
     fill: Callable[[dict[str, bytes]], None]
     """Make the store hold these files alone."""
-    states: Callable[[], dict[str, Any]] = field(repr=False)
+    states: Callable[[], dict[str, Any]]
     """What would change if a file were touched, by path."""
+    seen: Callable[[], Store]
+    """The store as a reader finds it, in a folder: requests to a server take most of the time."""
 
 
 def disk(folder: Path) -> Medium:
@@ -222,65 +224,101 @@ def disk(folder: Path) -> Medium:
         failing=failing,
         fill=fill,
         states=states,
+        seen=lambda: Store(open_storage(str(root))),
     )
 
 
-def bucket(name: str, *, endpoint: str, patch: pytest.MonkeyPatch) -> Medium:
-    import boto3
+class Bucket:
+    """An S3 server, and the faulty one before it."""
 
-    patch.setenv("AWS_ENDPOINT_URL", endpoint)
-    patch.setattr(features.s3, "ATTEMPTS", 4)
-    patch.setattr(features.s3, "SILENT_SECONDS", faulty_bucket.SILENT_SECONDS)
-    make_bucket(BUCKET)
-    prefix = f"faults-{os.getpid()}-{os.urandom(4).hex()}"
-    s3 = boto3.client("s3", endpoint_url=endpoint)
+    def __init__(self, endpoint: str, *, server: Faults) -> None:
+        import boto3
 
-    def listed() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get(
-            "Contents", []
+        self.server = server
+        self._s3 = boto3.client("s3", endpoint_url=endpoint)
+        self._bodies: dict[tuple[str, str], bytes] = {}
+
+    def medium(self, name: str, *, folder: Path) -> Medium:
+        prefix = f"faults-{os.urandom(8).hex()}"
+
+        @contextmanager
+        def failing() -> Iterator[Any]:
+            try:
+                yield faulty_bucket.FaultyBucket(self.server)
+            finally:
+                self.server.choose = None
+
+        def listed() -> dict[str, Any]:
+            page = self._s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")
+            return {i["Key"].removeprefix(f"{prefix}/"): i for i in page.get("Contents", ())}
+
+        def seen() -> Store:
+            shutil.rmtree(folder, ignore_errors=True)
+            for path, item in listed().items():
+                known = (path, item["ETag"])
+                if known not in self._bodies:
+                    answer = self._s3.get_object(Bucket=BUCKET, Key=item["Key"])
+                    self._bodies[known] = answer["Body"].read()
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(self._bodies[known])
+            return Store(open_storage(str(folder)))
+
+        def fill(files: dict[str, bytes]) -> None:
+            keys = [{"Key": item["Key"]} for item in listed().values()]
+            if keys:
+                self._s3.delete_objects(Bucket=BUCKET, Delete={"Objects": keys})
+            for path, body in files.items():
+                self._s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{path}", Body=body)
+
+        return Medium(
+            name=name,
+            root=f"s3://{BUCKET}/{prefix}",
+            places=faulty_bucket.PLACES,
+            faults=faulty_bucket.FAULTS,
+            failing=failing,
+            fill=fill,
+            states=lambda: {p: (i["ETag"], i["LastModified"]) for p, i in listed().items()},
+            seen=seen,
         )
-        return found
 
-    @contextmanager
-    def failing() -> Iterator[Any]:
-        with faulty_server(endpoint) as server, pytest.MonkeyPatch.context() as inner:
-            inner.setenv("AWS_ENDPOINT_URL", server.endpoint)
-            yield faulty_bucket.FaultyBucket(server)
 
-    def fill(files: dict[str, bytes]) -> None:
-        for item in listed():
-            s3.delete_object(Bucket=BUCKET, Key=item["Key"])
-        for path, body in files.items():
-            s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{path}", Body=body)
+@pytest.fixture(scope="module")
+def open_bucket() -> Iterator[Callable[..., Bucket]]:
+    """Makes the bucket of a name once, since to make a client takes long."""
+    made: dict[str, Bucket] = {}
+    with ExitStack() as stack:
 
-    def states() -> dict[str, Any]:
-        return {
-            item["Key"].removeprefix(f"{prefix}/"): (item["ETag"], item["LastModified"])
-            for item in listed()
-        }
+        def open_once(name: str, *, endpoint: str) -> Bucket:
+            if name not in made:
+                server = stack.enter_context(faulty_server(endpoint))
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setenv("AWS_ENDPOINT_URL", endpoint)
+                    make_bucket(BUCKET)
+                made[name] = Bucket(endpoint, server=server)
+            return made[name]
 
-    return Medium(
-        name=name,
-        root=f"s3://{BUCKET}/{prefix}",
-        places=faulty_bucket.PLACES,
-        faults=faulty_bucket.FAULTS,
-        failing=failing,
-        fill=fill,
-        states=states,
-    )
+        yield open_once
 
 
 @pytest.fixture
 def medium(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    open_bucket: Callable[..., Bucket],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Medium:
     name: str = request.param
     if name == "disk":
         return disk(tmp_path)
     if name == "real" and REAL_S3 not in os.environ:
         pytest.skip(f"{REAL_S3} names no S3 server")
-    endpoint = os.environ[REAL_S3] if name == "real" else request.getfixturevalue("moto_endpoint")
-    return bucket(name, endpoint=endpoint, patch=monkeypatch)
+    moto = name == "moto"
+    endpoint = request.getfixturevalue("moto_endpoint") if moto else os.environ[REAL_S3]
+    found = open_bucket(name, endpoint=endpoint)
+    monkeypatch.setattr(features.s3, "ATTEMPTS", 4)
+    monkeypatch.setattr(features.s3, "SILENT_SECONDS", faulty_bucket.SILENT_SECONDS)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", found.server.endpoint)
+    return found.medium(name, folder=tmp_path / "seen")
 
 
 # ------------------------------------------------------------------ the matrix
@@ -330,11 +368,12 @@ def test_a_fault_loses_nothing(
         again = run(world, store=medium.root, retry=outcome == "quarantined")
         states = medium.states()
         assert {p: states.get(p) for p in finished} == finished, "a finished file was touched"
-        store = Store(open_storage(medium.root))
+        store = medium.seen()
         assert verify(store, again.snapshot).damages == []
+        found = embeddings(store)
         for modality, expected in undisturbed.embeddings.items():
-            for ours, theirs in zip(embeddings(store)[modality], expected, strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+            np.testing.assert_array_equal(found[modality][0], expected[0])
+            np.testing.assert_array_equal(found[modality][1], expected[1])
         if outcome != "quarantined":
             assert again.snapshot.id == undisturbed.snapshot
             whole = {p for p in states if not p.endswith(TEMPORARY_SUFFIX)}
@@ -375,7 +414,7 @@ def inject(medium: Medium, *, place: str, number: int, fault: str, world: Path) 
 
 def look_at_what_is_visible(medium: Medium) -> None:
     """All files that are there are whole, and all snapshots refer to such."""
-    store = Store(open_storage(medium.root))
+    store = medium.seen()
     for entry in store.storage.walk():
         if entry.path.endswith(TEMPORARY_SUFFIX):
             assert entry.path.rpartition("/")[2].startswith("."), "a temporary file is hidden"
