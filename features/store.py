@@ -305,7 +305,7 @@ class Store:
 
         def read(file: pa.NativeFile) -> dict[str, str]:
             with pq.ParquetFile(file) as parquet:
-                metadata = parquet.schema_arrow.metadata or {}
+                metadata = parquet.metadata.metadata or {}
                 return {key.decode(): value.decode() for key, value in metadata.items()}
 
         return self._read(path, read)
