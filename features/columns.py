@@ -25,6 +25,7 @@ from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders.base import Kind
 from features.fingerprint import DIGEST_BYTES
 from features.number_lists import is_list, number_arrays
+from features.persistence import persist
 from features.sources import SourceError
 
 NUMBER_KINDS: tuple[Kind, ...] = ("series", "vector")
@@ -249,7 +250,7 @@ def _uri_key(uri: str, *, folder: str, by: str) -> bytes:
         return _hash(b"uri", uri.encode())
     try:
         path = payloads.local_path(uri, base=folder)
-        status = os.stat(path)
+        status = persist(lambda: os.stat(path))
         if by == "content" and stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(

@@ -30,12 +30,15 @@ from features.plan import Plan, Work
 from features.sources import RowReader, Source, SourceError
 from features.spec import FeatureSpec
 from features.storage import Storage
-from features.store import Store
+from features.store import Store, embedding_path
 
 TASK_RETRIES = 3
 """How often a shard is tried again after its worker has died."""
 MOST_IN_BLOCK = 8
 """Shards that an actor is given at once at most, so that it can read ahead from one to the next."""
+DEATHS = TASK_RETRIES + 2 * MOST_IN_BLOCK
+"""How often a block is tried again after its actor has died. Each of its shards, and of those of
+the block that waits behind it, may kill the actor once before the rows that do it are found."""
 EXPECTED = (SourceError, OSError, ImportError, BrokenEncoder, MemoryError)
 """What is raised as the worker raised it; its message is for the one who started the job."""
 
@@ -74,7 +77,8 @@ def embed(
     store = Store(storage)
     for part in plan.modalities.values():
         store.write_encoder(part.feature.encoder, fingerprint=part.encoder_fingerprint)
-    actors = plan_actors(ray.cluster_resources(), shards=len(work))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    actors = plan_actors(nodes, shards=len(work))
     results = []
     try:
         for result in _run(plan, work=work, storage=storage, actors=actors):
@@ -124,26 +128,44 @@ def _result(reference: Any) -> Any:
 
 def _cause(error: BaseException) -> BaseException:
     """What was raised in the worker, out of what Ray has wrapped around it."""
-    while True:
+    while isinstance(error, RayTaskError) or not isinstance(error, EXPECTED):
         inner = error.cause if isinstance(error, RayTaskError) else error.__cause__
         if not isinstance(inner, BaseException):
             return error
         error = inner
+    return error
 
 
-def plan_actors(resources: Mapping[str, float], *, shards: int) -> Actors:
+def plan_actors(nodes: Sequence[Mapping[str, float]], *, shards: int) -> Actors:
     """One actor a GPU; without GPUs one for every four CPUs, which uses them by its threads.
 
-    One CPU is left for the rest of the job, where there is more than one.
+    `nodes` are the resources of the cluster's machines. An actor must fit on one: where all are
+    smaller, it gets fewer CPUs. One CPU is left for the rest of the job, if there is more than one.
     """
-    cpus = max(1, int(resources.get("CPU", 1)))
-    gpus = int(resources.get("GPU", 0))
-    if gpus:
-        share = max(1, (cpus - 1) // gpus)
-        return Actors(count=min(gpus, shards), cpus=min(share, 4), gpus=1, threads=share)
-    count = min(max(1, cpus // 4), shards)
-    reserved = max(1, min(4, (cpus - 1) // count))
-    return Actors(count=count, cpus=reserved, gpus=0, threads=max(reserved, min(cpus, 4)))
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    if any(gpus):
+        shares = [(c - (len(nodes) == 1)) // g for c, g in zip(cpus, gpus, strict=True) if g]
+        share = max(0, min(shares))
+        return Actors(
+            count=min(sum(gpus), shards), cpus=min(share, 4), gpus=1, threads=max(1, share)
+        )
+    if len(nodes) <= 1:
+        all_of_it = max([1, *cpus])
+        count = min(max(1, all_of_it // 4), shards)
+        reserved = max(1, min(4, (all_of_it - 1) // count))
+        return Actors(count=count, cpus=reserved, gpus=0, threads=max(reserved, min(all_of_it, 4)))
+
+    def used(size: int) -> int:
+        return sum(c // size for c in cpus) * size
+
+    most = max(used(size) for size in (1, 2, 3, 4))
+    # Few large actors hold fewer models than many small ones, and may leave a CPU idle.
+    reserved = next(size for size in (4, 3, 2, 1) if used(size) >= 0.75 * most)
+    fitting = used(reserved) // reserved
+    spare = sum(cpus) - used(reserved)
+    count = fitting if spare or fitting == 1 else fitting - 1
+    return Actors(count=min(max(1, count), shards), cpus=reserved, gpus=0, threads=reserved)
 
 
 def blocks_of(work: Sequence[Work], *, actors: int) -> Iterator[Sequence[Work]]:
@@ -235,6 +257,9 @@ class ShardEncoder:
         """Rows that end the process, if this shard was begun before: that attempt has died."""
         if ray.get(self._attempts.begin.remote(f"{work.shard} {len(work.only)}")) == 1:
             return {}
+        path = embedding_path(encoder=work.encoder, shard=work.shard)
+        if not work.only and self._store.storage.exists(path):
+            return {}  # that attempt ended, and what was lost is its result
         feature = self._features[work.modality]
         return find_killers(
             Trial(
@@ -260,7 +285,10 @@ def _run(
         {"work": [_WORK.dump_json(one).decode() for one in block]}
         for block in blocks_of(work, actors=actors.count)
     ]
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    # It begins to count anew if its node is lost.
+    attempts = (
+        ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    )
     with warnings.catch_warnings():
         # There is no other way to say how often a task is tried again, until Ray 2.64.
         warnings.filterwarnings("ignore", message=r"`ray_remote_args")
@@ -289,4 +317,4 @@ def _run(
 
 def _lives() -> dict[str, int]:
     """An actor that dies is made again; a shard that kills its actor again and again is not."""
-    return {"max_restarts": -1, "max_task_retries": TASK_RETRIES}
+    return {"max_restarts": -1, "max_task_retries": DEATHS}

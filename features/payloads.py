@@ -90,6 +90,8 @@ def _read(path: str, *, uri: str, limits: Limits) -> bytes:
         raise BadPayload(f"the file is too large: {uri!r}", stage="fetch")
     with open(path, "rb") as file:
         data = file.read()
+    if len(data) < status.st_size:
+        raise OSError(errno.EIO, f"it ended after {len(data)} of {status.st_size} bytes", path)
     if not data:
         raise BadPayload(f"the file is empty: {uri!r}", stage="fetch")
     return data

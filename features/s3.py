@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow.fs
 
 from features.encoders.base import import_extra
+from features.persistence import GaveUp
 
 SCHEME = "s3://"
 ATTEMPTS = 8
@@ -86,7 +87,7 @@ def get(bucket: str, key: str, *, span: str | None = None) -> tuple[bytes, int]:
         except (errors.BotoCoreError, errors.HTTPClientError) as error:
             if attempt == ATTEMPTS - 1:
                 where = f"{SCHEME}{bucket}/{key}"
-                raise OSError(
+                raise GaveUp(
                     errno.EIO,
                     f"the connection broke {ATTEMPTS} times while it was read "
                     f"({type(error).__name__})",
@@ -158,7 +159,7 @@ def plain(error: Any, *, operation: str, arguments: dict[str, Any]) -> OSError:
     said = f"the server answered {status} {code} to {operation}"
     if status >= 500:
         said += f", {ATTEMPTS} times"
-    return OSError(errno.EIO, said, where)
+    return GaveUp(errno.EIO, said, where)
 
 
 def _of_the_connection(error: Exception, *, where: str) -> OSError:
@@ -168,7 +169,7 @@ def _of_the_connection(error: Exception, *, where: str) -> OSError:
             f"{where}: no credentials were found ({name}); set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
         )
-    return OSError(
+    return GaveUp(
         errno.EIO,
         f"S3 cannot be reached ({name}, after {ATTEMPTS} attempts); check AWS_ENDPOINT_URL, "
         "AWS_REGION and the network",

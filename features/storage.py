@@ -7,18 +7,22 @@ only its root, so it travels to workers as it is.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.fs
 
 from features import s3
+from features.persistence import persist
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -83,77 +87,89 @@ class LocalStorage:
 
     A file is written beside its place under a temporary name, flushed to the disk and
     hard-linked to its name, which fails if that is taken: of several writers one wins, and
-    a reader sees nothing or the whole.
+    a reader sees nothing or the whole. Faults that may pass, as a disk across a network has
+    them, are tried again (see `features.persistence`).
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(root)
 
     def list(self, folder: str) -> set[str]:
-        try:
-            with os.scandir(self._at(folder)) as entries:
-                return {
-                    entry.name
-                    for entry in entries
-                    if entry.is_file() and not entry.name.endswith(TEMPORARY_SUFFIX)
-                }
-        except FileNotFoundError:
-            return set()
+        return {
+            entry.name
+            for entry in self._entries(folder)
+            if entry.is_file() and not entry.name.endswith(TEMPORARY_SUFFIX)
+        }
 
     def walk(self, folder: str = "") -> Iterator[Entry]:
-        try:
-            entries = os.scandir(self._at(folder))
-        except FileNotFoundError:
-            return
-        with entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    yield from self.walk(path)
-                    continue
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    continue  # deleted meanwhile
-                yield Entry(path=path, size=status.st_size, modified=status.st_mtime)
+        """One folder's names are held at a time, and those of the folders above it."""
+        for entry in self._entries(folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                yield from self.walk(path)
+                continue
+            try:
+                status = persist(entry.stat)
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            yield Entry(path=path, size=status.st_size, modified=status.st_mtime)
 
     def exists(self, path: str) -> bool:
-        return os.path.isfile(self._at(path))
+        return _is_there(self._at(path))
 
     def read(self, path: str) -> bytes:
-        return Path(self._at(path)).read_bytes()
+        return persist(lambda: _read_whole(self._at(path)))
 
     def open(self, path: str) -> pa.NativeFile:
-        return pa.OSFile(self._at(path), "rb")
+        return persist(lambda: pa.OSFile(self._at(path), "rb"))
 
     def write_once(self, path: str, data: bytes | pa.Buffer) -> bool:
         target = self._at(path)
-        if os.path.exists(target):
+        if _is_there(target):
             return False
-        temporary = self._write_temporary(target, data)
+        temporary = persist(lambda: self._write_temporary(target, data))
         try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
+            won = persist(lambda: _link(temporary, target))
         finally:
-            os.unlink(temporary)
-        _flush_folder(os.path.dirname(target))
-        return True
+            _discard(temporary)
+        if won:
+            persist(lambda: _flush_folder(os.path.dirname(target)))
+        return won
 
     def replace(self, path: str, data: bytes) -> None:
         target = self._at(path)
-        os.replace(self._write_temporary(target, data), target)
-        _flush_folder(os.path.dirname(target))
+
+        def write() -> None:
+            temporary = self._write_temporary(target, data)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                _discard(temporary)
+                raise
+
+        persist(write)
+        persist(lambda: _flush_folder(os.path.dirname(target)))
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            Path(self._at(path)).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                persist(partial(os.unlink, self._at(path)))
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), self.root
 
     def _at(self, path: str) -> str:
         return os.path.join(self.root, path)
+
+    def _entries(self, folder: str) -> Sequence[os.DirEntry[str]]:
+        def scan() -> Sequence[os.DirEntry[str]]:
+            with os.scandir(self._at(folder)) as entries:
+                return tuple(entries)
+
+        try:
+            return persist(scan)
+        except FileNotFoundError:
+            return ()
 
     @staticmethod
     def _write_temporary(target: str, data: bytes | pa.Buffer) -> str:
@@ -166,9 +182,11 @@ class LocalStorage:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+                written, whole = os.fstat(file.fileno()).st_size, len(memoryview(data))
+            if written != whole:
+                raise OSError(errno.EIO, f"only {written} of {whole} bytes were written")
         except BaseException as error:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            _discard(temporary)
             if isinstance(error, OSError) and error.errno is not None:
                 # The error of a full disk names no file by itself.
                 raise OSError(error.errno, error.strerror, target) from error
@@ -190,7 +208,7 @@ def stat_uri(uri: str) -> Stat:
     """Size and tag of the file behind a path or URI; FileNotFoundError if there is none."""
     if uri.startswith(s3.SCHEME):
         return Stat(*s3.stat(uri))
-    status = os.stat(local_path(uri))
+    status = persist(lambda: os.stat(local_path(uri)))
     return Stat(size=status.st_size, tag=str(status.st_mtime_ns))
 
 
@@ -198,7 +216,7 @@ def read_uri(uri: str) -> bytes:
     """The bytes behind a path or URI; FileNotFoundError if there is no such file."""
     if uri.startswith(s3.SCHEME):
         return s3.read(uri)
-    return Path(local_path(uri)).read_bytes()
+    return persist(lambda: _read_whole(local_path(uri)))
 
 
 def local_path(uri: str) -> str:
@@ -232,6 +250,40 @@ def open_storage(root: str) -> Storage:
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"{folder} is not a folder")
     return LocalStorage(folder)
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is a file; an error of the medium is none, and is raised."""
+    try:
+        return stat.S_ISREG(persist(lambda: os.stat(path)).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _read_whole(path: str) -> bytes:
+    """A file's bytes; OSError if fewer come than it has."""
+    with open(path, "rb") as file:
+        data = file.read()
+        size = os.fstat(file.fileno()).st_size
+    if len(data) < size:
+        raise OSError(errno.EIO, f"it ended after {len(data)} of {size} bytes", path)
+    return data
+
+
+def _link(temporary: str, target: str) -> bool:
+    """Give a file its name; False if another has it."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        # It is our own if the answer to an earlier attempt was lost, as NFS may lose it.
+        return os.stat(temporary).st_nlink > 1
+    return True
+
+
+def _discard(temporary: str) -> None:
+    """Delete a temporary file, if that can be done: one that stays is garbage after a day."""
+    with suppress(OSError):
+        os.unlink(temporary)
 
 
 def _flush_folder(folder: str) -> None:

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from features.encoders import EncoderSpec
 from features.fingerprint import DIGEST_BYTES
+from features.persistence import persist
 from features.samples import SampleShard
 from features.scan_record import ScanRecord, record_bytes, record_from
 from features.shard import (
@@ -56,6 +57,13 @@ QUARANTINE_SCHEMA = pa.schema(
         "reason": pa.string(),
     }
 )
+
+
+T = TypeVar("T")
+
+
+class UnreadableFile(OSError, ValueError):
+    """A file of the store that is not as it was written, or could not be read as that."""
 
 
 def shard_fingerprint(*, encoder: str, keys: str) -> str:
@@ -101,7 +109,7 @@ class Store:
     def latest(self, name: str) -> Snapshot | None:
         """The snapshot last committed under a name, with where its rows stand."""
         try:
-            pointer = json.loads(self.storage.read(f"latest/{name}.json"))
+            pointer = self._read_json(f"latest/{name}.json")
         except FileNotFoundError:
             return None
         return replace(self._placed(pointer), name=name)
@@ -109,7 +117,7 @@ class Store:
     def previous(self, name: str) -> Snapshot | None:
         """The snapshot that was the latest of a name before the present one, if it is there."""
         try:
-            pointer = json.loads(self.storage.read(f"latest/{name}.json"))
+            pointer = self._read_json(f"latest/{name}.json")
             return self.read_snapshot(pointer["previous"]) if "previous" in pointer else None
         except FileNotFoundError:
             return None
@@ -122,7 +130,7 @@ class Store:
         snapshot = self.read_snapshot(id)
         for path in (f"latest/{snapshot.name}.json", f"places/{id}.json"):
             try:
-                place = json.loads(self.storage.read(path))
+                place = self._read_json(path)
             except FileNotFoundError:
                 continue
             if place["snapshot"] == id:
@@ -187,7 +195,7 @@ class Store:
         }
         self._write_snapshot(snapshot)
         try:
-            before = json.loads(self.storage.read(pointer))
+            before = self._read_json(pointer)
         except FileNotFoundError:
             before = {}
         known = before.get("snapshot")
@@ -214,7 +222,7 @@ class Store:
 
     def read_snapshot(self, id: str) -> Snapshot:
         """A committed snapshot; FileNotFoundError if there is none of that id."""
-        return snapshot_from(json.loads(self.storage.read(f"snapshots/{id}.json")))
+        return snapshot_from(self._read_json(f"snapshots/{id}.json"))
 
     def read_samples(self, snapshot: Snapshot, *, columns: Sequence[str] | None = None) -> pa.Table:
         """The samples' columns in row order, all shards in memory at once."""
@@ -275,27 +283,30 @@ class Store:
         has no need to tell which. The vectors are read into the beginning of `into`, if they fit
         and are no sequences.
         """
-        with (
-            self.storage.open(embedding_path(encoder=encoder, shard=shard)) as file,
-            pq.ParquetFile(file) as parquet,
-        ):
-            schema = parquet.schema_arrow
-            metadata = schema.metadata or {}
-            vector = schema.field("embedding").type
-            count = parquet.metadata.num_rows
-            sequence = metadata.get(b"sensorium.sequence") == b"1"
-            if metadata.get(b"sensorium.layout") == LAYOUT.encode():
-                shape, dtype = (count, vector.list_size), vector.value_type.to_pandas_dtype()
-                if into is None or sequence or not _has_room(into, shape=shape, dtype=dtype):
-                    into = np.empty(shape, dtype)
-                values = into[:count]
-                read_vectors(file, parquet, into=values)
-            else:
-                values = vectors(parquet.read(columns=["embedding"])["embedding"])
-            if count == of and not sequence:
-                rows = np.arange(count)
-            else:
+        path = embedding_path(encoder=encoder, shard=shard)
+
+        def read(file: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, bool]:
+            with pq.ParquetFile(file) as parquet:
+                schema = parquet.schema_arrow
+                metadata = schema.metadata or {}
+                vector = schema.field("embedding").type
+                count = parquet.metadata.num_rows
+                sequence = metadata.get(b"sensorium.sequence") == b"1"
+                if metadata.get(b"sensorium.layout") == LAYOUT.encode():
+                    shape, dtype = (count, vector.list_size), vector.value_type.to_pandas_dtype()
+                    if into is None or sequence or not _has_room(into, shape=shape, dtype=dtype):
+                        values = np.empty(shape, dtype)
+                    else:
+                        values = into[:count]
+                    read_vectors(file, parquet, into=values)
+                else:
+                    values = vectors(parquet.read(columns=["embedding"])["embedding"])
+                if count == of and not sequence:
+                    return np.arange(count), values, sequence
                 rows = parquet.read(columns=["row"])["row"].to_numpy().astype(np.int64)
+                return rows, values, sequence
+
+        rows, values, sequence = self._read(path, read)
         if not sequence:
             return Embeddings(rows=rows, values=values)
         own, lengths = np.unique(rows, return_counts=True)
@@ -319,14 +330,18 @@ class Store:
         Reads those alone where the layout allows; of sequences, which start in these rows,
         `[T, D]` each, out of the whole file.
         """
-        with (
-            self.storage.open(embedding_path(encoder=encoder, shard=shard)) as file,
-            pq.ParquetFile(file) as parquet,
-        ):
-            metadata = parquet.schema_arrow.metadata or {}
-            sequence = metadata.get(b"sensorium.sequence") == b"1"
-            if metadata.get(b"sensorium.layout") == LAYOUT.encode() and not sequence:
-                return list(read_some_vectors(file, parquet, rows=rows))
+
+        def read(file: pa.NativeFile) -> np.ndarray | None:
+            with pq.ParquetFile(file) as parquet:
+                metadata = parquet.schema_arrow.metadata or {}
+                sequence = metadata.get(b"sensorium.sequence") == b"1"
+                if metadata.get(b"sensorium.layout") != LAYOUT.encode() or sequence:
+                    return None
+                return read_some_vectors(file, parquet, rows=rows)
+
+        some = self._read(embedding_path(encoder=encoder, shard=shard), read)
+        if some is not None:
+            return list(some)
         found = self.read_shard(shard, encoder=encoder)
         if found.lengths is None:
             return list(found.values[rows])
@@ -386,14 +401,55 @@ class Store:
     def read_table(self, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of the store, or some of its columns."""
         # Read ahead in few large requests: without it a store in S3 costs one a column and group.
-        with self.storage.open(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
-            return parquet.read(columns=None if columns is None else list(columns))
+        wanted = None if columns is None else list(columns)
+
+        def read(file: pa.NativeFile) -> pa.Table:
+            with pq.ParquetFile(file, pre_buffer=True) as parquet:
+                return parquet.read(columns=wanted)
+
+        return self._read(path, read)
 
     def read_metadata(self, path: str) -> dict[str, str]:
         """The key-value metadata in the footer of a Parquet file of the store."""
-        with self.storage.open(path) as file, pq.ParquetFile(file) as parquet:
-            metadata = parquet.metadata.metadata or {}
-            return {key.decode(): value.decode() for key, value in metadata.items()}
+
+        def read(file: pa.NativeFile) -> dict[str, str]:
+            with pq.ParquetFile(file) as parquet:
+                metadata = parquet.metadata.metadata or {}
+                return {key.decode(): value.decode() for key, value in metadata.items()}
+
+        return self._read(path, read)
+
+    def _read_json(self, path: str) -> Any:
+        body = self.storage.read(path)
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise self._unreadable(path, error) from error
+
+    def _read(self, path: str, read: Callable[[pa.NativeFile], T]) -> T:
+        """What is read from a file; again after a fault that may pass.
+
+        What Arrow says of a damaged file names no file, and bears no number as what a system says.
+        """
+
+        def attempt() -> T:
+            with self.storage.open(path) as file:
+                return read(file)
+
+        try:
+            return persist(attempt)
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: str, error: Exception) -> UnreadableFile:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return UnreadableFile(
+            f"{self.storage.root}/{path} cannot be read ({said}); if that stays so, it is damaged: "
+            "`sensorium store verify` finds all such files; delete "
+            "them (a quarantine with its embedding shard), and they are made again"
+        )
 
 
 def _has_room(place: np.ndarray, *, shape: tuple[int, int], dtype: object) -> bool:

@@ -24,6 +24,8 @@ class Faults:
     planned: dict[str, list[Act]] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     """Method and path of every request."""
+    choose: Callable[[FaultyHandler], Act | None] | None = None
+    """Says of a request what is done with it; None for what is planned."""
 
     def plan(self, method: str, *acts: Act) -> None:
         self.planned.setdefault(method, []).extend(acts)
@@ -42,7 +44,10 @@ class FaultyHandler(http.server.BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.faults.seen.append(f"{self.command} {self.path}")
         acts = self.faults.planned.get(self.command)
-        if acts:
+        chosen = self.faults.choose(self) if self.faults.choose is not None else None
+        if chosen is not None:
+            chosen(self)
+        elif acts:
             acts.pop(0)(self)
         else:
             self.answer(*self.hand_on())

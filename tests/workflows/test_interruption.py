@@ -1,16 +1,22 @@
 """Stage 1, killed with `kill -9` again and again, ends like a run that nobody touched."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+
+from features.garbage import collect_garbage
+from features.storage import LocalStorage
+from features.store import Store
+from features.verification import verify
 
 PIPELINE = """
 name: killed
@@ -42,10 +48,11 @@ def make_world(folder):
     return folder
 
 
-def start(folder, command="embed"):
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+def start(folder, command="embed", *, module="workflows", file="killed.yaml"):
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-m", "workflows", command, "killed.yaml"],
+        [sys.executable, "-m", module, *([command] if command else []), file],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
@@ -75,15 +82,38 @@ def kill_when(process, *, folder, count):
     return shards(folder)
 
 
-@pytest.mark.slow
-def test_killed_at_several_moments_it_ends_with_the_same_bytes(tmp_path):
-    plain = make_world(tmp_path / "plain")
-    process = start(plain)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    expected = shards(plain)
-    assert len(expected) > 30
+def finish(process, *, code=0):
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == code, output
+    return output
 
+
+def assert_same_store(folder, *, expected):
+    """The same shards with the same columns, the same quarantine and the same snapshot, whole."""
+    assert set(shards(folder)) == set(shards(expected))
+    for path in shards(expected):
+        assert pq.read_table(folder / path).equals(pq.read_table(expected / path)), path
+    places = (folder, expected)
+    quarantines = [place / "store/quarantine" for place in places]
+    found = [sorted(str(p.relative_to(q)) for p in q.rglob("*.parquet")) for q in quarantines]
+    assert found[0] == found[1] != []
+    stores = [Store(LocalStorage(place / "store")) for place in places]
+    snapshots = [store.latest("killed") for store in stores]
+    assert snapshots[0].id == snapshots[1].id
+    assert verify(stores[0], snapshots[0]).damages == []
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A world whose stage 1 nobody disturbed."""
+    folder = make_world(tmp_path_factory.mktemp("undisturbed") / "plain")
+    finish(start(folder))
+    assert len(shards(folder)) > 30
+    return folder
+
+
+@pytest.mark.slow
+def test_killed_at_several_moments_it_ends_with_the_same_bytes(plain, tmp_path):
     killed = make_world(tmp_path / "killed")
     finished = {}
     for count in (0, 1, 5, 17):
@@ -91,21 +121,149 @@ def test_killed_at_several_moments_it_ends_with_the_same_bytes(tmp_path):
         assert {path: now[path] for path in finished} == finished
         assert not (killed / "store/latest").exists(), "a snapshot of unfinished work was committed"
         finished = now
-    process = start(killed)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-
+    finish(start(killed))
     after = shards(killed)
-    assert set(after) == set(expected)
     assert {path: after[path] for path in finished} == finished, "a finished shard was rewritten"
-    for path in expected:
-        tables = [pq.read_table(folder / path) for folder in (plain, killed)]
-        assert tables[0].equals(tables[1]), path
-    pointers = [json.loads((f / "store/latest/killed.json").read_text()) for f in (plain, killed)]
-    assert pointers[0]["snapshot"] == pointers[1]["snapshot"]
-    quarantines = [folder / "store/quarantine" for folder in (plain, killed)]
-    found = [sorted(str(p.relative_to(q)) for p in q.rglob("*.parquet")) for q in quarantines]
-    assert found[0] == found[1] != []
+    assert_same_store(killed, expected=plain)
+
+
+def workers_of(process):
+    """Process ids of the Ray workers that encode for a driver."""
+    session = f"{os.getsid(process.pid)}"
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if "ShardEncoder" in title and str(os.getsid(int(entry.name))) == session:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_worker_killed_within_a_shard_costs_that_shard_alone(plain, tmp_path):
+    folder = make_world(tmp_path / "worker")
+    process = start(folder)
+    for count in (2, 12):
+        while len(shards(folder)) < count or not (found := workers_of(process)):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        before = shards(folder)
+        os.kill(found[0], signal.SIGKILL)
+    output = finish(process)
+    assert "snapshot" in output
+    after = shards(folder)
+    assert {path: after[path] for path in before} == before, "a finished shard was rewritten"
+    assert_same_store(folder, expected=plain)
+
+
+@pytest.mark.slow
+def test_rows_that_kill_the_process_are_quarantined_and_the_others_embedded(tmp_path):
+    """In more shards of one block than a block is tried again for a death from outside."""
+    folder = make_world(tmp_path / "killers")
+    frame = pd.read_parquet(folder / "table.parquet")
+    kills = {20: "segfault", 170: "abort", 320: "segfault", 430: "abort", 560: "segfault"}
+    for row, text in kills.items():
+        frame.loc[row, "text"] = text
+    frame.to_parquet(folder / "table.parquet", index=False)
+    text = (folder / "killed.yaml").read_text()
+    slow = "slow_encoder.SlowSpec, seconds: 0.15"
+    assert slow in text
+    text = text.replace(slow, "tests.features.killers.KillerSpec")
+    (folder / "killed.yaml").write_text(text)
+    output = finish(start(folder))
+    store = Store(LocalStorage(folder / "store"))
+    snapshot = store.latest("killed")
+    found = store.read_quarantine(snapshot).to_pylist()
+    crashed = {int(r["sample_id"]): r["reason"] for r in found if r["stage"] == "crash"}
+    assert set(crashed) == set(kills), output
+    for row, reason in crashed.items():
+        signal_name = "SIGSEGV" if kills[row] == "segfault" else "SIGABRT"
+        assert "it ends the process that works on it" in reason and signal_name in reason
+    present = frame["text"].notna() & (frame["text"] != "")
+    assert snapshot.modalities["text"].present == present.sum() - len(kills)
+    assert snapshot.modalities["hashed"].present == present.sum(), "another encoder takes them"
+    embedded = store.read_embeddings(snapshot, modality="text")
+    lengths = frame["text"].str.len().to_numpy()[embedded.rows]
+    assert embedded.values[:, 0].tolist() == lengths.tolist()
+    assert verify(store, snapshot).damages == []
+
+
+@pytest.mark.slow
+def test_a_node_lost_in_the_middle_costs_what_it_was_at_work_on(plain, tmp_path):
+    folder = make_world(tmp_path / "nodes")
+    process = start(folder, None, module="tests.workflows.three_nodes")
+    output = finish(process)
+    assert "3 nodes" in output and "lost a node with an actor after" in output, output
+    assert "done with 2 nodes alive" in output, output
+    assert_same_store(folder, expected=plain)
+
+
+# ------------------------------------------------------------------ two at once
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_on_the_same_work_are_like_one(plain, tmp_path):
+    folder = make_world(tmp_path / "both")
+    processes = [start(folder), start(folder)]
+    outputs = [finish(process) for process in processes]
+    assert all("snapshot" in output for output in outputs)
+    assert_same_store(folder, expected=plain)
+    assert list((folder / "store").rglob("*.tmp")) == []
+    assert list((folder / "store/leases").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_pipelines_that_share_an_encoder_and_rows_beside_a_collector(plain, tmp_path):
+    """Half of the rows are common; old shards that nobody names are deleted as they go."""
+    folder = make_world(tmp_path / "overlap")
+    frame = pd.read_parquet(folder / "table.parquet")
+    frame[ROWS // 2 :].to_parquet(folder / "half.parquet", index=False)
+    other = (folder / "killed.yaml").read_text()
+    other = other.replace("name: killed", "name: other").replace("table.parquet", "half.parquet")
+    (folder / "other.yaml").write_text(other)
+    # Shards of an earlier job, old, named by no snapshot: some that both need, and a stray one.
+    shutil.copytree(plain / "store/embeddings", folder / "store/embeddings")
+    given = sorted((folder / "store/embeddings").rglob("*.parquet"))
+    for path in given[1::2]:
+        path.unlink()
+    given = given[::2]
+    stray = folder / "store/embeddings" / ("e" * 32) / f"{'f' * 32}.parquet"
+    stray.parent.mkdir()
+    stray.write_bytes(b"stray")
+    for path in (*given, stray):
+        os.utime(path, (1e9, 1e9))
+    kept = shards(folder)
+    store = Store(LocalStorage(folder / "store"))
+    processes = [start(folder), start(folder, file="other.yaml")]
+    collections = 0
+    while len(list((folder / "store").glob("leases/job-*.json"))) != 2:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    while any(process.poll() is None for process in processes):
+        found = collect_garbage(store, keep=1, grace=0)
+        collections += bool(found.jobs)
+        time.sleep(0.1)
+    for process in processes:
+        finish(process)
+    assert collections > 3 and not stray.exists(), "it collected, and beside the jobs"
+    del kept[str(stray.relative_to(folder))]
+    now = shards(folder)
+    assert {path: now[path] for path in kept} == kept, "a shard that was there was made again"
+    assert set(shards(plain)) <= set(now)
+    for path in shards(plain):
+        assert pq.read_table(folder / path).equals(pq.read_table(plain / path)), path
+    whole, half = store.latest("killed"), store.latest("other")
+    assert half.rows == ROWS // 2
+    for snapshot in (whole, half):
+        assert verify(store, snapshot).damages == []
+    for modality in ("text", "hashed"):
+        ours = store.read_embeddings(half, modality=modality)
+        theirs = store.read_embeddings(whole, modality=modality)
+        late = theirs.rows >= ROWS // 2
+        np.testing.assert_array_equal(ours.rows + ROWS // 2, theirs.rows[late])
+        np.testing.assert_array_equal(ours.values, theirs.values[late])
 
 
 @pytest.mark.slow

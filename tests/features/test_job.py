@@ -1,0 +1,45 @@
+"""How the work is divided among the machines of a cluster."""
+
+import pytest
+
+from features.job import plan_actors
+
+
+def node(cpus, gpus=0):
+    return {"CPU": float(cpus), "GPU": float(gpus), "memory": 1e9}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "cpus"),
+    [
+        ([node(2)], 1, 1),
+        ([node(16)], 4, 3),
+        ([node(0), node(2), node(2)], 1, 2),
+        ([node(1), node(2), node(2)], 2, 2),
+        ([node(1), node(1), node(1)], 2, 1),
+        ([node(0), node(64), node(64)], 31, 4),
+        ([node(8), node(1)], 2, 4),
+    ],
+)
+def test_an_actor_fits_on_a_machine_and_a_cpu_is_left(nodes, count, cpus):
+    """The cluster as a whole may have CPUs enough for an actor that no machine can hold."""
+    actors = plan_actors(nodes, shards=1000)
+    assert (actors.count, actors.cpus, actors.gpus) == (count, cpus, 0)
+    assert sum(int(n["CPU"]) // cpus for n in nodes) >= count
+    assert plan_actors(nodes, shards=1).count == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "cpus"),
+    [
+        ([node(8, 1)], 1, 4),
+        ([node(4, 4)], 4, 0),
+        ([node(0), node(16, 8), node(16, 8)], 16, 2),
+        ([node(64), node(8, 8)], 8, 1),
+    ],
+)
+def test_every_gpu_has_an_actor_with_its_share_of_that_machine_s_cpus(nodes, count, cpus):
+    actors = plan_actors(nodes, shards=1000)
+    assert (actors.count, actors.cpus, actors.gpus) == (count, cpus, 1)
+    for n in nodes:
+        assert cpus * n["GPU"] <= n["CPU"]
