@@ -22,12 +22,14 @@ from features.encoders.table import TableSpec
 from features.encoders.text import HashingSpec
 from features.encoders.vector import VectorSpec
 from features.encoders.video import VideoFramesSpec, VideoMaeSpec
+from features.encoders.word_vectors import WordVectorsSpec
 
 BUILT_IN: Mapping[str, type[EncoderSpec]] = {
     spec.model_fields["type"].default: spec
     for spec in (
         HashingSpec,
         HuggingFaceTextSpec,
+        WordVectorsSpec,
         HogSpec,
         HuggingFaceImageSpec,
         AudioStatisticsSpec,
