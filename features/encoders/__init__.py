@@ -17,6 +17,7 @@ from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound, Vi
 from features.encoders.huggingface_audio import HuggingFaceAudioSpec
 from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.encoders.image import HogSpec, HuggingFaceImageSpec
+from features.encoders.model2vec import Model2VecSpec
 from features.encoders.series import SeriesSpec
 from features.encoders.table import TableSpec
 from features.encoders.text import HashingSpec
@@ -30,6 +31,7 @@ BUILT_IN: Mapping[str, type[EncoderSpec]] = {
         HashingSpec,
         HuggingFaceTextSpec,
         WordVectorsSpec,
+        Model2VecSpec,
         HogSpec,
         HuggingFaceImageSpec,
         AudioStatisticsSpec,

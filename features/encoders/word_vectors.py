@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pydantic
 
+from features.encoders.bags import sum_words
 from features.encoders.base import Encoder, EncoderSpec, Kind
 from features.encoders.huggingface import hash_file
 from features.encoders.word_files import WordTable, read_format, read_words
@@ -139,7 +140,7 @@ class _WordVectors:
         column_of, spelled, vectors_WD = self._look_up(distinct)
         found: list[WordMean | ValueError] = []
         columns = [[column_of[word] for word in words if word in column_of] for words in texts]
-        sums_BD = sum_rows(columns, vectors_WD)
+        sums_BD = sum_words(columns, vectors_WD)
         for words, known, sum_D in zip(texts, columns, sums_BD, strict=True):
             if not known:
                 found.append(_without_a_vector(words))
@@ -184,18 +185,6 @@ class _WordVectors:
         if self._spec.case != "lower" and (place := places.get(word)) is not None:
             return place
         return None if self._spec.case == "keep" else places.get(word.lower())
-
-
-def sum_rows(columns: Sequence[Sequence[int]], vectors_WD: np.ndarray) -> np.ndarray:
-    """float32 `[B, D]`: for each list of rows of a matrix, their sum in that order."""
-    from scipy.sparse import csr_array
-
-    ends = np.cumsum([0, *map(len, columns)])
-    flat = np.fromiter((column for row in columns for column in row), np.int64, int(ends[-1]))
-    ones = np.ones(len(flat), dtype=np.float32)
-    chosen_BW = csr_array((ones, flat, ends), shape=(len(columns), len(vectors_WD)))
-    sums_BD: np.ndarray = chosen_BW @ vectors_WD
-    return sums_BD
 
 
 def split_words(text: str, *, at: str) -> list[str]:
