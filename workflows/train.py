@@ -49,7 +49,11 @@ def last_snapshot(pipeline: Pipeline) -> Snapshot:
 
 
 def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]:
-    """The pipeline's candidates over a snapshot: which are fitted, which are not."""
+    """The pipeline's candidates over a snapshot: which are fitted, which are not.
+
+    ConfigurationError if one takes a modality that is embedded as sequences.
+    """
+    pipeline.refuse_sequences()
     spec = pipeline.spec
     return plan_candidates(
         open_store(pipeline),
