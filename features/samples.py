@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.columns import PayloadColumns, payload_key, plain_array
+from features.columns import PayloadColumns, payload_keys, plain_array
 from features.fingerprint import DIGEST_BYTES, fingerprint, nearest_hint
 from features.fit import FitSample
 from features.sources import RowRange, Source, SourceError
@@ -130,14 +130,12 @@ def fit_features(
         train = [split == "train" for split in _splits(chunk.table, dataset=dataset).to_pylist()]
         for modality, read in columns.items():
             payloads = read.payloads(chunk.table)
-            keys = [
-                None
-                if payload is None or not wanted
-                else payload_key(
-                    payload, columns=read, folder=source.folder, by=dataset.payload_key
-                )
-                for payload, wanted in zip(payloads, train, strict=True)
-            ]
+            keys = payload_keys(
+                [p if wanted else None for p, wanted in zip(payloads, train, strict=True)],
+                columns=read,
+                folder=source.folder,
+                by=dataset.payload_key,
+            )
             found[modality].add(keys, payloads, train)
     fitted = dict(features)
     for modality, feature in waiting.items():
@@ -183,12 +181,9 @@ def _sample_rows(
     for name in dataset.slices:
         columns[f"slice.{name}"] = _as_text(table[name], name=name)
     for modality, payload in payload_columns.items():
-        keys = [
-            None
-            if value is None
-            else payload_key(value, columns=payload, folder=folder, by=dataset.payload_key)
-            for value in payload.payloads(table)
-        ]
+        keys = payload_keys(
+            payload.payloads(table), columns=payload, folder=folder, by=dataset.payload_key
+        )
         columns[f"key.{modality}"] = pa.array(keys, KEY)
     return pa.table(columns)
 
