@@ -298,8 +298,12 @@ def payload_keys(
     waiting = by != "uri" and sum(depends_on_files(v, columns=columns) for v in values)
     if not waiting or waiting < 2:
         return [key(value) for value in values]
-    with ThreadPoolExecutor(max_workers=min(ASKING, waiting)) as pool:
-        return list(pool.map(key, values))
+    # One run of payloads a thread: a task for each costs more than a question to a local disk.
+    step = -(-len(values) // min(ASKING, waiting))
+    runs = [values[start : start + step] for start in range(0, len(values), step)]
+    with ThreadPoolExecutor(max_workers=len(runs)) as pool:
+        found = pool.map(lambda run: [key(value) for value in run], runs)
+        return [one for run in found for one in run]
 
 
 @functools.lru_cache(maxsize=64)
