@@ -14,22 +14,27 @@ import math
 import os
 import stat
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from features import payloads
+from features import payloads, s3
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders.base import Kind
 from features.fingerprint import DIGEST_BYTES
 from features.number_lists import is_list, number_arrays
 from features.persistence import persist
 from features.sources import SourceError
+from features.storage import read_uri, stat_uri
 
 NUMBER_KINDS: tuple[Kind, ...] = ("series", "vector")
 """Kinds whose inline payloads are lists of numbers."""
+ASKING = s3.CONNECTIONS
+"""Payloads whose files are asked for at once while keys are made: as many as S3's client has
+connections."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,23 +254,66 @@ def _uri_key(uri: str, *, folder: str, by: str) -> bytes:
     if by == "uri":
         return _hash(b"uri", uri.encode())
     try:
-        path = payloads.local_path(uri, base=folder)
-        status = persist(lambda: os.stat(path))
-        if by == "content" and stat.S_ISREG(status.st_mode):
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(
-                    file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
-                )
-            return _hash(b"content", digest.digest())
+        place = payloads.locate(uri, base=folder)
     except BadPayload:
         return _hash(b"absent", uri.encode())
     except ValueError as error:
         raise SourceError(str(error)) from error
+    if place.startswith(s3.SCHEME):
+        return _object_key(place, uri=uri, by=by)
+    try:
+        status = persist(lambda: os.stat(place))
+        if by == "content" and stat.S_ISREG(status.st_mode):
+            with open(place, "rb") as file:
+                digest = hashlib.file_digest(
+                    file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
+                )
+            return _hash(b"content", digest.digest())
     except OSError as error:
         if error.errno in payloads.OF_THE_FILE:
             return _hash(b"absent", uri.encode())
         raise
     return _hash(b"file", uri.encode(), f"{status.st_size} {status.st_mtime_ns}".encode())
+
+
+def _object_key(place: str, *, uri: str, by: str) -> bytes:
+    """The key of an object in S3; OSError for a fault of the server, or of the credentials.
+
+    An object of other size or etag is another payload, though its name is the same.
+    """
+    try:
+        if by == "content":
+            digest = hashlib.blake2b(read_uri(place), digest_size=DIGEST_BYTES)
+            return _hash(b"content", digest.digest())
+        found = stat_uri(place)
+    except FileNotFoundError:
+        return _hash(b"absent", uri.encode())
+    return _hash(b"object", uri.encode(), f"{found.size} {found.tag}".encode())
+
+
+def payload_keys(
+    values: Sequence[Any], *, columns: PayloadColumns, folder: str, by: str = "stat"
+) -> list[bytes | None]:
+    """The key of each payload, None for one that is missing; see `payload_key`.
+
+    Payloads in files are asked for by `ASKING` threads at once, each of which waits for a disk
+    or a server; inline ones are hashed by this one.
+    """
+
+    def key(value: Any) -> bytes | None:
+        if value is None:
+            return None
+        return payload_key(value, columns=columns, folder=folder, by=by)
+
+    waiting = by != "uri" and sum(depends_on_files(v, columns=columns) for v in values)
+    if not waiting or waiting < 2:
+        return [key(value) for value in values]
+    # One run of payloads a thread: a task for each costs more than a question to a local disk.
+    step = -(-len(values) // min(ASKING, waiting))
+    runs = [values[start : start + step] for start in range(0, len(values), step)]
+    with ThreadPoolExecutor(max_workers=len(runs)) as pool:
+        found = pool.map(lambda run: [key(value) for value in run], runs)
+        return [one for run in found for one in run]
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from features.columns import depends_on_files, payload_key
+from features.columns import depends_on_files, payload_keys
 from features.encoders import EncoderSpec
 from features.fit import FitSample
 from features.sources import Source
@@ -48,14 +48,12 @@ def fit_features(
         train = [side == "train" for side in splits.to_pylist()]
         for modality, read in columns.items():
             payloads = read.payloads(chunk.table)
-            keys = [
-                None
-                if payload is None or not wanted
-                else payload_key(
-                    payload, columns=read, folder=source.folder, by=dataset.payload_key
-                )
-                for payload, wanted in zip(payloads, train, strict=True)
-            ]
+            keys = payload_keys(
+                [p if wanted else None for p, wanted in zip(payloads, train, strict=True)],
+                columns=read,
+                folder=source.folder,
+                by=dataset.payload_key,
+            )
             found[modality].add(keys, payloads, train)
             in_files[modality] |= dataset.payload_key != "uri" and any(
                 depends_on_files(payload, columns=read) for payload in payloads

@@ -23,7 +23,7 @@ from features.statistics import (
     merge_statistics,
     statistics_from,
 )
-from features.store import READERS, Store, embedding_path, parquet_bytes
+from features.store import READERS, Store, UnreadableFile, embedding_path, parquet_bytes
 
 LAYOUT = "1"
 """Of the file of a snapshot's statistics; one of another layout is made anew."""
@@ -112,7 +112,7 @@ def read_statistics(store: Store, snapshot: Snapshot) -> SnapshotStatistics | No
         if store.read_metadata(path).get("sensorium.layout") != LAYOUT:
             return None
         table = store.read_table(path)
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, UnreadableFile, pa.ArrowInvalid):
         return None
     shards = {(row["encoder"], row["shard"]): _from_row(row) for row in _rows(table)}
     names = {name for part in snapshot.modalities.values() for name in _names(part)}

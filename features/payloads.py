@@ -17,8 +17,10 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
+from features import s3
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders.base import Kind
+from features.storage import read_uri, stat_uri
 
 RETRY_SECONDS = (0.2, 1.0, 3.0)
 """Waits before each new attempt to read a file."""
@@ -37,13 +39,17 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def fetch(uri: str, *, base: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The bytes behind a path (relative to the folder `base`, or absolute) or a file:// URI.
+    """The bytes behind a path (relative to `base`, or absolute), a file:// or an s3:// URI.
 
-    Raises BadPayload if there is no such file, or if it is a folder, empty or too large;
-    OSError if the medium fails four times in a row; ValueError for a scheme that is not
-    supported.
+    Raises BadPayload if there is no such file or object, or if it is a folder, empty or too
+    large, which an object is found to be before it is fetched; OSError if the medium fails four
+    times in a row, or the server as often as `s3.ATTEMPTS` says, or if it refuses the
+    credentials; ValueError for a scheme that is not supported.
     """
-    path = local_path(uri, base=base)
+    place = locate(uri, base=base)
+    if place.startswith(s3.SCHEME):
+        return _read_object(place, limits=limits)
+    path = local_path(place, base="")
     for wait in (*RETRY_SECONDS, None):
         try:
             return _read(path, uri=uri, limits=limits)
@@ -55,6 +61,23 @@ def fetch(uri: str, *, base: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
                 raise
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def locate(uri: str, *, base: str) -> str:
+    """The absolute path or s3:// URI of a payload; `base` may itself be an s3:// URI.
+
+    BadPayload or ValueError as `fetch` raises them.
+    """
+    if _SCHEME.match(uri) is None and base.startswith(s3.SCHEME):
+        if not uri.strip():
+            raise BadPayload(f"this is not the path of a file: {uri!r}", stage="fetch")
+        uri = f"{base.rstrip('/')}/{uri}"
+    if not uri.startswith(s3.SCHEME):
+        return local_path(uri, base=base)
+    bucket, _, key = uri.removeprefix(s3.SCHEME).partition("/")
+    if not bucket or not key or "\0" in key:
+        raise BadPayload(f"this is not of the form s3://BUCKET/KEY: {uri!r}", stage="fetch")
+    return uri
 
 
 def local_path(uri: str, *, base: str) -> str:
@@ -73,11 +96,24 @@ def local_path(uri: str, *, base: str) -> str:
     else:
         raise ValueError(
             f"{uri!r}: payloads on {scheme[1]}:// are not supported; give paths relative to the "
-            "table's folder, absolute paths or file:// URIs"
+            "table's folder, absolute paths, file:// or s3:// URIs"
         )
     if not path.strip() or "\0" in path:
         raise BadPayload(f"this is not the path of a file: {uri!r}", stage="fetch")
     return os.path.join(base, path)
+
+
+def _read_object(uri: str, *, limits: Limits) -> bytes:
+    try:
+        size = stat_uri(uri).size
+        if size > limits.bytes:
+            raise BadPayload(f"the object is too large: {uri!r}", stage="fetch")
+        data = read_uri(uri) if size else b""
+    except FileNotFoundError as error:
+        raise BadPayload(f"there is no such object: {uri!r}", stage="fetch") from error
+    if not data:
+        raise BadPayload(f"the object is empty: {uri!r}", stage="fetch")
+    return data
 
 
 def _read(path: str, *, uri: str, limits: Limits) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from features.columns import PayloadColumns, open_payload, payload_key
+from features.columns import PayloadColumns, depends_on_files, open_payload, payload_key
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders import Encoder, Kind
 from features.encoding import Bad, Prepared
@@ -115,7 +115,7 @@ def _prepared(
     if hasattr(opening.encoder, "prepare_all"):
         while chunk := list(islice(values, WINDOW_ROWS[kind])):
             begun = time.perf_counter()
-            items = _prepare_all(chunk, keys=keys, opening=opening)
+            items = _prepare_all(chunk, keys=keys, opening=opening, pool=pool)
             share = (time.perf_counter() - begun) / len(items)
             yield from ((item, share) for item in items)
         return
@@ -148,10 +148,23 @@ def _prepared_row(row: int, value: Any, *, key: bytes | None, opening: Opening) 
 
 
 def _prepare_all(
-    chunk: Sequence[tuple[int, Any]], *, keys: Sequence[bytes | None], opening: Opening
+    chunk: Sequence[tuple[int, Any]],
+    *,
+    keys: Sequence[bytes | None],
+    opening: Opening,
+    pool: ThreadPoolExecutor,
 ) -> list[Prepared | Bad]:
-    """Rows prepared by one call of the encoder, which uses threads of its own if it can."""
-    opened = [(row, _open(row, value, key=keys[row], opening=opening)) for row, value in chunk]
+    """Rows prepared by one call of the encoder, which uses threads of its own if it can.
+
+    Those in files are fetched by the threads of `pool`.
+    """
+
+    def open_row(item: tuple[int, Any]) -> tuple[int, Any]:
+        row, value = item
+        return row, _open(row, value, key=keys[row], opening=opening)
+
+    in_files = any(depends_on_files(value, columns=opening.columns) for _, value in chunk)
+    opened = list(pool.map(open_row, chunk) if in_files else map(open_row, chunk))
     good = [(row, payload) for row, payload in opened if not isinstance(payload, Bad)]
     results: list[Any] = opening.encoder.prepare_all([p for _, p in good]) if good else []  # type: ignore[attr-defined]
     found: dict[int, Prepared | Bad] = {r: p for r, p in opened if isinstance(p, Bad)}

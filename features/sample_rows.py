@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.columns import PayloadColumns, as_text, depends_on_files, payload_key, plain_array
+from features.columns import PayloadColumns, as_text, depends_on_files, payload_keys, plain_array
 from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.sources import SourceError
 from features.spec import DatasetSpec
@@ -87,12 +87,7 @@ class SampleColumns:
         in_files = False
         for modality, read in self.payloads.items():
             values = read.payloads(table)
-            keys = [
-                None
-                if value is None
-                else payload_key(value, columns=read, folder=folder, by=dataset.payload_key)
-                for value in values
-            ]
+            keys = payload_keys(values, columns=read, folder=folder, by=dataset.payload_key)
             columns[f"key.{modality}"] = pa.array(keys, KEY)
             if dataset.payload_key != "uri" and not in_files:
                 in_files = any(depends_on_files(value, columns=read) for value in values)

@@ -31,6 +31,9 @@ from features.fingerprint import DIGEST_BYTES
 from features.statistics import statistics_json, statistics_of
 
 ROW_GROUP_ROWS = 4096
+_ONCE = tuple(
+    f"sensorium.{name}".encode() for name in ("statistics", "computed", "counts", "seconds")
+)
 LAYOUT = "contiguous"
 """What the footer says of files whose vectors can be read without being decoded."""
 LIBRARIES = {
@@ -206,7 +209,7 @@ def embedding_bytes(table: pa.Table) -> pa.Buffer:
     metadata = dict(table.schema.metadata or {})
     sequence = metadata.get(b"sensorium.sequence") == b"1"
     # As metadata of the schema it would stand in the file twice, once within Arrow's own.
-    large = {key: metadata.pop(key) for key in (b"sensorium.statistics",) if key in metadata}
+    large = {key: metadata.pop(key) for key in _ONCE if key in metadata}
     table = table.replace_schema_metadata(metadata)
     with pq.ParquetWriter(
         sink,

@@ -141,9 +141,12 @@ def embed(
 ) -> Embedded:
     """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad.
 
-    `for_training` refuses a table without labels in each split, before any work. `retry` tries
-    the payloads in quarantine again, and lists what could be embedded as patches.
+    `for_training` refuses, before any work, a table without labels in each split and sequences
+    that no candidate can take. `retry` tries the payloads in quarantine again, and lists what
+    could be embedded as patches.
     """
+    if for_training:
+        pipeline.refuse_sequences()
     plan = plan_embedding(pipeline, run=_tasks(connection))
     if for_training:
         check_trainable(plan, pipeline=pipeline)
@@ -269,6 +272,26 @@ def print_work(plan: Plan, *, console: Console) -> None:
         said += f"; about {size(written)} to write, {duration(seconds)} on one worker"
     said = said if plan.work else "nothing to embed"
     console.print(f"         {said} ({count(missing)} are missing)", soft_wrap=True)
+    print_cautions(plan, console=console)
+
+
+def print_cautions(plan: Plan, *, console: Console) -> None:
+    """What the encoders that have work to do say of it; nothing where other machines do the work.
+
+    One line for each sentence, naming all modalities that it is about.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    about: dict[str, list[str]] = {}
+    for part in plan.modalities.values():
+        said = part.feature.encoder.caution() if part.to_embed else None
+        if said is not None:
+            about.setdefault(said, []).append(part.modality)
+    for said, modalities in about.items():
+        console.print(
+            f"[bold red]warning[/bold red]  {escape(', '.join(modalities))}: {escape(said)}",
+            soft_wrap=True,
+        )
 
 
 def quarantine_table(counts: Mapping[str, QuarantineCount], *, rows: pa.Table) -> Table:

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from features.encoders import EncoderSpec
+from features.encoders.fitted import FittedSpec
 from features.lease import announce_job
-from features.snapshot import Snapshot
+from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.cluster import Connection
@@ -39,17 +41,30 @@ def last_snapshot(pipeline: Pipeline) -> Snapshot:
     if snapshot is None:
         raise StageError(f"{pipeline.name} has no snapshot yet; run `{command}` first")
     spec = pipeline.spec
-    wanted = {m: feature.encoder.fingerprint() for m, feature in spec.features.items()}
-    found = {m: part.encoder_fingerprint for m, part in snapshot.modalities.items()}
-    if (found, snapshot.target, snapshot.slices) != (wanted, spec.task.target, spec.dataset.slices):
+    same = set(spec.features) == set(snapshot.modalities) and all(
+        _is_of(snapshot.modalities[modality], encoder=feature.encoder)
+        for modality, feature in spec.features.items()
+    )
+    if not same or (snapshot.target, snapshot.slices) != (spec.task.target, spec.dataset.slices):
         raise StageError(
             f"the last snapshot is of other features, slices or targets; run `{command}` first"
         )
     return snapshot
 
 
+def _is_of(part: ModalityShards, *, encoder: EncoderSpec) -> bool:
+    """Whether shards are of an encoder, or of what it became when it was fitted."""
+    if isinstance(encoder, FittedSpec) and encoder.needs_fit:
+        return encoder.is_fitted_to(part.encoder)
+    return encoder.fingerprint() == part.encoder_fingerprint
+
+
 def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]:
-    """The pipeline's candidates over a snapshot: which are fitted, which are not."""
+    """The pipeline's candidates over a snapshot: which are fitted, which are not.
+
+    ConfigurationError if one takes a modality that is embedded as sequences.
+    """
+    pipeline.refuse_sequences()
     spec = pipeline.spec
     return plan_candidates(
         open_store(pipeline),

@@ -18,17 +18,21 @@ from features.encoders.huggingface_audio import HuggingFaceAudioSpec
 from features.encoders.huggingface_image import HuggingFaceImageSpec
 from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.encoders.image import HogSpec
+from features.encoders.model2vec import Model2VecSpec
 from features.encoders.series import SeriesSpec
 from features.encoders.table import TableSpec
 from features.encoders.text import HashingSpec
 from features.encoders.vector import VectorSpec
 from features.encoders.video import VideoFramesSpec, VideoMaeSpec
+from features.encoders.word_vectors import WordVectorsSpec
 
 BUILT_IN: Mapping[str, type[EncoderSpec]] = {
     spec.model_fields["type"].default: spec
     for spec in (
         HashingSpec,
         HuggingFaceTextSpec,
+        WordVectorsSpec,
+        Model2VecSpec,
         HogSpec,
         HuggingFaceImageSpec,
         AudioStatisticsSpec,

@@ -24,7 +24,7 @@ class AudioStatisticsSpec(EncoderSpec):
     """
 
     kind: ClassVar[Kind] = "audio"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     type: Literal["audio_statistics"] = "audio_statistics"
     features: Literal["both", "log_mel", "mfcc", "spectrum"] = "both"
@@ -120,7 +120,10 @@ class _AudioStatistics:
         self._spec = spec
         self.dim = spec.dim
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._window_N = torch.hann_window(spec.n_fft, periodic=True, device=self._device)
+        # In float64, as the rounding of float32 shows in quiet bands.
+        self._window_N = torch.hann_window(
+            spec.n_fft, periodic=True, dtype=torch.float64, device=self._device
+        )
         if spec.features != "spectrum":
             filters = mel_filters(rate=spec.rate, n_fft=spec.n_fft, n_mels=spec.n_mels)
             cosines = dct(np.eye(spec.n_mels), type=2, norm="ortho", axis=0)[: spec.n_mfcc]
@@ -162,7 +165,7 @@ class _AudioStatistics:
         import torch
 
         features = self._spec.features
-        power_FK = power_spectrum(frames_FN * self._window_N, n_fft=self._spec.n_fft)
+        power_FK = power_spectrum(frames_FN * self._window_N, n_fft=self._spec.n_fft).float()
         if features == "spectrum":
             return power_FK.clamp_min_(LEAST_POWER).log10_().mul_(10)
         mel_FM = (power_FK @ self._filters_KM).clamp_min_(LEAST_POWER).log10_().mul_(10)

@@ -186,6 +186,13 @@ class EncoderSpec(Spec):
         """Load the weights and return the encoder. Slow; called once a process."""
         raise NotImplementedError(f"{type(self).__name__} has no load(); an encoder needs one")
 
+    def caution(self) -> str | None:
+        """What to tell, before work begins on this machine, the one who has chosen the options.
+
+        A sentence, or None if there is nothing to say. Importing a model library is allowed here.
+        """
+        return None
+
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raise ValueError if payloads of these columns cannot be what the encoder takes."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pydantic
 
 from features.encoders.base import EncoderSpec
-from features.fingerprint import Spec
+from features.fingerprint import Execution, Spec
 
 
 class Scale(Spec):
@@ -42,6 +43,15 @@ class FittedSpec(EncoderSpec):
         if self.needs_fit:
             return fields
         return {name: value for name, value in fields.items() if name not in self.only_for_fit}
+
+    def is_fitted_to(self, other: Mapping[str, Any]) -> bool:
+        """Whether `other`, as JSON, is this spec with statistics, whatever they are."""
+        own = self.model_dump(mode="json")
+        return all(
+            own[name] == other.get(name)
+            for name, field in type(self).model_fields.items()
+            if name != "statistics" and Execution not in field.metadata
+        )
 
     def refuse_unfitted(self) -> None:
         """Raise ValueError if the statistics are not there yet."""

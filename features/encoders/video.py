@@ -110,6 +110,9 @@ class VideoFramesSpec(EncoderSpec):
     def weights(self) -> Mapping[str, str]:
         return {f"image/{name}": digest for name, digest in self.image.weights().items()}
 
+    def caution(self) -> str | None:
+        return self.image.caution()
+
     @property
     def needs_fit(self) -> bool:
         return self.image.needs_fit

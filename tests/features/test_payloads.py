@@ -88,7 +88,7 @@ def test_fetch_refuses_a_file_that_would_not_fit(tmp_path: Path) -> None:
     assert "too large" in told
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/a.png", "https://host/a.png", "file://host/a.png"])
+@pytest.mark.parametrize("uri", ["gs://bucket/a.png", "https://host/a.png", "file://host/a.png"])
 def test_fetch_of_an_unknown_scheme_is_a_configuration_error(uri: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="file://") as caught:
         fetch(uri, base=str(tmp_path))
