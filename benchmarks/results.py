@@ -34,7 +34,7 @@ class Target:
     @property
     def cells(self) -> list[str]:
         sign, unit = ("≥" if self.at_least else "≤"), self.unit and f" {self.unit}"
-        found = f"{self.found:.5f}" if abs(self.limit - 1) < 0.01 else f"{self.found:.3g}"
+        found = f"{self.found:.5f}" if 0.99 <= self.limit < 1 else f"{self.found:.3g}"
         if self.found >= 1000:
             found = f"{self.found:,.0f}"
         met = "yes" if self.met else "**no**"

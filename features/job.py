@@ -207,11 +207,11 @@ class ShardEncoder:
         features: Mapping[str, FeatureSpec],
         payload_key_by: str,
         limits: Limits,
-        threads: int,
+        threads: str,
         attempts: Any,
     ) -> None:
         # Ray has set it to the CPUs that the actor reserves, which are fewer than those it may use.
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["OMP_NUM_THREADS"] = threads
         # Threads that spin while they wait for one another take the CPUs from those that decode.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         self._store = Store(storage)
@@ -305,7 +305,7 @@ def _run(
                 "features": {m: part.feature for m, part in plan.modalities.items()},
                 "payload_key_by": plan.dataset.payload_key,
                 "limits": plan.dataset.limits,
-                "threads": int(os.environ.get("OMP_NUM_THREADS") or actors.threads),
+                "threads": os.environ.get("OMP_NUM_THREADS") or str(actors.threads),
                 "attempts": attempts,
             },
             ray_remote_args_fn=_lives,
