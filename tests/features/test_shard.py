@@ -74,7 +74,7 @@ def test_vectors_are_read_in_place_as_any_reader_decodes_them(tmp_path, dtype, c
     into = np.empty((count, 24), dtype)
     with open(path, "rb") as file, pq.ParquetFile(path) as parquet:
         read_vectors(file, parquet, into=into)
-        metadata = {k.decode(): v.decode() for k, v in parquet.schema_arrow.metadata.items()}
+        metadata = {k.decode(): v.decode() for k, v in parquet.metadata.metadata.items()}
     np.testing.assert_array_equal(into, values)
     np.testing.assert_array_equal(np.stack(pd.read_parquet(path)["embedding"]), values)
     found = duckdb.sql(f"select row, embedding from '{path}' order by row").fetchnumpy()
