@@ -123,7 +123,7 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], *, shards: int) -> Actors:
         return sum(c // size for c in cpus) * size
 
     most = max(used(size) for size in (1, 2, 3, 4))
-    # Few large actors hold fewer models than many small ones, and may leave some CPUs idle.
+    # Few large actors hold fewer models than many small ones, and may leave a CPU idle.
     reserved = next(size for size in (4, 3, 2, 1) if used(size) >= 0.75 * most)
     fitting = used(reserved) // reserved
     spare = sum(cpus) - used(reserved)

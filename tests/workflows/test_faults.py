@@ -101,7 +101,7 @@ def work_here(plan: Any, *, work: Any, storage: Any, actors: Any) -> Iterator[An
         features={m: part.feature for m, part in plan.modalities.items()},
         payload_key_by=plan.dataset.payload_key,
         limits=plan.dataset.limits,
-        threads=1,
+        threads="1",
         attempts=None,
     )
     texts = [features.job._WORK.dump_json(one).decode() for one in work]
