@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -435,3 +436,58 @@ def look_at_what_is_visible(medium: Medium) -> None:
         snapshot = store.read_snapshot(name.removesuffix(".json"))
         assert verify(store, snapshot).damages == []
     assert store.latest("faults") is not None
+
+
+# ------------------------------------------------------------------ a real disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a disk in memory with some options, or mounts it anew with others."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        mounted = os.path.ismount(folder)
+        how = f"remount,{options}" if mounted else options
+        command = ["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no `mount` here")
+def test_a_disk_that_is_full_and_one_that_is_read_only_are_said_and_lose_nothing(
+    world: Path, undisturbed: Undisturbed, small_disk: Callable[[str], Path]
+) -> None:
+    failures = 0
+    for kilobytes in range(16, 1000, 8):
+        store = small_disk(f"size={kilobytes}k") / "store"
+        try:
+            snapshot = run(world, store=str(store)).snapshot
+            break
+        except StageError as error:
+            failures += 1
+            assert "No space left on device" in str(error) and str(store) in str(error)
+            found = disk(store.parent)
+            for path in store.rglob("*.parquet"):
+                pq.ParquetFile(path, page_checksum_verification=True).read()
+            assert not list(store.glob("latest/*")), "a snapshot of unfinished work"
+            assert not [p for p in found.states() if p.endswith(TEMPORARY_SUFFIX)]
+    assert failures > 3 and snapshot.id == undisturbed.snapshot
+    found = embeddings(Store(open_storage(str(store))))
+    for modality, (rows, values) in undisturbed.embeddings.items():
+        np.testing.assert_array_equal(found[modality][0], rows)
+        np.testing.assert_array_equal(found[modality][1], values)
+
+    small_disk("ro")
+    before = disk(store.parent).states()
+    assert not run(world, store=str(store)).changed, "nothing is written if nothing is to do"
+    with pytest.raises(StageError, match=f"Read-only file system.*{store}"):
+        run(world, store=str(store), table="before")
+    assert disk(store.parent).states() == before
