@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,15 @@ store: {store}
 ROWS = 40
 INJECTIONS = {"disk": 4, "moto": 1, "real": 1}
 """Calls of a place that each fault is injected at; a request to moto's server takes 6 ms."""
+
+
+_REQUESTS = {"503 once", "500 once", "reset", "silent", "answer lost", "cut short"}
+SURVIVED = {
+    "disk": {"passes", "hangs", "answer lost"},
+    "moto": _REQUESTS,
+    "real": _REQUESTS,
+}
+"""Faults that no run may end by."""
 
 
 # ------------------------------------------------------------------ the world
@@ -101,7 +111,7 @@ def work_here(plan: Any, *, work: Any, storage: Any, actors: Any) -> Iterator[An
         features={m: part.feature for m, part in plan.modalities.items()},
         payload_key_by=plan.dataset.payload_key,
         limits=plan.dataset.limits,
-        threads=1,
+        threads="1",
         attempts=None,
     )
     texts = [features.job._WORK.dump_json(one).decode() for one in work]
@@ -361,6 +371,8 @@ def test_a_fault_loses_nothing(
         outcome = inject(medium, place=place, number=number, fault=fault, world=world)
         if outcome is None:
             continue  # threads may make fewer calls than another time
+        if fault in SURVIVED[medium.name]:
+            assert outcome in ("retried", "passed over"), "it passes, and must be tried again"
         look_at_what_is_visible(medium)
         finished = {
             path: state
@@ -435,3 +447,58 @@ def look_at_what_is_visible(medium: Medium) -> None:
         snapshot = store.read_snapshot(name.removesuffix(".json"))
         assert verify(store, snapshot).damages == []
     assert store.latest("faults") is not None
+
+
+# ------------------------------------------------------------------ a real disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a disk in memory with some options, or mounts it anew with others."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        mounted = os.path.ismount(folder)
+        how = f"remount,{options}" if mounted else options
+        command = ["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no `mount` here")
+def test_a_disk_that_is_full_and_one_that_is_read_only_are_said_and_lose_nothing(
+    world: Path, undisturbed: Undisturbed, small_disk: Callable[[str], Path]
+) -> None:
+    failures = 0
+    for kilobytes in range(16, 1000, 8):
+        store = small_disk(f"size={kilobytes}k") / "store"
+        try:
+            snapshot = run(world, store=str(store)).snapshot
+            break
+        except StageError as error:
+            failures += 1
+            assert "No space left on device" in str(error) and str(store) in str(error)
+            found = disk(store.parent)
+            for path in store.rglob("*.parquet"):
+                pq.ParquetFile(path, page_checksum_verification=True).read()
+            assert not list(store.glob("latest/*")), "a snapshot of unfinished work"
+            assert not [p for p in found.states() if p.endswith(TEMPORARY_SUFFIX)]
+    assert failures > 3 and snapshot.id == undisturbed.snapshot
+    found = embeddings(Store(open_storage(str(store))))
+    for modality, (rows, values) in undisturbed.embeddings.items():
+        np.testing.assert_array_equal(found[modality][0], rows)
+        np.testing.assert_array_equal(found[modality][1], values)
+
+    small_disk("ro")
+    before = disk(store.parent).states()
+    assert not run(world, store=str(store)).changed, "nothing is written if nothing is to do"
+    with pytest.raises(StageError, match=f"Read-only file system.*{store}"):
+        run(world, store=str(store), table="before")
+    assert disk(store.parent).states() == before

@@ -224,7 +224,8 @@ def test_two_pipelines_that_share_an_encoder_and_rows_beside_a_collector(plain, 
     other = other.replace("name: killed", "name: other").replace("table.parquet", "half.parquet")
     (folder / "other.yaml").write_text(other)
     # Shards of an earlier job, old, named by no snapshot: some that both need, and a stray one.
-    shutil.copytree(plain / "store/embeddings", folder / "store/embeddings")
+    for kind in ("embeddings", "quarantine"):
+        shutil.copytree(plain / "store" / kind, folder / "store" / kind)
     given = sorted((folder / "store/embeddings").rglob("*.parquet"))
     for path in given[1::2]:
         path.unlink()

@@ -25,6 +25,11 @@ SHARDS_BEFORE = 4
 """How many shards are finished when the node is lost."""
 
 
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def lose_a_node(cluster: Any, *, store: Path, ended: threading.Event) -> None:
     """Wait for some shards, then remove a node that an actor works on, as if its power had gone."""
     while not ended.is_set():
@@ -37,7 +42,7 @@ def lose_a_node(cluster: Any, *, store: Path, ended: threading.Event) -> None:
         doomed = [node for node in cluster.worker_nodes if node.node_id in busy]
         if finished >= SHARDS_BEFORE and doomed:
             cluster.remove_node(doomed[0], allow_graceful=False)
-            print(f"lost a node with an actor after {finished} shards", flush=True)
+            say(f"lost a node with an actor after {finished} shards")
             return
         time.sleep(0.05)
 
@@ -51,7 +56,7 @@ def main(path: str) -> None:
             cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
-        print(f"{len(ray.nodes())} nodes", flush=True)
+        say(f"{len(ray.nodes())} nodes")
         pipeline = load_pipeline(Path(path))
         store = Path(pipeline.store_root)
         ended = threading.Event()
@@ -66,7 +71,7 @@ def main(path: str) -> None:
             ended.set()
             losing.join()
         alive = sum(node["Alive"] for node in ray.nodes())
-        print(f"done with {alive} nodes alive", flush=True)
+        say(f"done with {alive} nodes alive")
     finally:
         ray.shutdown()
         cluster.shutdown()
