@@ -196,17 +196,23 @@ def _fit_apart(trainer: ray.train.torch.TorchTrainer) -> Any:
     """What `trainer.fit()` returns or raises, from a thread of its own.
 
     In the main thread Ray would take an interrupt for itself, and end the process with the code
-    of a failure.
+    of a failure. The wait ends now and then, since a signal that another thread was given does
+    not wake this one, and Python raises KeyboardInterrupt in no other.
     """
     outcome: Future[Any] = Future()
+    over = threading.Event()
 
     def run() -> None:
         try:
             outcome.set_result(trainer.fit())
         except BaseException as error:
             outcome.set_exception(error)
+        finally:
+            over.set()
 
     threading.Thread(target=run, name="training", daemon=True).start()
+    while not over.wait(POLL_SECONDS):
+        pass
     return outcome.result()
 
 

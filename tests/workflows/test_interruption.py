@@ -1,5 +1,6 @@
 """Stage 1, killed with `kill -9` again and again, ends like a run that nobody touched."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -48,10 +49,22 @@ def make_world(folder):
     return folder
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """A test that fails leaves no process behind."""
+    yield
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
+
+
 def start(folder, command="embed", *, module="workflows", file="killed.yaml"):
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", module, *([command] if command else []), file],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
@@ -60,6 +73,8 @@ def start(folder, command="embed", *, module="workflows", file="killed.yaml"):
         start_new_session=True,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def shards(folder):
