@@ -61,13 +61,13 @@ def nothing_is_left():
             os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
-def start(folder, command="embed", *, module="workflows", file="killed.yaml"):
+def start(folder, command="embed", *, module="workflows", file="killed.yaml", ray=None):
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, "-m", module, *([command] if command else []), file],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **({"RAY_ADDRESS": ray} if ray else {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -178,14 +178,14 @@ def test_rows_that_kill_the_process_are_quarantined_and_the_others_embedded(tmp_
     """In more shards of one block than a block is tried again for a death from outside."""
     folder = make_world(tmp_path / "killers")
     frame = pd.read_parquet(folder / "table.parquet")
-    kills = {20: "segfault", 170: "abort", 320: "segfault", 430: "abort", 560: "segfault"}
+    kills = {20: "segfault", 170: "abort", 320: "segfault", 430: "segfault", 560: "segfault"}
     for row, text in kills.items():
         frame.loc[row, "text"] = text
     frame.to_parquet(folder / "table.parquet", index=False)
     text = (folder / "killed.yaml").read_text()
     slow = "slow_encoder.SlowSpec, seconds: 0.15"
     assert slow in text
-    text = text.replace(slow, "tests.features.killers.KillerSpec")
+    text = text.replace(slow, "tests.features.killers.KillerSpec, batch_size: 4")
     (folder / "killed.yaml").write_text(text)
     output = finish(start(folder))
     store = Store(LocalStorage(folder / "store"))
@@ -218,10 +218,18 @@ def test_a_node_lost_in_the_middle_costs_what_it_was_at_work_on(plain, tmp_path)
 # ------------------------------------------------------------------ two at once
 
 
+@pytest.fixture
+def address(ray_cluster):
+    """The Ray that both jobs run on, as they do on a cluster."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
 @pytest.mark.slow
-def test_two_jobs_at_once_on_the_same_work_are_like_one(plain, tmp_path):
+def test_two_jobs_at_once_on_the_same_work_are_like_one(plain, address, tmp_path):
     folder = make_world(tmp_path / "both")
-    processes = [start(folder), start(folder)]
+    processes = [start(folder, ray=address), start(folder, ray=address)]
     outputs = [finish(process) for process in processes]
     assert all("snapshot" in output for output in outputs)
     assert_same_store(folder, expected=plain)
@@ -230,7 +238,7 @@ def test_two_jobs_at_once_on_the_same_work_are_like_one(plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_pipelines_that_share_an_encoder_and_rows_beside_a_collector(plain, tmp_path):
+def test_two_pipelines_that_share_an_encoder_and_rows_beside_a_collector(plain, address, tmp_path):
     """Half of the rows are common; old shards that nobody names are deleted as they go."""
     folder = make_world(tmp_path / "overlap")
     frame = pd.read_parquet(folder / "table.parquet")
@@ -252,7 +260,7 @@ def test_two_pipelines_that_share_an_encoder_and_rows_beside_a_collector(plain, 
         os.utime(path, (1e9, 1e9))
     kept = shards(folder)
     store = Store(LocalStorage(folder / "store"))
-    processes = [start(folder), start(folder, file="other.yaml")]
+    processes = [start(folder, ray=address), start(folder, file="other.yaml", ray=address)]
     collections = 0
     while len(list((folder / "store").glob("leases/job-*.json"))) != 2:
         assert all(process.poll() is None for process in processes)
