@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features import payloads, s3
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
@@ -211,6 +212,11 @@ def as_text(column: pa.ChunkedArray | pa.Array, *, name: str) -> pa.Array:
     """A column of text or numbers as text; SourceError for any other."""
     array = plain_array(column)
     try:
+        if pa.types.is_floating(array.type):  # Arrow writes 12345678901.0 as 1.2345678901e+10
+            exact = array.cast(pa.float64())
+            whole = pc.and_(pc.equal(pc.floor(exact), exact), pc.less(pc.abs(exact), 2.0**63))
+            numbers = pc.if_else(whole, exact, pa.scalar(None, pa.float64())).cast(pa.int64())
+            return pc.coalesce(numbers.cast(pa.string()), array.cast(pa.string()))
         return array.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise SourceError(f"column {name!r} holds {array.type}, not text or numbers") from error

@@ -42,7 +42,9 @@ def fit_features(
     in_files = dict.fromkeys(features, False)
     divided = [name for name in (split.column, split.group, split.stratify) if name]
     names = [*divided, *(name for c in columns.values() for name in c.names)]
+    fields = {name for c in columns.values() if c.kind == "table" for name in c.columns}
     text = [*divided, *(name for c in columns.values() for name in c.text_names)]
+    text = [name for name in text if name not in fields]  # as the job reads them
     for chunk in source.scan(columns=list(dict.fromkeys(names)), text=text):
         splits = splits_of(chunk.table, dataset=dataset, strata=strata)
         train = [side == "train" for side in splits.to_pylist()]

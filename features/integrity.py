@@ -2,7 +2,8 @@
 
 A 64-bit hash of each id, payload key and group is brought together with its equals on a local
 disk: 8 bytes for an id and 9 for each of the others, and memory for none but a part at a time.
-What seems repeated is then looked up by its text, in a second pass that only a repeated id costs.
+Ids that seem repeated, and samples of what is on two sides, are then looked up in a second pass,
+which a table without either does not cost.
 """
 
 from __future__ import annotations

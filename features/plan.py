@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -277,18 +277,28 @@ def write_samples(plan: Plan, *, store: Store, run: Run | None = None) -> None:
         else:
             step = SHARDS_A_TASK
         tasks = [
-            WriteTask(
-                store=store,
-                source=plan.source,
-                columns=plan.columns,
-                shards=tuple(absent[start : start + step]),
-            )
-            for start in range(0, len(absent), step)
+            WriteTask(store=store, source=plan.source, columns=plan.columns, shards=some)
+            for some in _in_tasks(absent, step=step, seekable=plan.source.format == "parquet")
         ]
         for _ in run(write_shards, tasks):
             pass
     if plan.record is not None:
         store.write_scan(plan.name, plan.record)
+
+
+def _in_tasks(
+    shards: Sequence[SampleShard], *, step: int, seekable: bool
+) -> Iterator[tuple[SampleShard, ...]]:
+    """Shards in pieces of work: of `step`, or where a file ends if it is read from its start."""
+    some: list[SampleShard] = []
+    for shard in shards:
+        same_file = bool(some) and shard.ranges[0].file == some[-1].ranges[0].file
+        if len(some) >= step and (seekable or not same_file):
+            yield tuple(some)
+            some = []
+        some.append(shard)
+    if some:
+        yield tuple(some)
 
 
 def is_there(plan: Plan, *, store: Store) -> bool:
@@ -347,8 +357,8 @@ def _patches(
     found: dict[str, tuple[str, ...]] = {}
     for part in _same_encoder(donors, modality=modality, encoder=encoder):
         for over in part.shards:
-            if over[1:]:
-                found.setdefault(over[0], over[1:])
+            if len(over) > 1 + len(found.get(over[0] if over else "", ())):
+                found[over[0]] = over[1:]
     return found
 
 

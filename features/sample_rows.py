@@ -17,7 +17,7 @@ from features.spec import DatasetSpec
 from features.split import Strata, splits_of
 
 KEY = pa.binary(DIGEST_BYTES)
-VERSION = 1
+VERSION = 2
 """Raised when rows come out otherwise, so that remembered scans are not used any more."""
 
 
@@ -47,7 +47,9 @@ class SampleColumns:
         names = [self.dataset.id, *self.dataset.slices]
         names += [n for n in (split.column, split.group, split.stratify) if n]
         names += [name for columns in self.payloads.values() for name in columns.text_names]
-        return list(dict.fromkeys(names))
+        records = [c.columns for c in self.payloads.values() if c.kind == "table"]
+        typed = {name for columns in records for name in columns}  # as the embed job reads them
+        return [name for name in dict.fromkeys(names) if name not in typed]
 
     def identity(self) -> str:
         """The hash of all that decides rows and boundaries, but for the table itself."""
@@ -57,7 +59,7 @@ class SampleColumns:
                 "version": VERSION,
                 "id": dataset.id,
                 "split": dataset.split,
-                "strata": self.strata,
+                "strata": None if self.strata is None else self.strata.digest,
                 "slices": dataset.slices,
                 "payload_key": dataset.payload_key,
                 "shard_rows": dataset.shard_rows,

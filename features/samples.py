@@ -74,6 +74,10 @@ def make_shard(
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
         raise SourceError(f"a column changes its type within the table: {error}") from error
+    for place, name in enumerate(table.column_names):
+        # Whether a column without a value has a type depends on what was read beside it.
+        if name.startswith("target.") and table[name].null_count == table.num_rows:
+            table = table.set_column(place, name, pa.nulls(table.num_rows))
     digests = {name: _column_digest(table[name]) for name in table.column_names}
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     counts = {

@@ -146,9 +146,11 @@ class Scanner:
     # ------------------------------------------------------------------ what is known
 
     def _learn(self, scan: Scan, *, in_files_too: bool, marks: Sequence[Marks] = ()) -> None:
-        for file, text in scan.schemas.items():
+        present = set(zip(self._source.files, self._source.stats, strict=True))
+        kept = [item[0] for item in scan.files if item in present]
+        for file, text in scan.schemas.items() if kept else ():
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-            self._agreement.add(schema, file=file)
+            self._agreement.add(schema, file=file if file in kept else kept[0])
         by_number = {scan.first_file + i: _KnownFile(pending=0) for i in range(len(scan.files))}
         pending, last = 0, -1
         for order, found in enumerate(scan.shards):
@@ -250,7 +252,9 @@ class Scanner:
             table = piece.table
             in_files |= piece.in_files
             if table is None:
-                table = read_rows([piece.place], reader=self._reader, columns=self._columns)
+                read = self._reader.read([piece.place])
+                rows = self._columns.rows(read, first_row=0, folder=self._source.folder)
+                table, in_files = rows.table, in_files or rows.in_files
             tables.append(table)
         made, table = make_shard(tables, ranges=ranges)
         self._found.append(_scanned(made, rows=table, cut=cut, in_files=in_files))

@@ -85,7 +85,7 @@ class Derived:
                     "encoder": feature.encoder.model_dump(mode="json"),
                     "columns": feature.payload_columns,
                     "split": dataset.split,
-                    "strata": strata,
+                    "strata": None if strata is None else strata.digest,
                     "payload_key": dataset.payload_key,
                     "limits": dataset.limits.model_dump(mode="json"),
                 }

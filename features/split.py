@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.columns import as_text
-from features.fingerprint import nearest_hint
+from features.fingerprint import DIGEST_BYTES, nearest_hint
 from features.sources import Source, SourceError
 from features.spec import SPLITS, DatasetSpec, SplitSpec
 
@@ -28,6 +29,8 @@ class Strata:
     which it is in the validation split."""
     mixed: Mapping[str, str] = field(default_factory=dict)
     """The stratum of the groups whose rows are of several: the first by the alphabet."""
+    digest: str = ""
+    """The hash of both, made once, since there may be millions of them."""
 
 
 def split_of(group: str, *, split: SplitSpec) -> str:
@@ -87,7 +90,10 @@ def find_strata(source: Source, *, spec: SplitSpec) -> Strata:
     for group, stratum in pairs.items():
         by_stratum.setdefault(stratum, []).append(_place(group))
     limits = {s: _limits(np.sort(found), spec=spec) for s, found in by_stratum.items()}
-    return Strata(limits=limits, mixed={group: pairs[group] for group in sorted(mixed)})
+    found = {group: pairs[group] for group in sorted(mixed)}
+    text = json.dumps([sorted(limits.items()), list(found.items())])
+    digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return Strata(limits=limits, mixed=found, digest=digest)
 
 
 def _limits(found: np.ndarray, *, spec: SplitSpec) -> tuple[float, float]:

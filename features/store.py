@@ -146,9 +146,10 @@ class Store:
         return replace(snapshot, files=tuple(place["files"]), samples=tuple(samples))
 
     def donors(self, name: str) -> list[Snapshot]:
-        """The snapshots of a name that may hold embeddings to copy, the newest first.
+        """The snapshots of a name that may hold embeddings to copy.
 
-        The latest, and before it the last that was complete but went over its budget.
+        The last that was complete but went over its budget, which may be older or newer than the
+        other, and the latest.
         """
         try:
             attempt = self.read_snapshot(self.storage.read(f"attempts/{name}").decode())

@@ -14,6 +14,7 @@ from rich.table import Table
 from features.encoders import EncoderSpec
 from features.encoders.fitted import FittedSpec
 from features.lease import announce_job
+from features.sample_rows import SampleColumns
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
@@ -45,9 +46,19 @@ def last_snapshot(pipeline: Pipeline) -> Snapshot:
         _is_of(snapshot.modalities[modality], encoder=feature.encoder)
         for modality, feature in spec.features.items()
     )
+    record = open_store(pipeline).read_scan(pipeline.name)
+    if record is not None and spec.dataset.split.stratify is None:
+        # Of what the table was scanned for: by which columns, and divided how.
+        columns = SampleColumns(
+            dataset=spec.dataset,
+            payloads={m: feature.payload_columns for m, feature in spec.features.items()},
+            target=spec.task.target,
+        )
+        same = same and record.scan.columns == columns.identity()
     if not same or (snapshot.target, snapshot.slices) != (spec.task.target, spec.dataset.slices):
         raise StageError(
-            f"the last snapshot is of other features, slices or targets; run `{command}` first"
+            "the last snapshot is of other features, columns, splits, slices or targets; "
+            f"run `{command}` first"
         )
     return snapshot
 

@@ -50,7 +50,7 @@ class FittedSpec(EncoderSpec):
         return all(
             own[name] == other.get(name)
             for name, field in type(self).model_fields.items()
-            if name != "statistics" and Execution not in field.metadata
+            if name not in ("statistics", *self.only_for_fit) and Execution not in field.metadata
         )
 
     def refuse_unfitted(self) -> None:

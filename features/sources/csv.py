@@ -55,10 +55,12 @@ def read(
             with _open(file, columns=columns, block=block) as reader:
                 for batch in reader:
                     end = first + batch.num_rows
-                    if end > max(done, window.start):
+                    if end > done:
                         table = pa.Table.from_batches([batch.slice(max(0, done - first))])
                         start = max(first, done)
+                        # What is passed over has a say in the types, too.
                         table = _typed(table, types=types, file=file, first=start)
+                    if end > max(done, window.start):
                         yield from slices(table, first=start, window=window)
                     first = end
                     done = max(done, end)

@@ -6,10 +6,12 @@ import random
 import pandas as pd
 import pytest
 
+from features.embedding import embed_shard
 from features.encoders import HashingSpec, TableSpec
-from features.plan import make_plan, write_samples
+from features.plan import _patches, make_plan, write_samples
 from features.scan_record import record_bytes, record_from
-from features.sources import Source, SourceError, open_source
+from features.snapshot import ModalityShards, Snapshot
+from features.sources import RowReader, Source, SourceError, open_source
 from features.spec import DatasetSpec, FeatureSpec, ShardSize, SplitSpec
 from features.storage import LocalStorage
 from features.store import Store
@@ -312,3 +314,108 @@ def test_statistics_of_the_training_split_are_counted_once(table, read):
     assert len(fingerprints) == 1
     table.put("05", rows(1000, 1200, age=90.0))
     assert table.plan().modalities["age"].encoder_fingerprint not in fingerprints
+
+
+def test_payloads_in_files_are_asked_for_again_after_a_scan_in_units(table, monkeypatch):
+    """Also those of shards that lie across two units."""
+    units = Source.units
+    monkeypatch.setattr("features.scan_units.LEAST_UNITS", 2)
+    monkeypatch.setattr(Source, "units", lambda self: units(self, least_bytes=1))
+    folder = table.folder / "table"
+    for number in range(6):
+        (folder / f"{number:02}.parquet").unlink()
+    for number in range(40):
+        names = [f"{number}-{n}.txt" for n in range(8)]
+        for name in names:
+            (folder / name).write_text("one")
+        table.put(f"{number:02}", rows(number * 8, number * 8 + 8, text=names))
+    table.features = {"text": FeatureSpec(column="text", uri=True, encoder=HashingSpec(dim=8))}
+    plan = table.keep(run=map)
+    assert all(found.in_files for found in plan.record.scan.shards)
+    for path in folder.glob("*.txt"):
+        path.write_text("another")
+    assert facts(table.plan()) == facts(table.afresh())
+
+
+def test_a_column_may_change_its_type_in_the_whole_table(table):
+    table.keep()
+    for number in range(6):
+        frame = rows(number * 200, number * 200 + 200)
+        table.put(f"{number:02}", frame.assign(label=[f"c{n % 3}" for n in range(200)]))
+    assert facts(table.plan()) == facts(table.afresh())
+
+
+def test_a_group_is_one_whether_its_number_is_whole_or_a_float(table):
+    """As pandas has integers beside a null, of which Arrow writes large ones with an exponent."""
+    table.dataset["split"] = SplitSpec(column="split", group="patient")
+    for number in range(6):
+        (table.folder / "table" / f"{number:02}.parquet").unlink()
+    whole = [12345678901 + n % 50 for n in range(200)]
+    table.put("00", rows(0, 200, patient=whole, split="train"))
+    table.put("01", rows(200, 400, patient=[None, *map(float, whole[1:])], split="train"))
+    found = table.keep().repeats[""]
+    assert (found.values, found.distinct) == (399, 50)
+    assert table.plan().record is None
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_labels_in_the_first_rows_alone(tmp_path, suffix):
+    """A shard without any is what it is, read alone or beside others; so after rows are added."""
+    table = Table(tmp_path)
+    frame = rows(0, 4000)
+    frame["label"] = [n % 3 if n < 500 else None for n in range(4000)]
+    frame["label"] = frame["label"].astype("Int64")
+    path = tmp_path / "table" / f"00.{suffix}"
+
+    def write(some):
+        if suffix == "csv":
+            some.to_csv(path, index=False)
+        else:
+            some.to_json(path, orient="records", lines=True)
+
+    write(frame)
+    before = table.keep()
+    write(pd.concat([frame, rows(4000, 4100).assign(label=None)]))
+    after = table.keep()
+    kept = {s.fingerprint for s in before.samples} & {s.fingerprint for s in after.samples}
+    assert len(kept) >= len(before.samples) - 1
+    assert facts(after) == facts(table.afresh())
+
+
+def test_a_field_of_a_record_may_be_a_slice_and_a_stratum(tmp_path):
+    """In CSV, where what is text to one may be a number to the other."""
+    table = Table(tmp_path)
+    rows(0, 300).to_csv(tmp_path / "table" / "00.csv", index=False)
+    table.dataset = {
+        "slices": ("age",),
+        "split": SplitSpec(group="patient", stratify="label", validation=0.2, test=0.2),
+    }
+    encoder = TableSpec(numeric=("age", "label"))
+    table.features = {"age": FeatureSpec(columns=("age", "label"), encoder=encoder)}
+    plan = table.keep()
+    spec = plan.modalities["age"].feature.encoder
+    columns = table.features["age"].payload_columns
+    for work in plan.work:
+        result = embed_shard(
+            work,
+            store=table.store,
+            spec=spec,
+            encoder=spec.load(),
+            source=plan.source,
+            reader=RowReader(plan.source, columns=columns.names, text=columns.text_names),
+            columns=columns,
+            payload_key_by="stat",
+        )
+        assert result.bad == 0 and result.embedded == work.rows
+
+
+def test_the_longest_list_of_patches_is_the_newest():
+    def donor(*over):
+        part = ModalityShards(
+            kind="text", encoder={}, encoder_fingerprint="e", dim=1, shards=(over,), present=1,
+            missing=0, bad=0,
+        )  # fmt: skip
+        return Snapshot(name="t", target=None, slices=(), samples=(), modalities={"text": part})
+
+    for donors in ([donor("s", "p"), donor("s", "p", "q")], [donor("s", "p", "q"), donor("s")]):
+        assert _patches(donors, modality="text", encoder="e") == {"s": ("p", "q")}

@@ -260,7 +260,7 @@ def test_an_encoder_that_has_changed_is_refused(
 ) -> None:
     from features.encoders.image import HogSpec
 
-    monkeypatch.setattr(HogSpec, "version", 2)
+    monkeypatch.setattr(HogSpec, "version", HogSpec.version + 1)
     with pytest.raises(scoring.EncoderMismatch, match=r"'photo'.*fitted to .*embed and train"):
         model.predict(raw)
     answers = model.predict(raw[["text"]])

@@ -189,8 +189,8 @@ def test_a_collection_beside_stage_1_takes_nothing_that_it_needs(place, monkeypa
     if moment == "before":  # between the plan and the job's announcement
         made = workflows.embed.plan_embedding
 
-        def plan_then_collect(pipeline):
-            plan = made(pipeline)
+        def plan_then_collect(pipeline, **options):
+            plan = made(pipeline, **options)
             if not computed:
                 collect()
             return plan
@@ -199,9 +199,9 @@ def test_a_collection_beside_stage_1_takes_nothing_that_it_needs(place, monkeypa
     else:
         wrote = workflows.embed.write_samples
 
-        def collect_then_write(plan, *, store):
+        def collect_then_write(plan, *, store, **options):
             collect()
-            wrote(plan, store=store)
+            wrote(plan, store=store, **options)
 
         monkeypatch.setattr(workflows.embed, "write_samples", collect_then_write)
     planned = []
@@ -227,9 +227,9 @@ def test_the_collection_would_take_it_from_a_job_that_is_not_announced(place, mo
     monkeypatch.setattr(workflows.embed, "announce_job", lambda *_, **__: contextlib.nullcontext())
     wrote = workflows.embed.write_samples
 
-    def collect_then_write(plan, *, store):
+    def collect_then_write(plan, *, store, **options):
         assert collect_garbage(store).files > 0
-        wrote(plan, store=store)
+        wrote(plan, store=store, **options)
 
     monkeypatch.setattr(workflows.embed, "write_samples", collect_then_write)
     with pytest.raises(Exception, match=r"not|No such"):
@@ -293,7 +293,8 @@ def test_stages_1_and_2_keep_all_in_s3(s3_root, tmp_path):
     assert "1 candidate fitted" in run("train", "words.yaml")
     kinds = {entry.path.partition("/")[0] for entry in store.storage.walk()}
     assert kinds == {
-        "samples", "embeddings", "encoders", "snapshots", "statistics", "latest", "candidates",
+        "samples", "embeddings", "encoders", "snapshots", "statistics", "latest", "scans",
+        "candidates",
     }  # fmt: skip
     before = {(entry.path, entry.modified) for entry in store.storage.walk()}
     assert "nothing to do" in run("embed", "words.yaml")

@@ -69,7 +69,7 @@ def plan_rows(output):
     found = {}
     for line in output.splitlines():
         cells = line.split()
-        if cells and cells[0] in ("sentence", "drawing", "speech"):
+        if cells and cells[0] in {"sentence", "drawing", "speech"} - set(found):
             numbers = [int(cell) for cell in cells[3:6]]
             found[cells[0]] = dict(zip(("reused", "copied", "to_embed"), numbers, strict=True))
     return found
