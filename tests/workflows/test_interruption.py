@@ -46,6 +46,8 @@ def make_world(folder):
     )
     frame.to_parquet(folder / "table.parquet", index=False)
     (folder / "killed.yaml").write_text(PIPELINE)
+    # A Ray that is there already looks for modules in the driver's folder, not in its PYTHONPATH.
+    shutil.copy(Path(__file__).with_name("slow_encoder.py"), folder)
     return folder
 
 
