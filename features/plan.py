@@ -394,7 +394,9 @@ def _modality_plan(
         reused=payloads - waiting,
         copied=copied,
         to_embed=to_embed,
-        reason=_reason(previous, modality=modality, spec=feature.encoder, encoder=encoder)
+        reason=_reason(
+            previous, modality=modality, spec=feature.encoder, encoder=encoder, new=to_embed
+        )
         if work
         else "",
         bytes=None if rate is None else (to_embed + copied) * rate.bytes_per_row,
@@ -402,15 +404,19 @@ def _modality_plan(
     )
 
 
-def _reason(previous: Snapshot | None, *, modality: str, spec: EncoderSpec, encoder: str) -> str:
+def _reason(
+    previous: Snapshot | None, *, modality: str, spec: EncoderSpec, encoder: str, new: int
+) -> str:
     if previous is None or modality not in previous.modalities:
         return "new"
     before = previous.modalities[modality]
     if before.encoder_fingerprint == encoder:
-        return "payloads changed"
+        return "payloads changed" if new else "rows moved or removed"
     now = spec.model_dump(mode="json")
     changed = [
-        f"{key} {before.encoder.get(key)} → {now.get(key)}"
+        "statistics of the training split"
+        if key == "statistics"
+        else f"{key} {before.encoder.get(key)} → {now.get(key)}"
         for key in {**before.encoder, **now}
         if before.encoder.get(key) != now.get(key)
     ]

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from features.encoders import BUILT_IN, parse_encoder
+from features.encoders.conformance import check_encoder
 from training.spec import InputSpec, parse_candidate
 from workflows.pipeline import PipelineSpec
 
@@ -69,8 +70,14 @@ def test_the_example_encoder_encodes(modules):
     spec = parse_encoder({"type": "my_encoders.LengthSpec", "scale": 10})
     encoder = spec.load()
     found = encoder.encode([encoder.prepare("two words"), encoder.prepare("one")])
-    np.testing.assert_allclose(found, [[0.9, 0.2], [0.3, 0.1]], rtol=1e-6)
+    np.testing.assert_allclose(found, np.log1p([[0.9, 0.2], [0.3, 0.1]]), rtol=1e-6)
     assert spec.fingerprint() != parse_encoder({"type": "my_encoders.LengthSpec"}).fingerprint()
+
+
+def test_the_example_encoder_conforms(modules):
+    """To what `sensorium check-encoder` asks of any."""
+    findings = check_encoder(parse_encoder({"type": "my_encoders.LengthSpec"}), elsewhere=False)
+    assert [found for found in findings if not found.passed] == []
 
 
 def test_the_example_fusion_answers_and_ignores_what_is_missing(modules):

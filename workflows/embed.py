@@ -233,6 +233,8 @@ def _embed(
     if bad:
         parts = ", ".join(f"{q.modality} {q.bad}" for q in quarantine.values() if q.bad)
         console.print(f"         {several(bad, 'bad payload')} in quarantine ({parts})")
+        if plan.work or retry:
+            console.print(quarantine_table(quarantine, rows=store.read_quarantine(snapshot)))
     console.print(f"         snapshot {snapshot.id[:12]}{'' if committed else ', unchanged'}")
     drift = find_drift(store, snapshot, previous=previous, statistics=statistics)
     if drift is not None:
