@@ -305,7 +305,8 @@ class Store:
 
         def read(file: pa.NativeFile) -> dict[str, str]:
             with pq.ParquetFile(file) as parquet:
-                metadata = parquet.metadata.metadata or {}
+                metadata = dict(parquet.metadata.metadata or {})
+                metadata.pop(b"ARROW:schema", None)
                 return {key.decode(): value.decode() for key, value in metadata.items()}
 
         return self._read(path, read)
