@@ -13,7 +13,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +125,18 @@ class PayloadColumns:
                 wanted = "lists of numbers, or paths and URIs"
             raise SourceError(f"column {name!r} holds {found}; {self.kind} payloads are {wanted}")
         return list(values.to_pylist())
+
+
+def read_as_text(payloads: Iterable[PayloadColumns], *, also: Iterable[str]) -> list[str]:
+    """Columns that a format without types must not guess at, those of payloads and others.
+
+    The fields of records are none, though they be among the others: a job that embeds them reads
+    them as numbers where they are, and all must come out alike.
+    """
+    read = list(payloads)
+    fields = {name for one in read if one.kind == "table" for name in one.columns}
+    names = dict.fromkeys([*also, *(name for one in read for name in one.text_names)])
+    return [name for name in names if name not in fields]
 
 
 def payload_key(value: Any, *, columns: PayloadColumns, folder: str, by: str = "stat") -> bytes:

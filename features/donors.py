@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,29 +30,20 @@ class Held:
 
 
 class DonorSearch:
-    """Finds the donors of one modality's missing shards. Use it as a context."""
+    """Finds the donors of one modality's missing shards; what it keeps goes with the stack."""
 
-    def __init__(self, modality: str, *, donors: Sequence[ModalityShards]) -> None:
+    def __init__(
+        self, modality: str, *, donors: Sequence[ModalityShards], stack: ExitStack
+    ) -> None:
         self.modality = modality
         self._donors = donors
-        self._spill = Spill(_KEY)
+        self._spill = stack.enter_context(Spill(_KEY))
         self._missing: list[str] = []
 
     @property
     def has_donors(self) -> bool:
         """Whether there is any to ask."""
         return bool(self._donors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._spill.__exit__(kind, error, trace)
 
     def add(self, shard: str, *, hashes: np.ndarray) -> None:
         """A missing shard and the hashes of its payload keys, as `key_hashes` has them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from features.columns import depends_on_files, payload_keys
+from features.columns import depends_on_files, payload_keys, read_as_text
 from features.encoders import EncoderSpec
 from features.fit import FitSample
 from features.sources import Source
@@ -42,9 +42,7 @@ def fit_features(
     in_files = dict.fromkeys(features, False)
     divided = [name for name in (split.column, split.group, split.stratify) if name]
     names = [*divided, *(name for c in columns.values() for name in c.names)]
-    fields = {name for c in columns.values() if c.kind == "table" for name in c.columns}
-    text = [*divided, *(name for c in columns.values() for name in c.text_names)]
-    text = [name for name in text if name not in fields]  # as the job reads them
+    text = read_as_text(columns.values(), also=divided)
     for chunk in source.scan(columns=list(dict.fromkeys(names)), text=text):
         splits = splits_of(chunk.table, dataset=dataset, strata=strata)
         train = [side == "train" for side in splits.to_pylist()]

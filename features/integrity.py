@@ -8,11 +8,10 @@ which a table without either does not cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -54,21 +53,15 @@ class Repeats:
         return self.values - self.distinct
 
 
-def marked_columns(names: Iterable[str]) -> list[str]:
-    """The columns of samples that marks are made of, of all there are."""
-    wanted = ("sample_id", "split", "group")
-    return [name for name in names if name in wanted or name.startswith("key.")]
-
-
 def marks_of(rows: pa.Table) -> Marks:
     """The marks of some rows of samples; what is missing has none."""
     marks = {"sample_id": _text_hashes(rows["sample_id"]).astype(IDS)}
     codes = _codes(rows["split"])
-    for name in marked_columns(rows.column_names):
-        if name in ("sample_id", "split"):
+    for name in rows.column_names:
+        if name != "group" and not name.startswith("key."):
             continue
         present = rows[name].is_valid().to_numpy()
-        hashes = _text_hashes(rows[name]) if name == "group" else key_hashes(rows[name])
+        hashes = _hashes(rows[name])
         records = np.empty(int(present.sum()), SIDES)
         records["hash"], records["split"] = hashes[present], codes[present]
         marks[name] = records
@@ -76,23 +69,12 @@ def marks_of(rows: pa.Table) -> Marks:
 
 
 class Integrity:
-    """Looks at all rows of a table, and then says what is wrong. Use it as a context."""
+    """Looks at all rows of a table, then says what is wrong; what it keeps goes with the stack."""
 
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._ids = self._stack.enter_context(Spill(IDS))
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._ids = stack.enter_context(Spill(IDS))
         self._sides: dict[str, Spill] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def add(self, marks: Marks) -> None:
         """Look at some rows of samples, by their marks."""
@@ -142,22 +124,19 @@ class Integrity:
         divided: dict[str, np.ndarray] = {}
         for name, spill in self._sides.items():
             counted, hashes = _repeats(spill)
-            found[name.removeprefix("key.") if name != "group" else ""] = counted
+            found[_modality(name)] = counted
             if len(hashes):
                 divided[name] = hashes
         for name, ids in _examples(divided, shards=shards, rows=rows).items():
-            modality = name.removeprefix("key.") if name != "group" else ""
-            old = found[modality]
-            found[modality] = Repeats(
-                values=old.values, distinct=old.distinct, divided=old.divided, examples=tuple(ids)
-            )
+            modality = _modality(name)
+            found[modality] = replace(found[modality], examples=tuple(ids))
         return found
 
 
 def _repeats(spill: Spill) -> tuple[Repeats, np.ndarray]:
     """Counts, and hashes of a few that are on two sides."""
     values = distinct = 0
-    divided = dict.fromkeys(_pairs(), 0)
+    divided = dict.fromkeys(combinations(range(len(SPLITS)), 2), 0)
     examples = [np.empty(0, np.uint64)]
     for records in spill.groups():
         firsts = first_of_runs(records)
@@ -187,8 +166,7 @@ def _examples(
         table = rows(shard, ["sample_id", *waiting])
         for name, wanted in list(waiting.items()):
             column = table[name]
-            hashes = _text_hashes(column) if name == "group" else key_hashes(column)
-            hit = np.isin(hashes, wanted) & column.is_valid().to_numpy()
+            hit = np.isin(_hashes(column), wanted) & column.is_valid().to_numpy()
             found[name] += table["sample_id"].filter(pa.array(hit)).to_pylist()
             if len(found[name]) >= SHOWN:
                 found[name] = found[name][:SHOWN]
@@ -196,8 +174,16 @@ def _examples(
     return found
 
 
-def _pairs() -> Iterator[tuple[int, int]]:
-    yield from ((0, 1), (0, 2), (1, 2))
+def _modality(column: str) -> str:
+    """The modality whose keys a column holds; an empty name for the group."""
+    return "" if column == "group" else column.removeprefix("key.")
+
+
+def _hashes(column: pa.ChunkedArray) -> np.ndarray:
+    """A 64-bit hash of each payload key or group, uint64 `[N]`; of no meaning for what is null."""
+    if pa.types.is_fixed_size_binary(column.type):
+        return key_hashes(column)
+    return _text_hashes(column)
 
 
 def _codes(splits: pa.ChunkedArray) -> np.ndarray:

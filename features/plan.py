@@ -155,10 +155,10 @@ def make_plan(
     missing: dict[str, dict[str, SampleShard]] = {m: {} for m in features}
     names: dict[str, dict[str, str]] = {m: {} for m in features}
     with ExitStack() as stack:
-        integrity = stack.enter_context(Integrity())
+        integrity = Integrity(stack)
         searches = {
-            m: stack.enter_context(
-                DonorSearch(m, donors=_same_encoder(donors, modality=m, encoder=encoder))
+            m: DonorSearch(
+                m, donors=_same_encoder(donors, modality=m, encoder=encoder), stack=stack
             )
             for m, encoder in encoders.items()
         }

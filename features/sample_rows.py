@@ -10,7 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.columns import PayloadColumns, as_text, depends_on_files, payload_keys, plain_array
+from features.columns import (
+    PayloadColumns,
+    as_text,
+    depends_on_files,
+    payload_keys,
+    plain_array,
+    read_as_text,
+)
 from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.sources import SourceError
 from features.spec import DatasetSpec
@@ -46,10 +53,7 @@ class SampleColumns:
         split = self.dataset.split
         names = [self.dataset.id, *self.dataset.slices]
         names += [n for n in (split.column, split.group, split.stratify) if n]
-        names += [name for columns in self.payloads.values() for name in columns.text_names]
-        records = [c.columns for c in self.payloads.values() if c.kind == "table"]
-        typed = {name for columns in records for name in columns}  # as the embed job reads them
-        return [name for name in dict.fromkeys(names) if name not in typed]
+        return read_as_text(self.payloads.values(), also=names)
 
     def identity(self) -> str:
         """The hash of all that decides rows and boundaries, but for the table itself."""

@@ -269,11 +269,10 @@ def read_rows(ranges: Sequence[RowRange], *, reader: RowReader, columns: SampleC
 
 def _scanned(shard: SampleShard, *, rows: pa.Table, cut: bool, in_files: bool) -> ScannedShard:
     target = next((name for name in rows.column_names if name.startswith("target.")), None)
-    labelled = rows if target is None else rows.filter(rows[target].is_valid())
     return ScannedShard(
         shard=shard,
         splits=_counts(rows["split"]),
-        labelled={} if target is None else _counts(labelled["split"]),
+        labelled={} if target is None else _counts(rows["split"].filter(rows[target].is_valid())),
         cut=cut,
         in_files=in_files,
     )

@@ -255,15 +255,14 @@ def read_some_vectors(file: _Seekable, parquet: pq.ParquetFile, *, rows: np.ndar
     vector = parquet.schema_arrow.field("embedding").type
     found = np.empty((len(rows), vector.list_size), vector.value_type.to_pandas_dtype())
     width = found.itemsize * vector.list_size
-    ends = np.cumsum(
-        [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
-    )
+    all_groups = [parquet.metadata.row_group(g) for g in range(parquet.num_row_groups)]
+    ends = np.cumsum([group.num_rows for group in all_groups])
+    places = [_end_of_vectors(group) for group in all_groups]
     order = np.argsort(rows, kind="stable")
     groups = np.searchsorted(ends, rows, side="right")
     for place in order.tolist():
         number, row = int(groups[place]), int(rows[place])
-        end = _end_of_vectors(parquet.metadata.row_group(number))
-        file.seek(end - (int(ends[number]) - row) * width)
+        file.seek(places[number] - (int(ends[number]) - row) * width)
         if file.readinto(found[place].data.cast("B")) != width:
             raise OSError("the file ends before its vectors do")
     return found

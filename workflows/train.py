@@ -37,7 +37,8 @@ class Trained:
 
 def last_snapshot(pipeline: Pipeline) -> Snapshot:
     """The snapshot that stage 1 committed last; StageError if it is not of this pipeline."""
-    snapshot = open_store(pipeline).latest(pipeline.name)
+    store = open_store(pipeline)
+    snapshot = store.latest(pipeline.name)
     command = f"sensorium embed {pipeline.path.name}"
     if snapshot is None:
         raise StageError(f"{pipeline.name} has no snapshot yet; run `{command}` first")
@@ -46,7 +47,7 @@ def last_snapshot(pipeline: Pipeline) -> Snapshot:
         _is_of(snapshot.modalities[modality], encoder=feature.encoder)
         for modality, feature in spec.features.items()
     )
-    record = open_store(pipeline).read_scan(pipeline.name)
+    record = store.read_scan(pipeline.name)
     if record is not None and spec.dataset.split.stratify is None:
         # Of what the table was scanned for: by which columns, and divided how.
         columns = SampleColumns(

@@ -1,5 +1,7 @@
 """Embeddings of a table that was sorted another way: copied, each by its payload key."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,4 +78,6 @@ def test_donors_are_those_that_a_join_finds(tmp_path, monkeypatch, held):
         assert set(work.donors) == expected
         checked += bool(expected)
     assert checked >= 1
-    assert DonorSearch("note", donors=[]).find(world.store, listed=()) == {}
+    with ExitStack() as stack:
+        search = DonorSearch("note", donors=[], stack=stack)
+        assert search.find(world.store, listed=()) == {}
