@@ -21,6 +21,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from features.attempts import Attempts
 from features.copying import Copier
 from features.decoders.base import Limits
 from features.embedding import BrokenEncoder, ShardResult, embed_shards
@@ -182,18 +183,6 @@ def blocks_of(work: Sequence[Work], *, actors: int) -> Iterator[Sequence[Work]]:
         block = list(same)
         yield block
         del waiting[: len(block)]
-
-
-class Attempts:
-    """How often each shard was begun in this job: an actor that outlives those at work."""
-
-    def __init__(self) -> None:
-        self._begun: dict[str, int] = {}
-
-    def begin(self, shard: str) -> int:
-        """Count a new attempt; returns its number, from 1."""
-        self._begun[shard] = self._begun.get(shard, 0) + 1
-        return self._begun[shard]
 
 
 class ShardEncoder:
