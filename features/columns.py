@@ -29,7 +29,7 @@ from features.fingerprint import DIGEST_BYTES
 from features.number_lists import is_list, number_arrays
 from features.persistence import persist
 from features.sources import SourceError
-from features.storage import read_uri, stat_uri
+from features.storage import stat_uri
 
 NUMBER_KINDS: tuple[Kind, ...] = ("series", "vector")
 """Kinds whose inline payloads are lists of numbers."""
@@ -301,7 +301,9 @@ def _object_key(place: str, *, uri: str, by: str) -> bytes:
     """
     try:
         if by == "content":
-            digest = hashlib.blake2b(read_uri(place), digest_size=DIGEST_BYTES)
+            digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+            for part in s3.parts(place):
+                digest.update(part)
             return _hash(b"content", digest.digest())
         found = stat_uri(place)
     except FileNotFoundError:

@@ -75,7 +75,7 @@ def locate(uri: str, *, base: str) -> str:
     if not uri.startswith(s3.SCHEME):
         return local_path(uri, base=base)
     bucket, _, key = uri.removeprefix(s3.SCHEME).partition("/")
-    if not bucket or not key or "\0" in key:
+    if not s3.is_bucket(bucket) or not key or "\0" in key:
         raise BadPayload(f"this is not of the form s3://BUCKET/KEY: {uri!r}", stage="fetch")
     return uri
 
