@@ -14,7 +14,8 @@ import yaml
 
 from features.encoders import BUILT_IN, parse_encoder
 from features.encoders.conformance import check_encoder
-from training.spec import InputSpec, parse_candidate
+from training.built_in import parse_candidate
+from training.spec import InputSpec
 from workflows.pipeline import PipelineSpec
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

@@ -25,7 +25,10 @@ import pyarrow as pa
 from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.snapshot import Snapshot
 from features.store import Store, parquet_bytes
-from training.spec import CandidateSpec, InputSpec, TaskSpec, TrainingSpec, parse_candidate
+from training.built_in import parse_candidate
+from training.spec import CandidateSpec, InputSpec
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
     import torch

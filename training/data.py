@@ -21,7 +21,8 @@ from features.shard import Embeddings
 from features.snapshot import Snapshot
 from features.spec import SPLITS
 from features.store import Store
-from training.spec import InputSpec, TaskSpec
+from training.spec import InputSpec
+from training.task import TaskSpec
 
 ABSENT = -1
 """Stands for no embedding in an index, and for no label among the targets."""

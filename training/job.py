@@ -26,6 +26,7 @@ import torch.distributed as dist
 from features.fingerprint import fingerprint
 from features.storage import open_storage
 from features.store import Store
+from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
     PlannedCandidate,
@@ -37,7 +38,9 @@ from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.loop import Epoch
 from training.losses import worker_count, worker_rank
 from training.produce import produce_candidate
-from training.spec import CandidateSpec, TaskSpec, TrainingSpec, parse_candidate
+from training.spec import CandidateSpec
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 
 RUNS_FOLDER = "train-runs"
 RETRIES = 3

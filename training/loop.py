@@ -27,7 +27,7 @@ from training.checkpoint import FitState, load_optimizer, optimizer_tensors
 from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
 from training.faults import own_code
 from training.losses import sum_over_workers
-from training.spec import CandidateSpec, Objective, TrainingSpec
+from training.spec import CandidateSpec, Objective
 from training.step import (
     learning_rate,
     loss_share,
@@ -38,6 +38,7 @@ from training.step import (
     train_step,
     worker_batch,
 )
+from training.training_spec import TrainingSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from training.evaluate import evaluate, fit_probe, retrieval
 from training.faults import own_code
 from training.loop import Epoch, Failure, Fit, fit_candidate
 from training.losses import worker_count, worker_rank
-from training.spec import TaskSpec, TrainingSpec
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 
 
 def produce_candidate(

@@ -14,7 +14,9 @@ import yaml
 from features.fingerprint import Execution, Spec, fingerprint, nearest_hint
 from features.sources import Source, SourceError, open_source
 from features.spec import DatasetSpec, FeatureSpec, Name
-from training.spec import CandidateField, TaskSpec, TrainingSpec
+from training.built_in import CandidateField
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 from workflows.gate import PromotionSpec
 
 Location = tuple[str | int, ...]

@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from features.storage import LocalStorage  # noqa: E402
 from features.store import Store  # noqa: E402
+from training.built_in import parse_candidate  # noqa: E402
 from training.candidate import plan_candidates  # noqa: E402
 from training.checkpoint import FitState  # noqa: E402
 from training.data import Batch, load_table, table_of  # noqa: E402
@@ -37,8 +38,9 @@ from training.losses import (  # noqa: E402
     worker_rank,
 )
 from training.produce import produce_candidate  # noqa: E402
-from training.spec import TaskSpec, TrainingSpec, parse_candidate  # noqa: E402
 from training.step import seed_step, sum_gradients, train_step  # noqa: E402
+from training.task import TaskSpec  # noqa: E402
+from training.training_spec import TrainingSpec  # noqa: E402
 
 CONTRASTIVE = {
     # Rows of the first of two workers, out of 13.

@@ -12,6 +12,7 @@ import torch
 from features.snapshot import Snapshot
 from features.storage import LocalStorage
 from features.store import Store
+from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
     candidate_fingerprint,
@@ -27,7 +28,9 @@ from training.data import load_table
 from training.faults import CandidateFault
 from training.fusion import LateFusion
 from training.produce import produce_candidate
-from training.spec import CandidateSpec, TaskSpec, TrainingSpec, parse_candidate
+from training.spec import CandidateSpec
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 
 TASK = TaskSpec(target="label")
 TRAINING = TrainingSpec(batch_size=64, max_epochs=3)

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training.built_in import parse_candidate
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
 from training.evaluate import evaluate
 from training.loop import Fit, fit_candidate
-from training.spec import CandidateSpec, TrainingSpec, parse_candidate
+from training.spec import CandidateSpec
+from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=40, max_epochs=8, checkpoint_every=3)
 

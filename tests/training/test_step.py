@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from training.built_in import parse_candidate
 from training.data import Batch
-from training.spec import parse_candidate
 from training.step import learning_rate, make_model, make_optimizer, seed_step, train_step
 
 

@@ -16,7 +16,7 @@ from training.data import (
     table_of,
     worker_slice,
 )
-from training.spec import TaskSpec
+from training.task import TaskSpec
 
 
 def test_table_read_from_a_store_is_that_of_its_columns(make_store, make_table) -> None:
