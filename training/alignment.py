@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.fusion import Input, PerModality, projections
+from training.batch import Batch
+from training.contrastive import info_nce
+from training.layers import Input, PerModality, project_all, projections
 
 LARGEST_LOG_SCALE = math.log(100)
 """The inverse temperature is held at 100 at most, as in CLIP, section 2.5."""
@@ -37,7 +39,7 @@ class Alignment(nn.Module):
         self,
         inputs: Mapping[str, Input],
         *,
-        classes: int,
+        outputs: int,
         width: int,
         dropout: float,
         dim: int,
@@ -47,40 +49,56 @@ class Alignment(nn.Module):
         self.projections = projections(inputs, width=width, dropout=dropout)
         self.heads = PerModality({m: nn.Linear(width, dim, bias=False) for m in inputs})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        self.register_buffer("probe_weight_CS", torch.zeros(classes, dim))
-        self.register_buffer("probe_bias_C", torch.zeros(classes))
-        self.register_buffer("prior_C", torch.zeros(classes))
+        self.register_buffer("probe_weight_CS", torch.zeros(outputs, dim))
+        self.register_buffer("probe_bias_C", torch.zeros(outputs))
+        self.register_buffer("prior_C", torch.zeros(outputs))
 
     @property
     def scale(self) -> Tensor:
         """The inverse temperature, a scalar."""
         return self.log_scale.exp()
 
-    def embed(
-        self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Per modality the unit vectors `[B, S]` in the shared space; zero where it is missing."""
-        return {
-            m: F.normalize(self.heads[m](layer(embeddings[m], presence[m])), dim=-1)
-            for m, layer in self.projections.items()
-        }
-
     def embed_all(
-        self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]
+        self,
+        embeddings: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """All modalities' unit vectors `[B, M, S]`, and which are present `[B, M]`."""
-        aligned = self.embed(embeddings, presence)
-        present = [presence[m] for m in aligned]
-        return torch.stack(list(aligned.values()), dim=1), torch.stack(present, dim=1)
+        """All modalities' unit vectors `[B, M, S]`, zero where one is missing, and presence."""
+        hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
+        aligned = [
+            F.normalize(self.heads[m](hidden_BMW[:, i]), dim=-1) for i, m in enumerate(self.heads)
+        ]
+        return torch.stack(aligned, dim=1), present_BM
 
-    def joint(self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
+    def fuse(
+        self,
+        embeddings: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> Tensor:
         """Mean of a row's present unit vectors `[B, S]`; zero where none is present."""
-        aligned_BMS, present_BM = self.embed_all(embeddings, presence)
+        aligned_BMS, present_BM = self.embed_all(embeddings, presence, masks)
         return aligned_BMS.sum(dim=1) / present_BM.sum(dim=1, keepdim=True).clamp(min=1)
 
-    def forward(self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
+    def loss_share(self, batch: Batch) -> Tensor:
+        """This worker's share of the contrastive loss over the batch of all workers."""
+        aligned_BMS, present_BM = self.embed_all(*batch.inputs)
+        return info_nce(aligned_BMS, presence_BM=present_BM, scale=self.scale)
+
+    def after_step(self) -> None:
+        """Hold the inverse temperature within 1..100."""
+        with torch.no_grad():
+            self.log_scale.clamp_(0.0, LARGEST_LOG_SCALE)
+
+    def forward(
+        self,
+        embeddings: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> Tensor:
         logits_BC = F.linear(
-            self.joint(embeddings, presence), self.probe_weight_CS, self.probe_bias_C
+            self.fuse(embeddings, presence, masks), self.probe_weight_CS, self.probe_bias_C
         )
         some_B1 = torch.stack([presence[m] for m in self.projections], dim=1).any(1, keepdim=True)
         return torch.where(some_B1, logits_BC, self.prior_C)
@@ -91,8 +109,3 @@ class Alignment(nn.Module):
         self.probe_weight_CS.copy_(weight_CS)
         self.probe_bias_C.copy_(bias_C)
         self.prior_C.copy_(prior_C)
-
-    @torch.no_grad()
-    def limit_scale(self) -> None:
-        """Hold the inverse temperature within 1..100; called after every step."""
-        self.log_scale.clamp_(0.0, LARGEST_LOG_SCALE)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class AlignmentSpec(CandidateSpec):
     """Contrastive alignment: towers into one space, judged by retrieval and a linear probe."""
 
-    objective: ClassVar[Objective] = "alignment"
+    objective: ClassVar[Objective] = "own"
     least_modalities: ClassVar[int] = 2
 
     type: Literal["alignment"] = "alignment"
@@ -25,12 +25,12 @@ class AlignmentSpec(CandidateSpec):
     temperature: Annotated[float, pydantic.Field(ge=0.01, le=10)] = 0.07
     """Temperature of the softmax at the first step; it is learned from there."""
 
-    def build(self, *, inputs: Mapping[str, InputSpec], classes: int) -> nn.Module:
+    def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         from training.alignment import Alignment
 
         return Alignment(
             inputs,
-            classes=classes,
+            outputs=outputs,
             width=self.width,
             dropout=self.dropout,
             dim=self.dim,

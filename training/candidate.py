@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RECORD_FILE = "record.json"
-FORMAT = 2
+FORMAT = 3
 """Raised by one whenever training's code changes a result, or how a model is stored."""
 
 
@@ -229,7 +229,7 @@ def restore_model(record: CandidateRecord, *, weights: bytes) -> nn.Module:
     spec = parse_candidate(record.spec)
     inputs = {name: InputSpec(dim=int(part["dim"])) for name, part in record.modalities.items()}
     with torch.random.fork_rng(devices=[]):
-        model = spec.build(inputs=inputs, classes=len(record.classes))
+        model = spec.build(inputs=inputs, outputs=len(record.classes))
     model.load_state_dict(safetensors.torch.load(weights))
     return model.eval().requires_grad_(False)
 
@@ -239,11 +239,13 @@ def predict(
     *,
     embeddings: Mapping[str, np.ndarray | torch.Tensor],
     presence: Mapping[str, np.ndarray | torch.Tensor],
+    masks: Mapping[str, np.ndarray | torch.Tensor] | None = None,
 ) -> np.ndarray:
     """Probabilities float32 `[B, C]` for embeddings `{modality: [B, D]}` of any float type.
 
     `presence` `{modality: bool [B]}` says which rows have the modality; what stands in the
-    embeddings of the others has no influence.
+    embeddings of the others has no influence. Of sequences, `[B, T, D]`, `masks` bool `[B, T]`
+    says where a step is.
     """
     import torch
 
@@ -255,5 +257,6 @@ def predict(
         logits = model.eval()(
             {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
             {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
+            {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
         )
         return logits.float().softmax(-1).cpu().numpy()

@@ -14,41 +14,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from features.shard import Embeddings
 from features.snapshot import Snapshot
 from features.spec import SPLITS
 from features.store import Store
+from training.batch import Batch
 from training.spec import InputSpec
+from training.targets import ABSENT, Untrainable, class_indices, classes_of
 from training.task import TaskSpec
-
-ABSENT = -1
-"""Stands for no embedding in an index, and for no label among the targets."""
 
 CONSTANT = 1e-4
 """A dimension whose deviation is below this share of the modality's largest is left unscaled."""
-
-
-class Untrainable(ValueError):
-    """The data do not allow a training; the message says what they lack."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Some rows of a table, modality by modality."""
-
-    embeddings: Mapping[str, torch.Tensor]
-    """Per modality float32 `[B, D]`; rows that are not present hold anything."""
-    presence: Mapping[str, torch.Tensor]
-    """Per modality bool `[B]`."""
-    targets: torch.Tensor
-    """int64 `[B]`, -1 where there is no label."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +144,8 @@ def table_of(
     target: str = "label",
 ) -> EmbeddingTable:
     """A table of columns in row order and embeddings with their row numbers."""
-    classes = _classes(labels, target=target)
-    codes = pc.index_in(labels, value_set=pa.array(classes, labels.type))
-    targets = torch.from_numpy(
-        codes.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int64)
-        if isinstance(codes, pa.Array)
-        else codes.fill_null(ABSENT).to_numpy().astype(np.int64)
-    )
+    classes = classes_of(labels, target=target)
+    targets = class_indices(labels, classes=classes)
     names = np.asarray(split.to_pylist(), dtype=object)
     splits = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLITS}
     for name, rows in splits.items():
@@ -201,26 +174,6 @@ def table_of(
         split=splits,
         classes=classes,
     )
-
-
-def _classes(labels: pa.ChunkedArray | pa.Array, *, target: str) -> tuple[Any, ...]:
-    """All labels there are, sorted."""
-    kind = labels.type
-    if not (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-    ):
-        raise Untrainable(
-            f"column {target!r} holds {kind}; a class is text, an integer or a boolean"
-        )
-    classes = tuple(sorted(pc.unique(labels.drop_null()).to_pylist()))
-    if len(classes) < 2:
-        raise Untrainable(
-            f"column {target!r} holds {len(classes)} classes {list(classes)}; at least 2 are needed"
-        )
-    return classes
 
 
 def step_count(rows: int, *, batch_size: int) -> int:

@@ -19,14 +19,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.alignment import Alignment
-from training.data import Batch, EmbeddingTable, worker_slice
-from training.losses import gather_rows, worker_count, worker_rank
+from training.batch import Batch
+from training.data import EmbeddingTable, worker_slice
 from training.metrics import (
     accuracy,
     negative_log_likelihood,
     retrieval_recall,
     top_k_accuracy,
 )
+from training.workers import gather_rows, worker_count, worker_rank
 
 EVALUATION_SPLITS = ("validation", "test")
 BATCH_ROWS = 1024
@@ -97,7 +98,7 @@ def evaluate(
                 m: torch.zeros_like(present) if m == masked else present
                 for m, present in batch.presence.items()
             }
-            return model(batch.embeddings, presence).float().softmax(dim=1)
+            return model(batch.embeddings, presence, batch.masks).float().softmax(dim=1)
 
         answers = map_rows(
             probabilities, model=model, table=table, rows=rows, modalities=modalities, device=device
@@ -156,7 +157,7 @@ def fit_probe(
         some = table.with_modalities(split, modalities=modalities, least=1)
         rows = rows[torch.isin(rows, some)]
         vectors = map_rows(
-            lambda batch: model.joint(batch.embeddings, batch.presence),
+            lambda batch: model.fuse(*batch.inputs),
             model=model,
             table=table,
             rows=rows,
@@ -191,7 +192,7 @@ def retrieval(
     """Recall@1, 5 and 10 from every modality to every other, over the test rows that have both."""
     rows = table.split["test"]
     vectors = map_rows(
-        lambda batch: model.embed_all(batch.embeddings, batch.presence)[0],
+        lambda batch: model.embed_all(*batch.inputs)[0],
         model=model,
         table=table,
         rows=rows,

@@ -34,10 +34,10 @@ class SingleSpec(CandidateSpec):
     def named_modalities(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield ("modality",), self.modality
 
-    def build(self, *, inputs: Mapping[str, InputSpec], classes: int) -> nn.Module:
+    def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         from training.fusion import SingleModality
 
-        return SingleModality(inputs, classes=classes, width=self.width, dropout=self.dropout)
+        return SingleModality(inputs, outputs=outputs, width=self.width, dropout=self.dropout)
 
 
 class EarlySpec(CandidateSpec):
@@ -48,10 +48,10 @@ class EarlySpec(CandidateSpec):
     type: Literal["early"] = "early"
     modality_dropout: Share = 0.2
 
-    def build(self, *, inputs: Mapping[str, InputSpec], classes: int) -> nn.Module:
+    def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         from training.fusion import EarlyFusion
 
-        return EarlyFusion(inputs, classes=classes, width=self.width, dropout=self.dropout)
+        return EarlyFusion(inputs, outputs=outputs, width=self.width, dropout=self.dropout)
 
 
 class LateSpec(CandidateSpec):
@@ -62,10 +62,10 @@ class LateSpec(CandidateSpec):
     type: Literal["late"] = "late"
     modality_dropout: Share = 0.2
 
-    def build(self, *, inputs: Mapping[str, InputSpec], classes: int) -> nn.Module:
+    def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         from training.fusion import LateFusion
 
-        return LateFusion(inputs, classes=classes, width=self.width, dropout=self.dropout)
+        return LateFusion(inputs, outputs=outputs, width=self.width, dropout=self.dropout)
 
 
 class AttentionSpec(CandidateSpec):
@@ -86,12 +86,12 @@ class AttentionSpec(CandidateSpec):
             raise ValueError(f"`width` {self.width} is not a multiple of `heads` {self.heads}")
         return self
 
-    def build(self, *, inputs: Mapping[str, InputSpec], classes: int) -> nn.Module:
+    def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         from training.fusion import AttentionFusion
 
         return AttentionFusion(
             inputs,
-            classes=classes,
+            outputs=outputs,
             width=self.width,
             dropout=self.dropout,
             layers=self.layers,

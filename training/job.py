@@ -33,14 +33,15 @@ from training.candidate import (
     plan_candidates,
 )
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
-from training.data import Untrainable, load_table
+from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.loop import Epoch
-from training.losses import worker_count, worker_rank
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
+from training.targets import Untrainable
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
+from training.workers import worker_count, worker_rank
 
 RUNS_FOLDER = "train-runs"
 RETRIES = 3

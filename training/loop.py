@@ -24,9 +24,8 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from training.checkpoint import FitState, load_optimizer, optimizer_tensors
-from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
+from training.data import EmbeddingTable, epoch_order, step_count, step_rows
 from training.faults import own_code
-from training.losses import sum_over_workers
 from training.spec import CandidateSpec, Objective
 from training.step import (
     learning_rate,
@@ -38,7 +37,9 @@ from training.step import (
     train_step,
     worker_batch,
 )
+from training.targets import Untrainable
 from training.training_spec import TrainingSpec
+from training.workers import sum_over_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,7 @@ def objective_rows(
     table: EmbeddingTable, *, split: str, objective: Objective, modalities: tuple[str, ...]
 ) -> Tensor:
     """Rows of a split that an objective learns from: labelled ones, or those with a pair."""
-    if objective == "classification":
+    if objective == "task":
         return table.labelled(split)
     rows = table.with_modalities(split, modalities=modalities, least=2)
     if len(rows) < 2:
@@ -297,16 +298,16 @@ def _evaluator(fitting: _Fitting) -> Engine:
             fitting.table, rows=rows, modalities=fitting.modalities, device=fitting.device
         )
         fitting.model.eval()
-        if spec.objective == "alignment":
+        if spec.objective == "own":
             share = loss_share(fitting.model, batch=batch, objective=spec.objective)
             return {"loss": (float(sum_over_workers(share)) * batch.rows, batch.rows)}
-        logits = fitting.model(batch.embeddings, batch.presence)
+        logits = fitting.model(*batch.inputs)
         loss = F.cross_entropy(logits, batch.targets, reduction="sum")
         right = (logits.argmax(dim=1) == batch.targets).sum()
         return {"loss": (float(loss), batch.rows), "accuracy": (int(right), batch.rows)}
 
     engine = Engine(evaluate)
-    names = ("loss", "accuracy") if spec.objective == "classification" else ("loss",)
+    names = ("loss", "accuracy") if spec.objective == "task" else ("loss",)
     for name in names:
         RowMean(lambda output, name=name: output[name]).attach(engine, name)
     return engine

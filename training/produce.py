@@ -13,13 +13,14 @@ from features.store import Store
 from training.alignment import Alignment
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState
-from training.data import EmbeddingTable, Untrainable
+from training.data import EmbeddingTable
 from training.evaluate import evaluate, fit_probe, retrieval
 from training.faults import own_code
 from training.loop import Epoch, Failure, Fit, fit_candidate
-from training.losses import worker_count, worker_rank
+from training.targets import Untrainable
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
+from training.workers import worker_count, worker_rank
 
 
 def produce_candidate(

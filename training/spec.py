@@ -19,7 +19,7 @@ Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Width = Annotated[int, pydantic.Field(ge=1)]
-Objective = Literal["classification", "alignment"]
+Objective = Literal["task", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +31,22 @@ class InputSpec:
     """float32 `[D]` over the present training rows; None before the weights are loaded."""
     std: torch.Tensor | None = None
     """float32 `[D]`, positive."""
+    sequence: bool = False
+    """Whether a row's embedding is `[T, D]`, and not `[D]`."""
 
 
 class CandidateSpec(Spec):
     """Base of all candidates: a model to fit, with its hyperparameters.
 
     A subclass gives `type` a `Literal` (its name in YAML) and implements `build`. The model's
-    `forward(embeddings, presence)` takes `{modality: [B, D]}` and `{modality: bool [B]}` and
-    answers logits `[B, classes]`; what stands in rows that are not present is undefined.
+    `forward(embeddings, presence, masks)` takes `{modality: [B, D]}`, or `[B, T, D]` of sequences,
+    `{modality: bool [B]}` and, of sequences alone, `{modality: bool [B, T]}`, and answers
+    `[B, outputs]`; what stands in rows and steps that are not present is undefined.
     """
 
-    objective: ClassVar[Objective] = "classification"
-    """What is minimised: cross entropy, or InfoNCE between the modalities (see `Alignment`)."""
+    objective: ClassVar[Objective] = "task"
+    """What is minimised: the task's loss of the outputs, over the labelled rows, or the model's
+    own `loss_share(batch)`, over the rows that have two of the modalities."""
     version: ClassVar[int] = 1
     """Raised by one whenever the code changes in a way that can change a result."""
     least_modalities: ClassVar[int] = 1
@@ -113,6 +117,6 @@ class CandidateSpec(Spec):
         self._check_modalities(resolved)
         return resolved
 
-    def build(self, *, inputs: Mapping[str, InputSpec], classes: int) -> nn.Module:
+    def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         """A new model with its first weights drawn from torch's global generator."""
         raise NotImplementedError(f"{type(self).__name__} has no build(); a candidate needs one")

@@ -272,13 +272,13 @@ def test_a_fault_of_a_candidates_own_code_is_not_recorded(make_store, monkeypatc
     spec = parse_candidate({"type": "late", "width": 8})
     forward = LateFusion.forward
 
-    def broken(self: LateFusion, embeddings, presence):
+    def broken(self: LateFusion, embeddings, presence, masks):
         where = "training" if self.training else "validation"
         if not self.training and torch.is_inference_mode_enabled():
             where = "evaluation"
         if where == place:
             raise IndexError("no such token")
-        return forward(self, embeddings, presence)
+        return forward(self, embeddings, presence, masks)
 
     def no_build(self: LateFusion, *_: object, **__: object) -> None:
         raise IndexError("no such token")

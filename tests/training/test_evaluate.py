@@ -114,7 +114,7 @@ def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
     def joint(rows: torch.Tensor) -> np.ndarray:
         batch = table.batch(rows)
         with torch.no_grad():
-            return model.joint(batch.embeddings, batch.presence).double().numpy()
+            return model.fuse(*batch.inputs).double().numpy()
 
     def some(split: str) -> torch.Tensor:
         labelled = table.labelled(split)
@@ -132,7 +132,7 @@ def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
     ]
     expected = fits[int(np.argmin(losses))].predict_proba(joint(test))
     batch = table.batch(test)
-    answered = model(batch.embeddings, batch.presence).softmax(dim=1)
+    answered = model(*batch.inputs).softmax(dim=1)
     np.testing.assert_allclose(answered.numpy(force=True), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_alignment_without_any_modality_answers_the_shares_of_the_classes(table)
     batch = table.batch(torch.arange(2))
     nothing = {m: torch.zeros_like(p) for m, p in batch.presence.items()}
     counts = torch.bincount(table.targets[table.labelled("train")]).float() + 1
-    answered = model(batch.embeddings, nothing).softmax(dim=1)
+    answered = model(batch.embeddings, nothing, {}).softmax(dim=1)
     torch.testing.assert_close(answered[0], counts / counts.sum())
 
 

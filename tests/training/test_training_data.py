@@ -7,7 +7,6 @@ import torch
 
 from features.shard import Embeddings
 from training.data import (
-    Untrainable,
     epoch_order,
     kept_modalities,
     load_table,
@@ -16,6 +15,7 @@ from training.data import (
     table_of,
     worker_slice,
 )
+from training.targets import Untrainable
 from training.task import TaskSpec
 
 

@@ -1,0 +1,89 @@
+"""Torch's process group as the training uses it: who I am, sums, and rows that are joined.
+
+Gradients are added up over workers (not averaged): a loss is given as one worker's share, and
+the shares sum to the loss of the whole batch, however unevenly its rows are divided. So the
+number of workers changes nothing but rounding.
+
+Suffixes of tensors: B this worker's rows, G the rows of all workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | None
+"""The workers that share a batch; None for all there are."""
+
+
+def worker_rank(group: Group = None) -> int:
+    """This worker's number; 0 outside of a process group."""
+    return dist.get_rank(group) if _distributed() else 0
+
+
+def worker_count(group: Group = None) -> int:
+    """How many workers share a batch; 1 outside of a process group."""
+    return dist.get_world_size(group) if _distributed() else 1
+
+
+def sum_over_workers(x: Tensor, *, group: Group = None) -> Tensor:
+    """Sum of a tensor over the workers; not differentiated."""
+    total = x.detach().clone()
+    if worker_count(group) > 1:
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """The rows of all workers, in the workers' order, and where one's own stand."""
+
+    rows: Tensor
+    """`[G, ...]`"""
+    first: int
+    """Number of this worker's first row."""
+
+
+def gather_rows(x_B: Tensor, *, group: Group = None) -> Gathered:
+    """The rows `[B, ...]` of all workers joined; B may differ, the rest of the shape may not.
+
+    Differentiable: a row's gradient is the sum over what all workers made of it. Every worker
+    must take part in the forward pass, and, if gradients are wanted, in the backward pass.
+    """
+    if worker_count(group) == 1:
+        return Gathered(rows=x_B, first=0)
+    sizes = _gather_sizes(len(x_B), device=x_B.device, group=group)
+    first = sum(sizes[: worker_rank(group)])
+    return Gathered(rows=_GatherRows.apply(x_B, sizes, first, group), first=first)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], first: int, group: Group) -> Tensor:
+        ctx.first, ctx.rows, ctx.group = first, len(x), group
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=ctx.group)
+        return total[ctx.first : ctx.first + ctx.rows], None, None, None
+
+
+def _gather_sizes(size: int, *, device: torch.device, group: Group) -> list[int]:
+    own = torch.tensor([size], device=device)
+    sizes = [torch.empty_like(own) for _ in range(worker_count(group))]
+    dist.all_gather(sizes, own, group=group)
+    return [int(value) for value in sizes]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
