@@ -1,11 +1,11 @@
-"""Real recordings of spoken digits beside handwritten ones, one speaker left out: what fusing gains.
+"""Spoken digits beside handwritten ones, one speaker left out: what fusing gains on real data.
 
     python -m benchmarks.digits [--quick] [--sounds DIR] [--folder DIR]
 
-`--sounds` names a folder of the Free Spoken Digit Dataset (`{digit}_{speaker}_{index}.wav`, CC BY-SA
-4.0, DOI 10.5281/zenodo.1342401); the images are scikit-learn's handwritten digits. A recording is
-paired with an image of its digit that no other split has. In each fold one speaker is for the test
-alone, so the voice is as new to the model as the handwriting.
+`--sounds` names a folder of the Free Spoken Digit Dataset (`{digit}_{speaker}_{index}.wav`, CC
+BY-SA 4.0, DOI 10.5281/zenodo.1342401); the images are scikit-learn's handwritten digits. A
+recording is paired with an image of its digit that no other split has. In each fold one speaker is
+for the test alone, so the voice is as new to the model as the handwriting.
 """
 
 from __future__ import annotations
