@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from features.columns import PayloadColumns, payload_key
+from features.columns import PayloadColumns
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.decoders.video import decode
 from features.encoders import EncoderSpec, HogSpec, HuggingFaceImageSpec, Kind, Video, parse_encoder
 from features.encoders.video import VideoFramesSpec, VideoMaeSpec
+from features.payload_keys import payload_key
 from features.prepare import Opening, prepared_windows
 from features.spec import FeatureSpec
 from tests.features.films import film, number_of
