@@ -21,6 +21,7 @@ from benchmarks.processes import Share, busy_seconds
 from benchmarks.results import Target, report
 from benchmarks.tables import lists, vectors, write_pipeline, write_table
 from features.shard import vectors as decoded
+from features.stored_embeddings import read_embeddings
 
 DIM = 384
 
@@ -36,7 +37,7 @@ def main() -> None:
     pipeline = write_pipeline(folder, features=features)
     job.embed(pipeline, afresh=False)
     store, snapshot = job.open_store(pipeline)
-    values = store.read_embeddings(snapshot, modality="vector").values
+    values = read_embeddings(store, snapshot, modality="vector").values
     assert values.shape == (options.rows, DIM) and values.dtype == np.float16
     files = sorted((folder / "store" / "embeddings").rglob("*.parquet"))
     raw = values.nbytes
@@ -52,7 +53,7 @@ def main() -> None:
     del values
 
     def read_store() -> np.ndarray:
-        return store.read_embeddings(snapshot, modality="vector").values
+        return read_embeddings(store, snapshot, modality="vector").values
 
     def read_map() -> np.ndarray:
         return np.array(np.load(flat, mmap_mode="r"))

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from features.embedding import COLLAPSED, WIDE, BrokenEncoder
 from features.encoding import NOT_FINITE
 from features.plan import ModalityPlan, Plan, snapshot_of
+from features.quarantine import read_bad
+from features.shard_names import embedding_path
 from features.snapshot import ModalityShards, Snapshot
 from features.statistics import ModalityStatistics
-from features.store import Store, embedding_path
+from features.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ def count_quarantine(plan: Plan, *, store: Store) -> dict[str, QuarantineCount]:
         listed = store.quarantined_shards_of(part.encoder_fingerprint)
         reasons: Counter[tuple[str, str]] = Counter()
         for over in part.shards:
-            bad = store.read_bad(over, encoder=part.encoder_fingerprint, listed=listed)
+            bad = read_bad(store, over, encoder=part.encoder_fingerprint, listed=listed)
             if bad is not None:
                 pairs = zip(bad["stage"].to_pylist(), bad["reason"].to_pylist(), strict=True)
                 reasons.update(pairs)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from features.columns import PayloadColumns
 from features.copying import Copier
@@ -24,16 +23,11 @@ from features.encoders import Encoder, EncoderSpec
 from features.encoding import NOT_FINITE, Bad, Prepared, Rows, encode_rows
 from features.plan import Work
 from features.prepare import THREADS, Opening, Window, prepared_windows
+from features.quarantine import quarantine_rows
 from features.shard import ShardFacts, embedding_bytes, shard_table
+from features.shard_names import embedding_path, patch_fingerprint, quarantine_path
 from features.sources import RowRange, RowReader, Source
-from features.store import (
-    QUARANTINE_SCHEMA,
-    Store,
-    embedding_path,
-    parquet_bytes,
-    patch_fingerprint,
-    quarantine_path,
-)
+from features.store import Store, parquet_bytes
 
 PROBES = 4
 """Copied rows that are tried for one to prove an encoder with."""
@@ -306,24 +300,11 @@ def _write(shard: _Shard, *, store: Store, spec: EncoderSpec, dim: int) -> Shard
     table = shard_table(done, keys=shard.keys, spec=spec, dim=dim, facts=facts)
     if done.bad and not work.only:
         path = quarantine_path(encoder=work.encoder, shard=name)
-        store.storage.write_once(path, parquet_bytes(_quarantine_table(shard)))
+        store.storage.write_once(path, parquet_bytes(quarantine_rows(done.bad, keys=shard.keys)))
     path = embedding_path(encoder=work.encoder, shard=name)
     written = store.storage.write_once(path, embedding_bytes(table))
     shard.seconds["write"] = time.perf_counter() - begun
     return ShardResult(**{**vars(result), "written": written, "patch": name if work.only else ""})
-
-
-def _quarantine_table(shard: _Shard) -> pa.Table:
-    rows = sorted(shard.done.bad, key=lambda bad: bad.row)
-    return pa.table(
-        {
-            "row": [bad.row for bad in rows],
-            "payload_key": [shard.keys[bad.row] for bad in rows],
-            "stage": [bad.stage for bad in rows],
-            "reason": [bad.reason for bad in rows],
-        },
-        schema=QUARANTINE_SCHEMA,
-    )
 
 
 def rows_in_source(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:

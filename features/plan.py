@@ -31,10 +31,11 @@ from features.scan_units import (
     scan_table,
     write_shards,
 )
+from features.shard_names import embedding_path, shard_fingerprint
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange, Source, SourceError
 from features.spec import DatasetSpec, FeatureSpec
-from features.store import Store, embedding_path, shard_fingerprint
+from features.store import Store
 
 FOOTERS_FOR_ESTIMATE = 4
 

@@ -19,6 +19,7 @@ from features.embedding import BrokenEncoder, ShardResult
 from features.kept_statistics import keep_statistics
 from features.lease import Lease, announce_job
 from features.plan import Plan, draft_snapshot, is_there, make_plan, write_samples
+from features.quarantine import read_quarantine
 from features.retry import retry_work, with_patches
 from features.scan_units import Run
 from features.snapshot import Snapshot
@@ -225,7 +226,7 @@ def _embed(
     limit = plan.dataset.max_bad_fraction
     if any(item.fraction > limit for item in quarantine.values()):
         store.keep_attempt(snapshot)
-        raise BudgetExceeded(quarantine, rows=store.read_quarantine(snapshot), limit=limit)
+        raise BudgetExceeded(quarantine, rows=read_quarantine(store, snapshot), limit=limit)
     committed = store.commit(snapshot)
     bad = sum(item.bad for item in quarantine.values())
     if not plan.work and not retry:
@@ -234,7 +235,7 @@ def _embed(
         parts = ", ".join(f"{q.modality} {q.bad}" for q in quarantine.values() if q.bad)
         console.print(f"         {several(bad, 'bad payload')} in quarantine ({parts})")
         if plan.work or retry:
-            console.print(quarantine_table(quarantine, rows=store.read_quarantine(snapshot)))
+            console.print(quarantine_table(quarantine, rows=read_quarantine(store, snapshot)))
     console.print(f"         snapshot {snapshot.id[:12]}{'' if committed else ', unchanged'}")
     drift = find_drift(store, snapshot, previous=previous, statistics=statistics)
     if drift is not None:

@@ -36,7 +36,7 @@ class ReasonGroup:
 
 
 def group_reasons(quarantine: pa.Table) -> list[ReasonGroup]:
-    """The rows of `Store.read_quarantine` by modality, stage and kind of reason, largest first."""
+    """The rows of `read_quarantine` by modality, stage and kind of reason, largest first."""
     samples: dict[tuple[str, str, str], list[str]] = {}
     for row in quarantine.to_pylist():
         key = (row["modality"], row["stage"], reason_group(row["reason"]))
