@@ -22,9 +22,10 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from features.attempts import Attempts
+from features.broken_encoder import BrokenEncoder
 from features.copying import Copier
 from features.decoders.base import Limits
-from features.embedding import BrokenEncoder, ShardResult, embed_shards
+from features.embedding import ShardResult, embed_shards
 from features.encoders import Encoder
 from features.isolation import Trial, find_killers
 from features.plan import Plan, Work

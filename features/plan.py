@@ -312,43 +312,11 @@ def is_there(plan: Plan, *, store: Store) -> bool:
     return True
 
 
-def draft_snapshot(plan: Plan) -> Snapshot:
-    """The snapshot that a plan leads to, without what only its shards can tell.
-
-    Its id and parts are right; widths and counts of bad rows are zero.
-    """
-    return snapshot_of(plan, dims={}, bad={})
-
-
 def _same_encoder(
     donors: Sequence[Snapshot], *, modality: str, encoder: str
 ) -> list[ModalityShards]:
     parts = (donor.modalities.get(modality) for donor in donors)
     return [part for part in parts if part is not None and part.encoder_fingerprint == encoder]
-
-
-def snapshot_of(plan: Plan, *, dims: Mapping[str, int], bad: Mapping[str, int]) -> Snapshot:
-    """The snapshot of a plan, given each modality's width and number of bad rows."""
-    return Snapshot(
-        name=plan.name,
-        target=plan.target,
-        slices=plan.dataset.slices,
-        samples=plan.samples,
-        modalities={
-            name: ModalityShards(
-                kind=part.feature.encoder.kind,
-                encoder=part.feature.encoder.model_dump(mode="json"),
-                encoder_fingerprint=part.encoder_fingerprint,
-                dim=dims.get(name, 0),
-                shards=part.shards,
-                present=part.payloads - bad.get(name, 0),
-                missing=part.missing,
-                bad=bad.get(name, 0),
-            )
-            for name, part in plan.modalities.items()
-        },
-        files=plan.source.files,
-    )
 
 
 def _patches(

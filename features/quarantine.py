@@ -1,13 +1,16 @@
-"""The quarantine: rows that have no embedding, and why, as it is written and read."""
+"""The quarantine: rows that have no embedding, and why, as it is written, read and counted."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from features.encoding import Bad
 from features.fingerprint import DIGEST_BYTES
+from features.plan import Plan
 from features.shard_names import quarantine_path
 from features.snapshot import Snapshot
 from features.store import Store
@@ -75,3 +78,38 @@ def read_bad(
             last.pop(row, None)
     places = [last[row] for row in sorted(last)]
     return pa.concat_tables(tables).take(places) if places else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineCount:
+    """How much of a modality is in the quarantine."""
+
+    modality: str
+    bad: int
+    payloads: int
+    reasons: Mapping[tuple[str, str], int]
+    """Rows by stage and reason."""
+
+    @property
+    def fraction(self) -> float:
+        return self.bad / self.payloads if self.payloads else 0.0
+
+
+def count_quarantine(plan: Plan, *, store: Store) -> dict[str, QuarantineCount]:
+    """Count the quarantined rows of all shards of a plan whose work is done.
+
+    Costs one listing an encoder, and one small read a shard that has bad rows.
+    """
+    counts: dict[str, QuarantineCount] = {}
+    for modality, part in plan.modalities.items():
+        listed = store.quarantined_shards_of(part.encoder_fingerprint)
+        reasons: Counter[tuple[str, str]] = Counter()
+        for over in part.shards:
+            bad = read_bad(store, over, encoder=part.encoder_fingerprint, listed=listed)
+            if bad is not None:
+                pairs = zip(bad["stage"].to_pylist(), bad["reason"].to_pylist(), strict=True)
+                reasons.update(pairs)
+        counts[modality] = QuarantineCount(
+            modality=modality, bad=reasons.total(), payloads=part.payloads, reasons=reasons
+        )
+    return counts

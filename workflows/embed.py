@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from features.commit import QuarantineCount, count_quarantine, make_snapshot, refuse_broken
-from features.embedding import BrokenEncoder, ShardResult
+from features.broken_encoder import BrokenEncoder, refuse_broken_snapshot
+from features.commit import draft_snapshot, make_snapshot
+from features.embedding import ShardResult
 from features.kept_statistics import keep_statistics
 from features.lease import Lease, announce_job
-from features.plan import Plan, draft_snapshot, is_there, make_plan, write_samples
-from features.quarantine import read_quarantine
+from features.plan import Plan, is_there, make_plan, write_samples
+from features.quarantine import QuarantineCount, count_quarantine, read_quarantine
 from features.retry import retry_work, with_patches
 from features.scan_units import Run
 from features.snapshot import Snapshot
@@ -216,7 +217,9 @@ def _embed(
         previous, statistics = plan.previous, None
         if previous is None or previous.id != snapshot.id:
             statistics = keep_statistics(store, snapshot, previous=previous)
-            refuse_broken(snapshot, quarantine=quarantine, statistics=statistics.modalities)
+            refuse_broken_snapshot(
+                snapshot, quarantine=quarantine, statistics=statistics.modalities
+            )
     except BrokenEncoder as error:
         raise StageError(str(error)) from error
     except (SourceError, OSError, ImportError, MemoryError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from features.plan import draft_snapshot
+from features.commit import draft_snapshot
 from features.snapshot import Snapshot
 from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers

@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from features.commit import count_quarantine, make_snapshot
+from features.commit import make_snapshot
 from features.plan import write_samples
-from features.quarantine import read_quarantine
+from features.quarantine import count_quarantine, read_quarantine
 from features.sources import SourceError
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes

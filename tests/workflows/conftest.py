@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from features.commit import count_quarantine, make_snapshot
+from features.commit import make_snapshot
 from features.embedding import embed_shard
 from features.plan import make_plan, write_samples
+from features.quarantine import count_quarantine
 from features.snapshot import Snapshot
 from features.sources import RowReader
 from features.storage import LocalStorage
