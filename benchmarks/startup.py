@@ -54,7 +54,7 @@ def main() -> None:
         shutil.rmtree(folder / "store", ignore_errors=True)
         plan = plan_embedding(loaded)
         store = open_store(loaded)
-        from features.plan import write_samples
+        from features.sample_shards import write_samples
 
         write_samples(plan, store=store)
         busy, begun = busy_seconds(), time.time()

@@ -19,9 +19,11 @@ from features.commit import draft_snapshot, make_snapshot
 from features.embedding import ShardResult
 from features.kept_statistics import keep_statistics
 from features.lease import Lease, announce_job
-from features.plan import Plan, is_there, make_plan, write_samples
+from features.plan import Plan, is_there
+from features.planning import make_plan
 from features.quarantine import QuarantineCount, count_quarantine, read_quarantine
 from features.retry import retry_work, with_patches
+from features.sample_shards import write_samples
 from features.scan_units import Run
 from features.snapshot import Snapshot
 from features.sources import SourceError

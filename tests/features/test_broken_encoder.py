@@ -9,8 +9,8 @@ from features.broken_encoder import COLLAPSED, BrokenEncoder, refuse_broken_snap
 from features.commit import make_snapshot
 from features.encoders import EncoderSpec
 from features.kept_statistics import gather_statistics
-from features.plan import write_samples
 from features.quarantine import count_quarantine
+from features.sample_shards import write_samples
 from features.spec import ShardSize
 from tests.features import world as worlds
 

@@ -8,7 +8,7 @@ import pytest
 
 from features.donors import DonorSearch
 from features.encoders import SeriesSpec
-from features.scan_units import SampleReader
+from features.sample_shards import SampleReader
 from features.stored_embeddings import read_embeddings
 from tests.features.world import ROWS, LettersSpec, World
 

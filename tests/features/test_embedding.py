@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from features.commit import make_snapshot
-from features.plan import write_samples
 from features.quarantine import count_quarantine, read_quarantine
+from features.sample_shards import write_samples
 from features.sources import SourceError
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
@@ -310,7 +310,7 @@ def test_what_went_over_budget_is_copied_once_it_is_mended(world):
 
 def test_the_store_s_modules_load_no_model_library():
     code = (
-        "import sys, features.plan, features.store, features.embedding; "
+        "import sys, features.planning, features.store, features.embedding; "
         "print([m for m in ('torch', 'transformers', 'ray', 'mlflow') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

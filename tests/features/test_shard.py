@@ -167,7 +167,7 @@ def test_a_sequence_of_the_wrong_shape_is_the_encoder_s_fault(given):
 def test_the_next_shard_is_read_while_the_present_one_is_encoded(world):
     """And an error of a later shard comes after the results of those before it."""
     plan = world.plan()
-    from features.plan import write_samples
+    from features.sample_shards import write_samples
     from features.sources import RowReader, SourceError
     from features.spec import FeatureSpec
 
