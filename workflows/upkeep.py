@@ -21,7 +21,6 @@ from features.store import Store
 from features.upkeep import Amount, Inventory, StoreDamaged, inventory, read_pointers
 from features.verification import Verification, verify
 from workflows.console import count, progress, several, share, size, table
-from workflows.embed import open_store
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 
 SHOWN = 20
@@ -36,7 +35,7 @@ def find_store(place: str) -> tuple[Store, Pipeline | None]:
     """
     if place.endswith((".yaml", ".yml")) or os.path.isfile(place):
         pipeline = load_pipeline(place)
-        store = open_store(pipeline)
+        store = pipeline.open_store()
     else:
         pipeline = None
         try:
