@@ -43,8 +43,7 @@ def main() -> None:
     write_text_table(slow, rows=SLOW_ROWS)
 
     def project(precision: str) -> Share:
-        watched = job.embed(pipelines[precision])
-        return job.working_share(pipelines[precision], watched=watched)
+        return job.working_share(pipelines[precision])
 
     def peer(variant: str) -> Share:
         place = slow if variant in SLOW else folder / "bfloat16"

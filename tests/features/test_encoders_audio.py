@@ -18,7 +18,6 @@ from features.payloads import decode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
 RATE = 16_000
 SPEECH = Path(__file__).parents[3] / "shared" / "data" / "fsdd"
 

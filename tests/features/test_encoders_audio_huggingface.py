@@ -23,7 +23,6 @@ from features.encoders.huggingface_audio import HuggingFaceAudioSpec, read_limit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
 SPEECH = Path(__file__).parents[3] / "shared" / "data" / "fsdd"
 RATE = 16_000
 

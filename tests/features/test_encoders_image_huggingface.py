@@ -19,7 +19,6 @@ from tests.features import vision_models as models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
 RNG = np.random.default_rng(0)
 PICTURES = [
     RNG.integers(0, 256, (h, w, 3), dtype=np.uint8)

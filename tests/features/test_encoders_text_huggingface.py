@@ -23,7 +23,6 @@ from features.fingerprint import Spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
 SENTENCES = [
     "A cat sits on the mat.",
     "The quick brown fox jumps over the lazy dog, and then it sleeps for the rest of the day.",

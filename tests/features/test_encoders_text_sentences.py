@@ -16,7 +16,6 @@ from features.encoders.sentence_folders import read_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
 SENTENCES = [
     "A cat sits on the mat.",
     "The quick brown fox jumps over the lazy dog, and then it sleeps for the rest of the day.",
