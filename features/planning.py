@@ -24,7 +24,7 @@ from features.sample_shards import SampleReader
 from features.samples import SampleShard
 from features.scan import ScannedShard
 from features.scan_record import Derived, ScanRecord
-from features.scan_units import Run, scan_table
+from features.scan_tasks import Run, scan_table
 from features.shard_names import embedding_path, shard_fingerprint
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import Source, SourceError

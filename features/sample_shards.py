@@ -14,7 +14,7 @@ from features.plan import Plan
 from features.sample_rows import SampleColumns
 from features.samples import SampleShard, make_shard
 from features.scan import read_rows
-from features.scan_units import LEAST_UNITS, Run
+from features.scan_tasks import LEAST_UNITS, Run
 from features.sources import RowReader, Source, SourceError
 from features.store import READERS, Store
 
@@ -22,6 +22,16 @@ MOST_AHEAD = 4 * READERS
 """Sample shards that are read ahead, or wait to be written."""
 SHARDS_A_TASK = 64
 """Sample shards that one task writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteTask:
+    """Some sample shards to read from the table and write."""
+
+    store: Store
+    source: Source
+    columns: SampleColumns
+    shards: tuple[SampleShard, ...]
 
 
 class SampleReader:
@@ -73,6 +83,20 @@ def read_shard(shard: SampleShard, *, reader: RowReader, columns: SampleColumns)
     return rows
 
 
+def write_shards(task: WriteTask) -> None:
+    """Read some sample shards out of the table, and write them."""
+    reader = RowReader(task.source, columns=task.columns.names, text=task.columns.text_names)
+    waiting: deque[Future[bool]] = deque()
+    with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="samples") as pool:
+        for shard in task.shards:
+            rows = read_shard(shard, reader=reader, columns=task.columns)
+            waiting.append(pool.submit(task.store.write_samples, shard, rows=rows))
+            while len(waiting) > MOST_AHEAD:
+                waiting.popleft().result()
+        for written in waiting:
+            written.result()
+
+
 def write_samples(plan: Plan, *, store: Store, run: Run | None = None) -> None:
     """Write the sample shards that are not in the store, and remember the scan.
 
@@ -109,27 +133,3 @@ def _in_tasks(
         some.append(shard)
     if some:
         yield tuple(some)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteTask:
-    """Some sample shards to read from the table and write."""
-
-    store: Store
-    source: Source
-    columns: SampleColumns
-    shards: tuple[SampleShard, ...]
-
-
-def write_shards(task: WriteTask) -> None:
-    """Read some sample shards out of the table, and write them."""
-    reader = RowReader(task.source, columns=task.columns.names, text=task.columns.text_names)
-    waiting: deque[Future[bool]] = deque()
-    with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="samples") as pool:
-        for shard in task.shards:
-            rows = read_shard(shard, reader=reader, columns=task.columns)
-            waiting.append(pool.submit(task.store.write_samples, shard, rows=rows))
-            while len(waiting) > MOST_AHEAD:
-                waiting.popleft().result()
-        for written in waiting:
-            written.result()

@@ -21,7 +21,7 @@ from features.plan import Plan, is_there
 from features.quarantine import QuarantineCount, count_quarantine, read_quarantine
 from features.retry import retry_work, with_patches
 from features.sample_shards import write_samples
-from features.scan_units import Run
+from features.scan_tasks import Run
 from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.store import Store

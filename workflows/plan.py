@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from features.plan import Plan
 from features.planning import make_plan
-from features.scan_units import Run
+from features.scan_tasks import Run
 from features.sources import SourceError
 from features.spec import SPLITS
 from workflows.console import count, duration, share, size, table
