@@ -8,30 +8,23 @@ of missing shards with those of their donors; memory is bounded in both.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 
-from features.donors import DonorSearch
-from features.encoders import EncoderSpec
 from features.integrity import Integrity, Marks
-from features.plan import ModalityPlan, Plan, Work
+from features.modality_plan import ModalityPlanner
+from features.plan import Plan
 from features.sample_rows import SampleColumns
 from features.sample_shards import SampleReader
 from features.samples import SampleShard
 from features.scan import ScannedShard
 from features.scan_record import Derived, ScanRecord
 from features.scan_tasks import Run, scan_table
-from features.shard_names import embedding_path, shard_fingerprint
-from features.snapshot import ModalityShards, Snapshot
 from features.sources import Source, SourceError
 from features.spec import DatasetSpec, FeatureSpec
 from features.store import Store
-
-FOOTERS_FOR_ESTIMATE = 4
 
 
 def make_plan(
@@ -64,104 +57,64 @@ def make_plan(
     previous = store.latest(name)
     encoders = {m: feature.encoder.fingerprint() for m, feature in features.items()}
     there = {encoder: store.shards_of(encoder) for encoder in encoders.values()}
-    patches = {m: _patches(donors, modality=m, encoder=encoders[m]) for m in features}
     scanned: list[ScannedShard] = []
-    shards: dict[str, list[tuple[str, ...]]] = {m: [] for m in features}
-    missing: dict[str, dict[str, SampleShard]] = {m: {} for m in features}
-    names: dict[str, dict[str, str]] = {m: {} for m in features}
     with ExitStack() as stack:
         integrity = Integrity(stack)
-        searches = {
-            m: DonorSearch(
-                m, donors=_same_encoder(donors, modality=m, encoder=encoder), stack=stack
+        planners = {
+            m: ModalityPlanner(
+                m,
+                feature=feature,
+                encoder=encoders[m],
+                known=there[encoders[m]],
+                donors=donors,
+                stack=stack,
             )
-            for m, encoder in encoders.items()
+            for m, feature in features.items()
         }
-        unread: list[ScannedShard] = []
+        unread: list[SampleShard] = []
 
-        def ask(found: ScannedShard, marks: Marks) -> None:
-            """Look for donors of what is missing of a shard."""
-            for modality, search in searches.items():
-                made = names[modality].get(found.shard.fingerprint)
-                if made is not None and search.has_donors:
-                    search.add(made, hashes=marks[f"key.{modality}"]["hash"])
+        def look(shard: SampleShard, marks: Marks) -> None:
+            """Take a shard's ids and payload keys into account."""
+            integrity.add(marks)
+            for planner in planners.values():
+                planner.ask(shard, marks=marks)
 
         scanner, found_shards = scan_table(
             source, columns=columns, before=before.scan if before else None, run=run
         )
         for found, marks in found_shards:
             scanned.append(found)
-            for modality, encoder in encoders.items():
-                keys = found.shard.keys.get(modality)
-                if keys is None:
-                    shards[modality].append(())
-                    continue
-                made = shard_fingerprint(encoder=encoder, keys=keys)
-                shards[modality].append((made, *patches[modality].get(made, ())))
-                if made not in there[encoder] and made not in missing[modality]:
-                    missing[modality][made] = found.shard
-                    names[modality][found.shard.fingerprint] = made
+            for planner in planners.values():
+                planner.add(found.shard)
             if marks is None:
-                unread.append(found)
-                continue
-            integrity.add(marks)
-            ask(found, marks)
+                unread.append(found.shard)
+            else:
+                look(found.shard, marks)
         samples = tuple(found.shard for found in scanned)
         if not samples:
             raise SourceError(f"{source.files[0]}: the table has no rows")
         reader = SampleReader(store, source=source, columns=columns)
         repeats = before.repeats if before is not None and before.holds(samples) else None
         if repeats is not None:
-            lacking = {
-                shard for m, search in searches.items() if search.has_donors for shard in names[m]
-            }
-            unread = [found for found in unread if found.shard.fingerprint in lacking]
-        for found, marks in zip(unread, reader.marks([u.shard for u in unread]), strict=True):
-            integrity.add(marks)
-            ask(found, marks)
+            asking = {shard for planner in planners.values() for shard in planner.asking}
+            unread = [shard for shard in unread if shard.fingerprint in asking]
+        for shard, marks in zip(unread, reader.marks(unread), strict=True):
+            look(shard, marks)
         if repeats is None:
             integrity.refuse_repeated_ids(column=dataset.id, shards=samples, rows=reader.read)
             repeats = integrity.repeats(shards=samples, rows=reader.read)
-        work: list[Work] = []
-        parts: dict[str, ModalityPlan] = {}
-        for modality, feature in features.items():
-            held = searches[modality].find(
-                store, listed={shard for over in shards[modality] for shard in over}
-            )
-            here = [
-                Work(
-                    modality=modality,
-                    encoder=encoders[modality],
-                    shard=made,
-                    samples=shard.path,
-                    ranges=shard.ranges,
-                    rows=shard.rows,
-                    payloads=shard.payloads[modality],
-                    donors=held[made].shards if made in held else (),
-                )
-                for made, shard in missing[modality].items()
-            ]
-            work += here
-            parts[modality] = _modality_plan(
-                modality,
-                feature=feature,
-                encoder=encoders[modality],
-                shards=tuple(shards[modality]),
-                samples=samples,
-                work=here,
-                copied=sum(item.rows for item in held.values()),
-                known=there[encoders[modality]],
-                previous=previous,
-                store=store,
-            )
+        results = {
+            m: planner.result(samples, previous=previous, store=store)
+            for m, planner in planners.items()
+        }
     record = ScanRecord(scan=scanner.result(), repeats=repeats, derived=derived.found)
     return Plan(
         name=name,
         source=source,
         columns=columns,
         samples=samples,
-        modalities=parts,
-        work=tuple(work),
+        modalities={m: part for m, (part, _) in results.items()},
+        work=tuple(one for _, work in results.values() for one in work),
         splits=_total(found.splits for found in scanned),
         labelled=_total(found.labelled for found in scanned),
         repeats=repeats,
@@ -176,103 +129,3 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for one in counts:
         total.update(one)
     return dict(total)
-
-
-def _same_encoder(
-    donors: Sequence[Snapshot], *, modality: str, encoder: str
-) -> list[ModalityShards]:
-    parts = (donor.modalities.get(modality) for donor in donors)
-    return [part for part in parts if part is not None and part.encoder_fingerprint == encoder]
-
-
-def _patches(
-    donors: Sequence[Snapshot], *, modality: str, encoder: str
-) -> dict[str, tuple[str, ...]]:
-    """Per shard of the last snapshots: the patches that are listed over it, by the newest."""
-    found: dict[str, tuple[str, ...]] = {}
-    for part in _same_encoder(donors, modality=modality, encoder=encoder):
-        for over in part.shards:
-            if len(over) > 1 + len(found.get(over[0] if over else "", ())):
-                found[over[0]] = over[1:]
-    return found
-
-
-def _modality_plan(
-    modality: str,
-    *,
-    feature: FeatureSpec,
-    encoder: str,
-    shards: tuple[tuple[str, ...], ...],
-    samples: Sequence[SampleShard],
-    work: list[Work],
-    copied: int,
-    known: set[str],
-    previous: Snapshot | None,
-    store: Store,
-) -> ModalityPlan:
-    payloads = sum(shard.payloads[modality] for shard in samples)
-    pending = {item.shard for item in work}
-    waiting = sum(
-        shard.payloads[modality]
-        for shard, over in zip(samples, shards, strict=True)
-        if over and over[0] in pending
-    )
-    to_embed = sum(item.payloads for item in work) - copied
-    rate = _rate(store, encoder=encoder, shards=[s for over in shards for s in over if s in known])
-    return ModalityPlan(
-        modality=modality,
-        feature=feature,
-        encoder_fingerprint=encoder,
-        shards=shards,
-        payloads=payloads,
-        missing=sum(shard.rows for shard in samples) - payloads,
-        reused=payloads - waiting,
-        copied=copied,
-        to_embed=to_embed,
-        reason=_reason(
-            previous, modality=modality, spec=feature.encoder, encoder=encoder, new=to_embed
-        )
-        if work
-        else "",
-        bytes=None if rate is None else (to_embed + copied) * rate.bytes_per_row,
-        seconds=None if rate is None else to_embed * rate.seconds_per_row,
-    )
-
-
-def _reason(
-    previous: Snapshot | None, *, modality: str, spec: EncoderSpec, encoder: str, new: int
-) -> str:
-    if previous is None or modality not in previous.modalities:
-        return "new"
-    before = previous.modalities[modality]
-    if before.encoder_fingerprint == encoder:
-        return "payloads changed" if new else "rows moved or removed"
-    now = spec.model_dump(mode="json")
-    changed = [
-        "statistics of the training split"
-        if key == "statistics"
-        else f"{key} {before.encoder.get(key)} → {now.get(key)}"
-        for key in {**before.encoder, **now}
-        if before.encoder.get(key) != now.get(key)
-    ]
-    return "encoder changed" + (f": {', '.join(changed)}" if changed else ": its weights")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rate:
-    seconds_per_row: float
-    bytes_per_row: int
-
-
-def _rate(store: Store, *, encoder: str, shards: list[str]) -> _Rate | None:
-    """What a row costs, by the footers of a few shards that were computed before."""
-    rows, seconds, width = 0, 0.0, 0
-    for shard in shards[:FOOTERS_FOR_ESTIMATE]:
-        metadata = store.read_metadata(embedding_path(encoder=encoder, shard=shard))
-        rows += int(metadata["sensorium.embedded"])
-        spent = json.loads(metadata["sensorium.seconds"])
-        seconds += sum(spent[step] for step in ("wait", "encode", "write"))
-        width = int(metadata["sensorium.bytes_per_row"])
-    if not rows:
-        return None
-    return _Rate(seconds_per_row=seconds / rows, bytes_per_row=width)

@@ -8,7 +8,8 @@ import pytest
 
 from features.embedding import embed_shard
 from features.encoders import HashingSpec, TableSpec
-from features.planning import _patches, make_plan
+from features.modality_plan import _patches
+from features.planning import make_plan
 from features.sample_shards import write_samples
 from features.scan_record import record_bytes, record_from
 from features.snapshot import ModalityShards, Snapshot
