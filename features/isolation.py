@@ -21,12 +21,11 @@ import pydantic
 
 from features.columns import PayloadColumns
 from features.decoders.base import Limits
-from features.embedding import rows_in_source
 from features.encoders import Encoder, EncoderField
 from features.encoding import Prepared, budget_of, form_batches
 from features.plan import Work
 from features.prepare import Opening, prepared_windows
-from features.sources import RowReader, Source
+from features.sources import RowReader, Source, rows_in_source
 from features.storage import open_storage
 from features.store import Store
 

@@ -22,16 +22,18 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from features.attempts import Attempts
+from features.broken_encoder import BrokenEncoder
 from features.copying import Copier
 from features.decoders.base import Limits
-from features.embedding import BrokenEncoder, ShardResult, embed_shards
+from features.embedding import ShardResult, embed_shards
 from features.encoders import Encoder
 from features.isolation import Trial, find_killers
 from features.plan import Plan, Work
+from features.shard_names import embedding_path
 from features.sources import RowReader, Source, SourceError
 from features.spec import FeatureSpec
 from features.storage import Storage
-from features.store import Store, embedding_path
+from features.store import Store
 
 TASK_RETRIES = 3
 """How often a shard is tried again after its worker has died."""

@@ -10,15 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.columns import (
-    PayloadColumns,
-    as_text,
-    depends_on_files,
-    payload_keys,
-    plain_array,
-    read_as_text,
-)
+from features.columns import PayloadColumns, as_text, plain_array, read_as_text
 from features.fingerprint import DIGEST_BYTES, fingerprint
+from features.payload_keys import depends_on_files, payload_keys
 from features.sources import SourceError
 from features.spec import DatasetSpec
 from features.split import Strata, splits_of

@@ -20,6 +20,7 @@ from features.shard import Embeddings
 from features.snapshot import Snapshot
 from features.spec import SPLITS
 from features.store import Store
+from features.stored_embeddings import read_embeddings
 from training.batch import Batch
 from training.spec import InputSpec
 from training.targets import ABSENT, Untrainable, class_indices, classes_of
@@ -129,7 +130,7 @@ def load_table(
         split=samples["split"],
         labels=samples[column],
         embeddings={
-            modality: store.read_embeddings(snapshot, modality=modality) for modality in modalities
+            modality: read_embeddings(store, snapshot, modality=modality) for modality in modalities
         },
         target=task.target,
     )

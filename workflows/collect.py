@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.quarantine import read_quarantine
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
@@ -83,7 +84,7 @@ def collect(
         winner = choose_winner(records).name if predictions else None
     samples = _samples(store, snapshot=snapshot, target=pipeline.spec.task.target)
     classes = next((tuple(map(str, record.classes)) for record in records), ())
-    quarantine = store.read_quarantine(snapshot)
+    quarantine = read_quarantine(store, snapshot)
     best = tested.get(winner) if winner is not None else None
     return ReportData(
         pipeline=pipeline.name,

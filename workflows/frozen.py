@@ -16,6 +16,7 @@ from features.shard import vectors
 from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
 from features.store import Store
+from features.stored_embeddings import embedded_rows, read_embeddings
 from training.candidate import CandidateRecord, predict, read_predictions
 from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError
@@ -47,7 +48,8 @@ def frozen_rows(
         targets=targets[rows],
         slices={name: _objects(table[f"slice.{name}"])[rows] for name in snapshot.slices},
         missing={
-            name: ~np.isin(rows, store.read_rows(snapshot, modality=name)) for name in modalities
+            name: ~np.isin(rows, embedded_rows(store, snapshot, modality=name))
+            for name in modalities
         },
     )
 
@@ -132,7 +134,7 @@ def _take(
     store: Store, snapshot: Snapshot, *, modality: str, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """A modality's embeddings of some rows, float32 `[N, D]`, and whether each is present."""
-    held = store.read_embeddings(snapshot, modality=modality)
+    held = read_embeddings(store, snapshot, modality=modality)
     values = np.zeros((len(rows), held.values.shape[1]), dtype=np.float32)
     present = np.isin(rows, held.rows)
     values[present] = held.values[np.searchsorted(held.rows, rows[present])]

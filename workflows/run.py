@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from features.plan import draft_snapshot
+from features.commit import draft_snapshot
 from features.snapshot import Snapshot
 from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers
@@ -19,9 +19,10 @@ from workflows.cluster import Connection
 from workflows.collect import best_single, collect
 from workflows.console import count, duration, progress, several
 from workflows.drift import print_planned_changes
-from workflows.embed import check_trainable, embed, open_store, plan_embedding, print_work
+from workflows.embed import embed
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
+from workflows.plan import check_trainable, plan_embedding, print_work
 from workflows.promote import Promotion, choose_winner, promote
 from workflows.repeats import print_repeats
 from workflows.runs import without_passwords
@@ -122,7 +123,7 @@ def write_last_report(pipeline: Pipeline, *, out: Path | None, console: Console)
     records = _fitted(pipeline, snapshot=snapshot)
     promotion = promote(
         pipeline=pipeline,
-        store=open_store(pipeline),
+        store=pipeline.open_store(),
         snapshot=snapshot,
         records=records,
         dry_run=True,
@@ -145,7 +146,7 @@ def write_report(
 
     data = collect(
         pipeline=pipeline,
-        store=open_store(pipeline),
+        store=pipeline.open_store(),
         snapshot=snapshot,
         records=records,
         promotion=promotion,
@@ -182,7 +183,7 @@ def _promote(
     console.print(f"[bold]promote[/bold]  {pipeline.model} at {place}")
     promotion = promote(
         pipeline=pipeline,
-        store=open_store(pipeline),
+        store=pipeline.open_store(),
         snapshot=snapshot,
         records=records,
         dry_run=dry_run,
@@ -201,7 +202,7 @@ def _summary(
 ) -> None:
     """The candidates, what fusion gains, the champion, and where to look further."""
     confidence = pipeline.spec.promotion.confidence
-    store = open_store(pipeline)
+    store = pipeline.open_store()
     tested = {
         record.name: Answers.from_table(read_predictions(store, record.fingerprint), split="test")
         for record in records

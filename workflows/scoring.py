@@ -22,11 +22,12 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from features.columns import NUMBER_KINDS, PayloadColumns, open_payload
+from features.columns import NUMBER_KINDS, PayloadColumns
 from features.decoders.base import BadPayload
 from features.encoders import Encoder, EncoderSpec, Kind, parse_encoder
 from features.encoding import Prepared, Rows, encode_rows
 from features.number_lists import as_numbers
+from features.payloads import open_payload
 from features.store import Store
 from training.candidate import (
     RECORD_FILE,

@@ -9,7 +9,7 @@ file in all. Each format is a file here; `formats` lists them.
 from features.sources.agreement import Agreement
 from features.sources.base import CHUNK_BYTES, CHUNK_ROWS, SourceError
 from features.sources.finding import open_source
-from features.sources.rows import RowRange, RowReader
+from features.sources.rows import RowRange, RowReader, rows_in_source
 from features.sources.source import UNIT_BYTES, Chunk, Source
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "Source",
     "SourceError",
     "open_source",
+    "rows_in_source",
 ]

@@ -3,7 +3,7 @@
 import pytest
 
 from features.isolation import Trial, find_killers
-from features.plan import write_samples
+from features.sample_shards import write_samples
 from features.spec import FeatureSpec
 from tests.features.killers import KillerSpec
 

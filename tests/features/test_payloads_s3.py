@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from features import s3
-from features.columns import PayloadColumns, open_payload, payload_key, payload_keys
+from features.columns import PayloadColumns
 from features.decoders.base import BadPayload, Limits
-from features.payloads import fetch
+from features.payload_keys import payload_key, payload_keys
+from features.payloads import fetch, open_payload
 from tests.features.faulty_server import faulty_server, says
 
 TEXT = PayloadColumns(kind="text", columns=("text",), uri=True)

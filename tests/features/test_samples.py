@@ -6,7 +6,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from features.columns import PayloadColumns, payload_key
+from features.columns import PayloadColumns
+from features.payload_keys import payload_key
 from features.sample_rows import SampleColumns
 from features.scan import Scanner, read_rows
 from features.sources import RowReader, SourceError, open_source

@@ -8,7 +8,9 @@ import pytest
 
 from features.embedding import embed_shard
 from features.encoders import HashingSpec, TableSpec
-from features.plan import _patches, make_plan, write_samples
+from features.modality_plan import _patches
+from features.planning import make_plan
+from features.sample_shards import write_samples
 from features.scan_record import record_bytes, record_from
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowReader, Source, SourceError, open_source
@@ -157,7 +159,7 @@ def test_many_edits_one_after_another(table):
 @pytest.mark.parametrize("known", [False, True])
 def test_units_beside_one_another_find_what_one_scan_finds(table, monkeypatch, known):
     units = Source.units
-    monkeypatch.setattr("features.scan_units.LEAST_UNITS", 2)
+    monkeypatch.setattr("features.scan_tasks.LEAST_UNITS", 2)
     monkeypatch.setattr(Source, "units", lambda self: units(self, least_bytes=1))
     if known:
         table.keep()
@@ -319,7 +321,7 @@ def test_statistics_of_the_training_split_are_counted_once(table, read):
 def test_payloads_in_files_are_asked_for_again_after_a_scan_in_units(table, monkeypatch):
     """Also those of shards that lie across two units."""
     units = Source.units
-    monkeypatch.setattr("features.scan_units.LEAST_UNITS", 2)
+    monkeypatch.setattr("features.scan_tasks.LEAST_UNITS", 2)
     monkeypatch.setattr(Source, "units", lambda self: units(self, least_bytes=1))
     folder = table.folder / "table"
     for number in range(6):

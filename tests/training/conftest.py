@@ -16,10 +16,11 @@ import torch
 
 from features.samples import SampleShard
 from features.shard import Embeddings, embedding_bytes, embedding_table
+from features.shard_names import embedding_path
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
-from features.store import Store, embedding_path, parquet_bytes
+from features.store import Store, parquet_bytes
 from training.data import EmbeddingTable, table_of
 
 DIMS = {"caption": 5, "photo": 7, "speech": 6}

@@ -235,8 +235,8 @@ def test_brackets_are_text_and_not_markup(folder, capsys):
     """A reason, a path or an id that looks like the terminal's markup is shown as it is."""
     from rich.console import Console
 
-    from workflows.embed import plan_embedding, print_work
     from workflows.pipeline import load_pipeline
+    from workflows.plan import plan_embedding, print_work
 
     plan = plan_embedding(load_pipeline("words.yaml"))
     parts = {

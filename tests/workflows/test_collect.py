@@ -10,18 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from features.quarantine import QUARANTINE_SCHEMA
 from features.samples import SampleShard
 from features.shard import Embeddings, embedding_bytes, embedding_table
+from features.shard_names import embedding_path, quarantine_path
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
-from features.store import (
-    QUARANTINE_SCHEMA,
-    Store,
-    embedding_path,
-    parquet_bytes,
-    quarantine_path,
-)
+from features.store import Store, parquet_bytes
 from training.candidate import CandidateRecord, candidate_path, write_candidate
 from workflows.collect import collect
 from workflows.findings import CandidateFindings, ReportData
@@ -280,10 +276,10 @@ def test_slices_and_what_is_missing_are_counted_on_the_test_rows(
     records: list[CandidateRecord],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def must_not(self: Store, *args: object, **options: object) -> None:
+    def must_not(*args: object, **options: object) -> None:
         raise AssertionError("to know which rows are there, no embedding need be read")
 
-    monkeypatch.setattr(Store, "read_embeddings", must_not)
+    monkeypatch.setattr("features.stored_embeddings.read_embedding_shard", must_not)
     data = collect(
         pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
     )

@@ -30,6 +30,7 @@ import features.s3
 import workflows.embed
 from features.storage import TEMPORARY_SUFFIX, open_storage
 from features.store import Store
+from features.stored_embeddings import read_embeddings
 from features.upkeep import read_pointers
 from features.verification import verify
 from tests.conftest import BUCKET, REAL_S3, make_bucket
@@ -182,7 +183,7 @@ def shards(store: Store) -> dict[str, Any]:
 def embeddings(store: Store) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     snapshot = store.latest("faults")
     assert snapshot is not None
-    found = {m: store.read_embeddings(snapshot, modality=m) for m in snapshot.modalities}
+    found = {m: read_embeddings(store, snapshot, modality=m) for m in snapshot.modalities}
     return {m: (part.rows, part.values) for m, part in found.items()}
 
 
