@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ LEAST_UNITS = 4
 SHARDS_A_TASK = 64
 """Sample shards that one task writes."""
 
+T = TypeVar("T")
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Calls a function for each of some arguments, and gives the results in their order: `map`, or
 the same on the machines of a cluster."""
@@ -104,14 +105,18 @@ class SampleReader:
             except FileNotFoundError:
                 return None
 
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            for start in range(0, len(shards), MOST_AHEAD):
-                some = shards[start : start + MOST_AHEAD]
-                for shard, found in zip(some, pool.map(stored, some), strict=True):
-                    yield marks_of(self._anew(shard)) if found is None else found
+        for shard, found in zip(shards, read_ahead(shards, read=stored), strict=True):
+            yield marks_of(self._anew(shard)) if found is None else found
 
     def _anew(self, shard: SampleShard) -> pa.Table:
         return read_shard(shard, reader=self._reader, columns=self._columns)
+
+
+def read_ahead(shards: Sequence[SampleShard], *, read: Callable[[SampleShard], T]) -> Iterator[T]:
+    """What is read of each shard, in their order; by threads, some shards ahead."""
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        for start in range(0, len(shards), MOST_AHEAD):
+            yield from pool.map(read, shards[start : start + MOST_AHEAD])
 
 
 def read_shard(shard: SampleShard, *, reader: RowReader, columns: SampleColumns) -> pa.Table:

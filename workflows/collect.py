@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.repeats import repeats_in
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
@@ -37,6 +38,7 @@ from workflows.gate import Comparison, Condition
 from workflows.plots import Family
 from workflows.promote import Promotion, choose_winner
 from workflows.quarantine import group_reasons
+from workflows.repeats import leaks_of, repeated_of
 from workflows.runs import without_passwords
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def collect(
     samples = _samples(store, snapshot=snapshot, target=pipeline.spec.task.target)
     classes = next((tuple(map(str, record.classes)) for record in records), ())
     quarantine = store.read_quarantine(snapshot)
+    repeats = repeats_in(store, snapshot=snapshot)
     best = tested.get(winner) if winner is not None else None
     return ReportData(
         pipeline=pipeline.name,
@@ -122,6 +125,8 @@ def collect(
             best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
         ),
         retrieval=tuple(_retrieval(records, order=tuple(snapshot.modalities))),
+        leaks=tuple(leaks_of(repeats, group=pipeline.spec.dataset.split.group)),
+        repeated=tuple(repeated_of(repeats)),
         quarantined=tuple(
             BadPayload(**{name: without_passwords(str(value)) for name, value in row.items()})
             for row in quarantine.slice(0, LISTED_PAYLOADS).to_pylist()

@@ -203,6 +203,7 @@ def _embed(
     )
     if plan.work:
         print_work(plan, console=console)
+    if lease is not None:  # there is no work if splits alone have changed, and all to tell
         print_repeats(plan, console=console)
     try:
         write_samples(plan, store=store, run=_tasks(connection))

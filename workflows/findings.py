@@ -139,6 +139,42 @@ class SplitFindings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Leak:
+    """Payloads of a modality, or groups, that stand on two sides of a split."""
+
+    modality: str
+    """Empty for groups."""
+    group: str = ""
+    """The column of the groups."""
+    sides: tuple[str, str]
+    """The two splits."""
+    count: int
+    """How many distinct ones there are."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Ids of two samples that share one, in the order of the sides; a few of all such pairs."""
+
+    @property
+    def noun(self) -> str:
+        return "payload" if self.modality else "group"
+
+    @property
+    def of(self) -> str:
+        """Of what the payloads or groups are, to follow the noun."""
+        return f"of {self.modality}" if self.modality else f"({self.group})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """Payloads of a modality that stand in more than one row."""
+
+    modality: str
+    rows: int
+    """All rows whose payload another one has too."""
+    payloads: int
+    """Rows that have a payload."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BadPayload:
     """One payload in the quarantine."""
 
@@ -211,6 +247,8 @@ class ReportData:
     """The winner's test rows, int `[C, C]`: true class × answer."""
     slices: tuple[SliceFindings, ...] = ()
     retrieval: tuple[RetrievalFindings, ...] = ()
+    leaks: tuple[Leak, ...] = ()
+    repeated: tuple[Repeated, ...] = ()
     quarantined: tuple[BadPayload, ...] = ()
     """The first of them; `bad_reasons` counts all."""
     bad_reasons: tuple[BadReason, ...] = ()

@@ -77,6 +77,8 @@ def render(data: ReportData) -> str:
         curves=figures.curves(candidates),
         retrieval=[table for block in data.retrieval for table in _retrieval_tables(data, block)],
         total_bad=sum(reason.count for reason in data.bad_reasons),
+        leak_note=remarks.on_leaks(data),
+        repeated_note=remarks.on_repeated(data),
         quarantine_note=remarks.on_quarantine(sum(r.count for r in data.bad_reasons)),
         changes=changes.change_rows(data.drift),
         gate_tables=_gate_tables(data),

@@ -257,9 +257,25 @@ def test_repeats_are_what_pandas_finds(table, monkeypatch, held):
         sides = known.groupby(name)["split"].agg(set)
         for pair in ("train/validation", "train/test", "validation/test"):
             assert repeats.divided[pair] == sum(set(pair.split("/")) <= s for s in sides)
-        by_id = known.set_index("id")[name]
-        assert len(repeats.examples) == 5
-        assert all(len(sides[by_id[example]]) > 1 for example in repeats.examples)
+        assert repeats.repeated == known[name].duplicated(keep=False).sum()
+        by_id = known.set_index("id")
+        for pair, examples in repeats.examples.items():
+            assert len(set(examples)) == min(5, repeats.divided[pair])
+            for samples in examples:
+                two = by_id.loc[list(samples)]
+                assert list(two["split"]) == pair.split("/") and two[name].nunique() == 1
+        assert repeats.examples.keys() == repeats.divided.keys()
+
+
+def test_one_payload_on_two_sides_is_found_however_far_apart(table):
+    for number in range(6):
+        start = number * 200
+        texts = [f"{i}" for i in range(start, start + 200)]
+        texts[7] = "0" if number == 5 else texts[7]
+        table.put(f"{number:02}", rows(start, start + 200, text=texts))
+    found = table.plan().repeats["text"]
+    assert (found.repeated, found.divided) == (2, {"train/test": 1})
+    assert found.examples == {"train/test": (("s0", "s1007"),)}
 
 
 def test_nothing_on_two_sides_is_no_leak(table):
@@ -268,7 +284,7 @@ def test_nothing_on_two_sides_is_no_leak(table):
         texts = [f"{i}" for i in range(start, start + 200)]
         table.put(f"{number:02}", rows(start, start + 200, text=texts))
     repeats = table.plan().repeats["text"]
-    assert (repeats.repeated, repeats.divided, repeats.examples) == (0, {}, ())
+    assert (repeats.repeated, repeats.divided, repeats.examples) == (0, {}, {})
 
 
 def test_strata_have_their_shares_and_groups_are_whole(table, read):

@@ -324,4 +324,9 @@ def test_a_payload_on_two_sides_of_a_split_is_told(folder, capsys):
     table.loc[test[0], "text"] = table.loc[train[1], "text"]
     table.to_csv(folder / "words.csv", index=False)
     code, out, _ = sensorium(capsys, "plan", "words.yaml")
-    assert code == 0 and "leak     1 payload of text in both train and test" in out
+    assert code == 0
+    assert (
+        "leak     1 payload of text in both train and test: "
+        "sample w1 (train) and sample w3 (test)\n"
+    ) in out
+    assert "payloads that stand in more than one row: text 2 (5.0 %)" in out
