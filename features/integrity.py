@@ -25,13 +25,17 @@ from features.spill import Spill, first_of_runs
 
 IDS = np.dtype([("hash", "<u8")])
 SIDES = np.dtype([("hash", "<u8"), ("split", "u1")])
+LABELS = np.dtype([("label", object), ("split", "u1")])
 MOST_SUSPECTS = 1000
 """Repeated ids, and payloads on two given sides, that are looked up at most. Those on two sides
 are more than are shown, so that a few of them are soon found."""
+MOST_CLASSES = 100_000
+"""Classes of which it is looked at whether they have training rows; of more, it is not."""
 SHOWN = 5
 
 Marks = Mapping[str, np.ndarray]
-"""Hashes of some rows of samples, by column: `sample_id`, `group` and each `key.<modality>`."""
+"""Hashes of some rows of samples, by column: `sample_id`, `group` and each `key.<modality>`; of
+`target.<column>` the labels that there are, each once a split."""
 Rows = Callable[[SampleShard, list[str]], pa.Table]
 """Reads some columns of a shard's rows."""
 
@@ -56,6 +60,8 @@ def marks_of(rows: pa.Table) -> Marks:
     marks = {"sample_id": _text_hashes(rows["sample_id"]).astype(IDS)}
     codes = _codes(rows["split"])
     for name in rows.column_names:
+        if name.startswith("target."):
+            marks[name] = _labels(rows[name], codes=codes)
         if name != "group" and not name.startswith("key."):
             continue
         present = rows[name].is_valid().to_numpy()
@@ -73,6 +79,8 @@ class Integrity:
         self._stack = stack
         self._ids = stack.enter_context(Spill(IDS))
         self._sides: dict[str, Spill] = {}
+        self._classes: dict[object, int] = {}
+        """Per label: the splits that it is in, a bit each."""
 
     def add(self, marks: Marks) -> None:
         """Look at some rows of samples, by their marks."""
@@ -80,9 +88,26 @@ class Integrity:
             if name == "sample_id":
                 self._ids.add(records)
                 continue
+            if name.startswith("target."):
+                self._add_labels(records)
+                continue
             if name not in self._sides:
                 self._sides[name] = self._stack.enter_context(Spill(SIDES))
             self._sides[name].add(records)
+
+    def _add_labels(self, records: np.ndarray) -> None:
+        if len(self._classes) > MOST_CLASSES:
+            return
+        for label, split in records.tolist():
+            self._classes[label] = self._classes.get(label, 0) | split
+
+    def untrained(self) -> tuple[str, ...]:
+        """Classes that some row is labelled with, and no row of the training split."""
+        if len(self._classes) > MOST_CLASSES:
+            return ()
+        train = 1 << SPLITS.index("train")
+        lacking = [label for label, splits in self._classes.items() if not splits & train]
+        return tuple(map(str, sorted(lacking, key=lambda label: (str(type(label)), label))))
 
     def refuse_repeated_ids(
         self, *, column: str, shards: Iterable[SampleShard], rows: Rows
@@ -226,6 +251,15 @@ def _hashes(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_fixed_size_binary(column.type):
         return key_hashes(column)
     return _text_hashes(column)
+
+
+def _labels(column: pa.ChunkedArray, *, codes: np.ndarray) -> np.ndarray:
+    """The labels that there are, each once a split, `[L]`."""
+    pairs = pa.table({"label": column, "split": codes}).filter(column.is_valid())
+    found = pairs.group_by(["label", "split"]).aggregate([])
+    records = np.empty(found.num_rows, LABELS)
+    records["label"], records["split"] = found["label"].to_pylist(), found["split"].to_numpy()
+    return records
 
 
 def _codes(splits: pa.ChunkedArray) -> np.ndarray:

@@ -100,6 +100,8 @@ class Plan:
     repeats: Mapping[str, Repeats]
     """Payloads that stand in several rows, by modality; groups that a split column divides under
     the empty name."""
+    untrained: tuple[str, ...]
+    """Classes that some row is labelled with, and no row of the training split."""
     record: ScanRecord | None
     """What the next scan can start from; None if that is remembered already."""
     previous: Snapshot | None
@@ -195,8 +197,8 @@ def make_plan(
         if not samples:
             raise SourceError(f"{source.files[0]}: the table has no rows")
         reader = SampleReader(store, source=source, columns=columns)
-        repeats = before.repeats if before is not None and before.holds(samples) else None
-        if repeats is not None:
+        known = before if before is not None and before.holds(samples) else None
+        if known is not None:
             lacking = {
                 shard for m, search in searches.items() if search.has_donors for shard in names[m]
             }
@@ -204,9 +206,12 @@ def make_plan(
         for found, marks in zip(unread, reader.marks([u.shard for u in unread]), strict=True):
             integrity.add(marks)
             ask(found, marks)
-        if repeats is None:
+        if known is None:
             integrity.refuse_repeated_ids(column=dataset.id, shards=samples, rows=reader.read)
             repeats = integrity.repeats(shards=samples, rows=reader.read)
+            untrained = integrity.untrained()
+        else:
+            repeats, untrained = known.repeats, known.untrained
         work: list[Work] = []
         parts: dict[str, ModalityPlan] = {}
         for modality, feature in features.items():
@@ -239,7 +244,9 @@ def make_plan(
                 previous=previous,
                 store=store,
             )
-    record = ScanRecord(scan=scanner.result(), repeats=repeats, derived=derived.found)
+    record = ScanRecord(
+        scan=scanner.result(), repeats=repeats, untrained=untrained, derived=derived.found
+    )
     return Plan(
         name=name,
         source=source,
@@ -250,6 +257,7 @@ def make_plan(
         splits=_total(found.splits for found in scanned),
         labelled=_total(found.labelled for found in scanned),
         repeats=repeats,
+        untrained=untrained,
         record=None if record == before else record,
         previous=previous,
         seconds=time.perf_counter() - begun,

@@ -125,6 +125,7 @@ def collect(
             best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
         ),
         retrieval=tuple(_retrieval(records, order=tuple(snapshot.modalities))),
+        untrained=_untrained(samples, target=pipeline.spec.task.target),
         leaks=tuple(leaks_of(repeats, group=pipeline.spec.dataset.split.group)),
         repeated=tuple(repeated_of(repeats)),
         quarantined=tuple(
@@ -235,6 +236,14 @@ def _splits(samples: pa.Table, *, target: str) -> Iterator[SplitFindings]:
     if split.null_count:
         unused = pc.sum(pc.and_(pc.is_null(split), labelled)).as_py() or 0
         yield SplitFindings(name="not used", rows=split.null_count, labelled=unused)
+
+
+def _untrained(samples: pa.Table, *, target: str) -> tuple[str, ...]:
+    labels = samples[f"target.{target}"]
+    trained = pc.unique(labels.filter(pc.fill_null(pc.equal(samples["split"], "train"), False)))
+    known = set(trained.to_pylist())
+    lacking = {label for label in pc.unique(labels.drop_null()).to_pylist() if label not in known}
+    return tuple(map(str, sorted(lacking)))
 
 
 def _retrieval(

@@ -31,7 +31,7 @@ from workflows.console import count, duration, progress, several, share, size, t
 from workflows.drift import find_drift, print_drift
 from workflows.pipeline import Pipeline, StageError
 from workflows.quarantine import group_reasons
-from workflows.repeats import print_repeats
+from workflows.repeats import print_repeats, print_untrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +205,7 @@ def _embed(
         print_work(plan, console=console)
     if lease is not None:  # there is no work if splits alone have changed, and all to tell
         print_repeats(plan, console=console)
+        print_untrained(plan, console=console)
     try:
         write_samples(plan, store=store, run=_tasks(connection))
         if plan.work:

@@ -247,6 +247,8 @@ class ReportData:
     """The winner's test rows, int `[C, C]`: true class × answer."""
     slices: tuple[SliceFindings, ...] = ()
     retrieval: tuple[RetrievalFindings, ...] = ()
+    untrained: tuple[str, ...] = ()
+    """Classes that some row is labelled with, and no row of the training split."""
     leaks: tuple[Leak, ...] = ()
     repeated: tuple[Repeated, ...] = ()
     quarantined: tuple[BadPayload, ...] = ()

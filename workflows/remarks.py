@@ -242,6 +242,8 @@ def on_failures(data: ReportData) -> list[Markup]:
                 count(total, "test row"),
             )
         )
+    if data.untrained:
+        lines.append(_untrained(data))
     groups = [item for item in data.slices if item.group is not None and item.accuracy.n >= 10]
     if len(groups) > 1:
         worst = min(groups, key=lambda item: item.accuracy.value)
@@ -302,9 +304,18 @@ def on_data(data: ReportData) -> list[Markup]:
     if bad:
         lines.append(say("{} of those that are there could not be used.", percent(bad / there)))
     lines.append(say("What is missing or bad is masked, never replaced by zeros."))
+    if data.untrained:
+        lines.append(_untrained(data))
     for leak in data.leaks[:MOST_LEAKS]:
         lines.append(say("Leak: {} in both {} and {}.", _shared(leak), *leak.sides))
     return lines
+
+
+def _untrained(data: ReportData) -> Markup:
+    classes = few(data.untrained, limit=10)
+    if len(data.untrained) == 1:
+        return say("No training row is of the class {}, so it is never learned.", classes)
+    return say("No training row is of the classes {}, so none of them is ever learned.", classes)
 
 
 def _shared(leak: Leak) -> str:

@@ -1,4 +1,8 @@
-"""What is told of payloads that stand in several rows, and of what is on two sides of a split."""
+"""What is told of how a table is divided.
+
+Of payloads that stand in several rows, of what is on two sides of a split, and of classes that
+nothing is learned of.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from workflows.runs import without_passwords
 
 SHOWN = 3
 """Pairs of samples that are named for each leak."""
+CLASSES = 10
+"""Classes without training rows that are named."""
 
 
 def leaks_of(repeats: Mapping[str, Repeats], *, group: str | None) -> Iterator[Leak]:
@@ -65,3 +71,17 @@ def print_repeats(plan: Plan, *, console: Console) -> None:
         console.print(
             f"         payloads that stand in more than one row: {escape(parts)}", soft_wrap=True
         )
+
+
+def print_untrained(plan: Plan, *, console: Console) -> None:
+    """A warning that names the classes without a training row; nothing where there is none."""
+    classes = plan.untrained
+    if not classes:
+        return
+    more = f" and {count(len(classes) - CLASSES)} more" if len(classes) > CLASSES else ""
+    noun = "class" if len(classes) == 1 else "classes"
+    console.print(
+        f"[bold red]warning[/bold red]  {escape(str(plan.target))}: no training row is of the "
+        f"{noun} {escape(', '.join(classes[:CLASSES]))}{more}, so none is ever learned",
+        soft_wrap=True,
+    )

@@ -23,7 +23,7 @@ from workflows.embed import check_trainable, embed, open_store, plan_embedding, 
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.promote import Promotion, choose_winner, promote
-from workflows.repeats import print_repeats
+from workflows.repeats import print_repeats, print_untrained
 from workflows.runs import without_passwords
 from workflows.tracking import log_report
 from workflows.train import candidate_table, last_snapshot, planned, train
@@ -94,6 +94,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     )
     print_work(plan, console=console)
     print_repeats(plan, console=console)
+    print_untrained(plan, console=console)
     print_planned_changes(plan, console=console)
     check_trainable(plan, pipeline=pipeline)
     candidates = planned(pipeline, snapshot=draft_snapshot(plan))

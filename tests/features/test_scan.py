@@ -94,7 +94,7 @@ def read(monkeypatch):
 
 
 def facts(plan):
-    return (plan.samples, plan.splits, plan.labelled, plan.repeats)
+    return (plan.samples, plan.splits, plan.labelled, plan.repeats, plan.untrained)
 
 
 def test_a_table_that_has_not_changed_is_not_read(table, read):
@@ -276,6 +276,26 @@ def test_one_payload_on_two_sides_is_found_however_far_apart(table):
     found = table.plan().repeats["text"]
     assert (found.repeated, found.divided) == (2, {"train/test": 1})
     assert found.examples == {"train/test": (("s0", "s1007"),)}
+
+
+@pytest.mark.parametrize("kind", [str, int])
+def test_classes_without_a_training_row_are_named_in_every_plan(table, read, kind):
+    for number in range(6):
+        frame = rows(number * 200, number * 200 + 200)
+        frame["label"] = [kind(n % 4) for n in range(200)]
+        table.put(f"{number:02}", frame)
+    assert table.plan().untrained == ()
+    assert frame["split"][:3].tolist() == ["validation", "test", "train"]
+    frame["label"] = [kind(10 + n % 3) for n in range(200)]
+    frame.loc[199, ["split", "label"]] = [None, kind(9)]
+    table.put("05", frame)
+    first = table.keep()
+    assert first.untrained == (("10", "11", "9") if kind is str else ("9", "10", "11"))
+    read.clear()
+    assert table.plan().untrained == first.untrained and read == []
+    table.put("02", rows(400, 600, label=kind(10)))
+    assert table.plan().untrained == (("11", "9") if kind is str else ("9", "11"))
+    assert facts(table.plan()) == facts(table.afresh())
 
 
 def test_nothing_on_two_sides_is_no_leak(table):

@@ -330,3 +330,17 @@ def test_a_payload_on_two_sides_of_a_split_is_told(folder, capsys):
         "sample w1 (train) and sample w3 (test)\n"
     ) in out
     assert "payloads that stand in more than one row: text 2 (5.0 %)" in out
+
+
+def test_classes_without_a_training_row_are_warned_of(folder, capsys):
+    assert "warning" not in sensorium(capsys, "plan", "words.yaml")[1]
+    table = pd.read_csv(folder / "words.csv", dtype=str)
+    test = table.index[table["split"] == "test"]
+    table["label"] = "[" + table["label"] + "]"
+    table.loc[test[:2], "label"] = ["[eel]", "owl"]
+    table.to_csv(folder / "words.csv", index=False)
+    code, out, _ = sensorium(capsys, "plan", "words.yaml")
+    assert code == 0
+    assert (
+        "warning  label: no training row is of the classes [eel], owl, so none is ever learned\n"
+    ) in out

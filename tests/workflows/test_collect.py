@@ -340,6 +340,15 @@ def test_leaks_are_found_in_the_snapshot_itself(
     assert "pet-0 (train) and pet-5 (test)" in re.sub(r"<[^>]*>", "", render(data))
 
 
+def test_a_class_without_a_training_row_is_named(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
+    assert data.untrained == ("dog", "eel")  # the one labelled training row is of a cat
+    text = " ".join(re.sub(r"<[^>]*>", "", render(data)).split())
+    assert "No training row is of the classes dog, eel, so none of them is ever learned." in text
+
+
 def test_reasons_are_grouped_without_the_names_in_them(
     pipeline: Pipeline, store: Store, snapshot: Snapshot
 ) -> None:
