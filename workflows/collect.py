@@ -35,6 +35,7 @@ from workflows.findings import (
     SplitFindings,
 )
 from workflows.gate import Comparison, Condition
+from workflows.inputs import example_cells, input_of
 from workflows.plots import Family
 from workflows.promote import Promotion, choose_winner
 from workflows.quarantine import group_reasons
@@ -99,7 +100,9 @@ def collect(
             _modality(
                 name,
                 snapshot.modalities[name],
-                column=", ".join(feature.payload_columns.columns),
+                cells=example_cells(
+                    input_of(name, features=pipeline.spec.features, snapshot=snapshot)
+                ),
                 stated=feature.encoder.model_dump(mode="json", exclude_unset=True),
             )
             for name, feature in pipeline.spec.features.items()
@@ -273,13 +276,13 @@ def _by_k(values: Mapping[str, float] | None) -> dict[int, float]:
 
 
 def _modality(
-    name: str, part: ModalityShards, *, column: str, stated: Mapping[str, Any]
+    name: str, part: ModalityShards, *, cells: Mapping[str, Any], stated: Mapping[str, Any]
 ) -> ModalityFindings:
     """`stated` are the encoder's options as the pipeline gives them, without the defaults."""
     options = [f"{key} {value}" for key, value in stated.items() if key not in ("type", "dim")]
     return ModalityFindings(
         name=name,
-        column=column,
+        cells=cells,
         kind=part.kind,
         encoder=str(part.encoder.get("type", "")),
         options=", ".join(options),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,8 +116,8 @@ class ModalityFindings:
     """One modality's payloads and the encoder that embeds them."""
 
     name: str
-    column: str
-    """The table's column of payloads."""
+    cells: Mapping[str, Any]
+    """By column of the table that it is read from: a value of the form that a model takes."""
     kind: str
     encoder: str
     options: str

@@ -273,7 +273,7 @@ def digits() -> ReportData:
         modalities=(
             ModalityFindings(
                 name="sentence",
-                column="sentence",
+                cells={"sentence": "a sentence"},
                 kind="text",
                 encoder="hashing",
                 options="n-grams of 1 to 3 characters",
@@ -285,7 +285,7 @@ def digits() -> ReportData:
             ),
             ModalityFindings(
                 name="drawing",
-                column="drawing",
+                cells={"drawing": "path/to/image.png"},
                 kind="image",
                 encoder="hog",
                 options="",
@@ -297,7 +297,7 @@ def digits() -> ReportData:
             ),
             ModalityFindings(
                 name="speech",
-                column="speech",
+                cells={"speech": "path/to/sound.wav"},
                 kind="audio",
                 encoder="audio_statistics",
                 options="n_mels 40",
