@@ -229,7 +229,15 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                 f"the name {candidate.name!r} is that of candidate {seen[candidate.name] + 1} too",
             )
         seen.setdefault(candidate.name, i)
-        for where, modality in candidate.named_modalities():
+        named = list(candidate.named_modalities())
+        if not named and len(spec.features) < candidate.least_modalities:
+            yield (
+                ("candidates", i, "type"),
+                f"{candidate.type!r} takes at least {candidate.least_modalities} modalities, and "
+                f"the pipeline has {len(spec.features)}: {', '.join(spec.features)}; leave the "
+                "candidate out, or describe another modality under `features`",
+            )
+        for where, modality in named:
             if modality not in spec.features:
                 yield (
                     ("candidates", i, *where),

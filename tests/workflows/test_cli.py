@@ -106,6 +106,12 @@ BAD = {
         "[lang]",
         "words.yaml:5: dataset.slices.0: the table has no column 'lang'; did you mean 'language'?",
     ),
+    "fusion of one modality": (
+        "  photo: {column: photo, encoder: {type: hog}}\n",
+        "",
+        "words.yaml:13: candidates.1.type: 'early' takes at least 2 modalities, and the pipeline "
+        "has 1: text; leave the candidate out",
+    ),
     "table that is not there": (
         "words.csv",
         "word.csv",
@@ -149,6 +155,22 @@ def test_a_bad_configuration_ends_before_any_work(folder, capsys, case, command)
     assert message in " ".join(err.split())
     assert "Traceback" not in err + out
     assert not (folder / "store").exists() and not (folder / "mlflow.db").exists()
+
+
+def test_one_mistake_of_a_fusion_is_told_once(folder, capsys):
+    for modalities, message in (
+        ("text, foto", "there is no modality 'foto'"),
+        ("text", "'early' takes at least 2 modalities, not 1"),
+        ("text, text", "`modalities` names one of them twice"),
+    ):
+        (folder / "words.yaml").write_text(
+            PIPELINE.replace("type: early", f"type: early, modalities: [{modalities}]")
+        )
+        code, _, err = sensorium(capsys, "plan", "words.yaml")
+        assert code == 2 and message in " ".join(err.split()) and err.count("words.yaml:") == 1, err
+    (folder / "words.yaml").write_text(PIPELINE.replace("  photo:", "  #"))
+    code, _, err = sensorium(capsys, "plan", "words.yaml")
+    assert code == 2 and err.count("words.yaml:") == 1, err
 
 
 def test_a_file_that_is_not_there_names_its_neighbour(folder, capsys):
