@@ -46,7 +46,10 @@ T = TypeVar("T")
 
 
 class BrokenEncoder(RuntimeError):
-    """An encoder whose embeddings are worthless: not finite, or the same for all payloads."""
+    """An encoder that ends the process that loads it, or whose embeddings are worthless.
+
+    That is, not finite, or the same for all payloads.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
