@@ -12,7 +12,7 @@ import pydantic
 import yaml
 
 from features.fingerprint import Execution, Spec, fingerprint, nearest_hint
-from features.sources import Source, SourceError, open_source
+from features.sources import Source, SourceError, folder_hint, open_source
 from features.spec import DatasetSpec, FeatureSpec, Name
 from training.spec import CandidateField, TaskSpec, TrainingSpec
 from workflows.gate import PromotionSpec
@@ -153,13 +153,20 @@ class Pipeline:
             if column not in columns
         ]
         if problems:
+            hint = folder_hint(source)
+            problems += [lines.message(("dataset", "path"), hint)] if hint else []
             raise ConfigurationError("\n".join(problems))
         return source
+
+    @property
+    def columns_read(self) -> set[str]:
+        """Names of the table's columns that the file asks for."""
+        return {column for _, column in self._columns()}
 
     def _columns(self) -> Iterator[tuple[Location, str]]:
         dataset = self.spec.dataset
         yield ("dataset", "id"), dataset.id
-        for key in ("column", "group"):
+        for key in ("column", "group", "stratify"):
             column = getattr(dataset.split, key)
             if column is not None:
                 yield ("dataset", "split", key), column

@@ -96,6 +96,11 @@ BAD = {
         "words.yaml:10: features.photo.column: the table has no column 'foto'; did you "
         "mean 'photo'?",
     ),
+    "stratum not in the table": (
+        "split: split",
+        "split: {group: sample_id, stratify: kind}",
+        "words.yaml:4: dataset.split.stratify: the table has no column 'kind'",
+    ),
     "target not in the table": (
         "target: label",
         "target: labels",
@@ -176,6 +181,59 @@ def test_one_mistake_of_a_fusion_is_told_once(folder, capsys):
 def test_a_file_that_is_not_there_names_its_neighbour(folder, capsys):
     code, _, err = sensorium(capsys, "run", "word.yaml")
     assert code == 2 and "word.yaml: no such file; did you mean 'words.yaml'?" in err
+
+
+PICTURES = """\
+name: pets
+dataset: {path: pets, split: split}
+features:
+  photo: {column: path, encoder: {type: hog}}
+task: {target: animal}
+candidates:
+  - {type: single, modality: photo}
+"""
+
+
+@pytest.mark.parametrize("path", ["pets", "pets/metadata.csv"])
+def test_pictures_with_metadata_are_told_of_their_format(folder, capsys, path):
+    (folder / "pets").mkdir()
+    animals = pd.DataFrame({"file_name": [f"{i}.png" for i in range(9)]})
+    animals["animal"] = ["cat", "cat", "cat", "dog", "dog", "dog"] * 1 + ["cat", "dog", "dog"]
+    animals["split"] = ["train", "validation", "test"] * 3
+    animals.to_csv(folder / "pets/metadata.csv", index=False)
+    for i in range(9):
+        (folder / f"pets/{i}.png").write_bytes(b"x")
+    (folder / "pets.yaml").write_text(PICTURES.replace("path: pets", f"path: {path}"))
+    code, _, err = sensorium(capsys, "plan", "pets.yaml")
+    said = " ".join(err.split())
+    assert code == 2 and "the table has no column 'sample_id'" in said
+    assert (
+        "pets.yaml:2: dataset.path: if metadata.csv describes the files beside it, set `path` to "
+        "their folder and `dataset.format: folder`"
+    ) in said
+    (folder / "pets.yaml").write_text(PICTURES.replace("path: pets", "path: pets, format: folder"))
+    code, out, err = sensorium(capsys, "plan", "pets.yaml")
+    assert code == 0, err
+    assert "columns not used: name, folder, file_name\n" in out
+    (folder / "pets.yaml").write_text(
+        PICTURES.replace("path: pets", "path: pets, format: folder").replace("animal", "animals")
+    )
+    assert "describes the files beside it" not in sensorium(capsys, "plan", "pets.yaml")[2]
+
+
+def test_plan_names_the_columns_that_nothing_uses(folder, capsys):
+    assert "not used" not in sensorium(capsys, "plan", "words.yaml")[1]
+    table = pd.read_csv(folder / "words.csv")
+    for number in range(15):
+        table[f"[x{number}]"] = number
+    table.to_csv(folder / "words.csv", index=False)
+    change(
+        folder, "  photo:", "  two: {columns: ['[x0]', '[x2]'], encoder: {type: table}}\n  photo:"
+    )
+    change(folder, "split: split", "split: {group: '[x3]', stratify: label}")
+    out = sensorium(capsys, "plan", "words.yaml")[1]
+    names = ["split", *(f"[x{n}]" for n in (1, *range(4, 15)))]
+    assert f"         columns not used: {', '.join(names[:12])} and 1 more\n" in out
 
 
 def test_a_repeated_id_is_named(folder, capsys):
