@@ -206,12 +206,12 @@ def make_plan(
         for found, marks in zip(unread, reader.marks([u.shard for u in unread]), strict=True):
             integrity.add(marks)
             ask(found, marks)
-        if known is None:
+        if known is not None:
+            repeats, untrained = known.repeats, known.untrained
+        else:
             integrity.refuse_repeated_ids(column=dataset.id, shards=samples, rows=reader.read)
             repeats = integrity.repeats(shards=samples, rows=reader.read)
             untrained = integrity.untrained()
-        else:
-            repeats, untrained = known.repeats, known.untrained
         work: list[Work] = []
         parts: dict[str, ModalityPlan] = {}
         for modality, feature in features.items():

@@ -317,8 +317,8 @@ def test_splits_count_what_is_labelled_and_what_is_not_used(
     ]
     assert data.samples == 14
     photo = data.modalities[1]
-    assert (photo.column, photo.kind, photo.encoder, photo.options) == (
-        "picture",
+    assert (photo.cells, photo.kind, photo.encoder, photo.options) == (
+        {"picture": "path/to/image.png"},
         "image",
         "hog",
         "size 16",
