@@ -19,7 +19,10 @@ WIDE = 16
 
 
 class BrokenEncoder(RuntimeError):
-    """An encoder whose embeddings are worthless: not finite, or the same for all payloads."""
+    """An encoder that ends the process that loads it, or whose embeddings are worthless.
+
+    That is, not finite, or the same for all payloads.
+    """
 
 
 def refuse_broken_shard(

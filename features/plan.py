@@ -76,6 +76,8 @@ class Plan:
     repeats: Mapping[str, Repeats]
     """Payloads that stand in several rows, by modality; groups that a split column divides under
     the empty name."""
+    untrained: tuple[str, ...]
+    """Classes that some row is labelled with, and no row of the training split."""
     record: ScanRecord | None
     """What the next scan can start from; None if that is remembered already."""
     previous: Snapshot | None

@@ -94,20 +94,25 @@ def make_plan(
         if not samples:
             raise SourceError(f"{source.files[0]}: the table has no rows")
         reader = SampleReader(store, source=source, columns=columns)
-        repeats = before.repeats if before is not None and before.holds(samples) else None
-        if repeats is not None:
+        known = before if before is not None and before.holds(samples) else None
+        if known is not None:
             asking = {shard for planner in planners.values() for shard in planner.asking}
             unread = [shard for shard in unread if shard.fingerprint in asking]
         for shard, marks in zip(unread, reader.marks(unread), strict=True):
             look(shard, marks)
-        if repeats is None:
+        if known is not None:
+            repeats, untrained = known.repeats, known.untrained
+        else:
             integrity.refuse_repeated_ids(column=dataset.id, shards=samples, rows=reader.read)
             repeats = integrity.repeats(shards=samples, rows=reader.read)
+            untrained = integrity.untrained()
         results = {
             m: planner.result(samples, previous=previous, store=store)
             for m, planner in planners.items()
         }
-    record = ScanRecord(scan=scanner.result(), repeats=repeats, derived=derived.found)
+    record = ScanRecord(
+        scan=scanner.result(), repeats=repeats, untrained=untrained, derived=derived.found
+    )
     return Plan(
         name=name,
         source=source,
@@ -118,6 +123,7 @@ def make_plan(
         splits=_total(found.splits for found in scanned),
         labelled=_total(found.labelled for found in scanned),
         repeats=repeats,
+        untrained=untrained,
         record=None if record == before else record,
         previous=previous,
         seconds=time.perf_counter() - begun,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -22,6 +23,8 @@ MOST_AHEAD = 4 * READERS
 """Sample shards that are read ahead, or wait to be written."""
 SHARDS_A_TASK = 64
 """Sample shards that one task writes."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class SampleReader:
         split = self._columns.dataset.split
         names = ["sample_id", "split", *(f"key.{m}" for m in modalities)]
         names += ["group"] if split.column is not None and split.group is not None else []
+        target = self._columns.target
+        names += [] if target is None else [f"target.{target}"]
 
         def stored(shard: SampleShard) -> Marks | None:
             try:
@@ -62,14 +67,18 @@ class SampleReader:
             except FileNotFoundError:
                 return None
 
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            for start in range(0, len(shards), MOST_AHEAD):
-                some = shards[start : start + MOST_AHEAD]
-                for shard, found in zip(some, pool.map(stored, some), strict=True):
-                    yield marks_of(self._anew(shard)) if found is None else found
+        for shard, found in zip(shards, read_ahead(shards, read=stored), strict=True):
+            yield marks_of(self._anew(shard)) if found is None else found
 
     def _anew(self, shard: SampleShard) -> pa.Table:
         return read_shard(shard, reader=self._reader, columns=self._columns)
+
+
+def read_ahead(shards: Sequence[SampleShard], *, read: Callable[[SampleShard], T]) -> Iterator[T]:
+    """What is read of each shard, in their order; by threads, some shards ahead."""
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        for start in range(0, len(shards), MOST_AHEAD):
+            yield from pool.map(read, shards[start : start + MOST_AHEAD])
 
 
 def read_shard(shard: SampleShard, *, reader: RowReader, columns: SampleColumns) -> pa.Table:

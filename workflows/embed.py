@@ -31,7 +31,7 @@ from workflows.drift import find_drift, print_drift
 from workflows.pipeline import Pipeline, StageError
 from workflows.plan import check_trainable, plan_embedding, print_work
 from workflows.quarantine import quarantine_table
-from workflows.repeats import print_repeats
+from workflows.repeats import print_repeats, print_untrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,9 @@ def _embed(
     )
     if plan.work:
         print_work(plan, console=console)
+    if lease is not None:  # there is no work if splits alone have changed, and all to tell
         print_repeats(plan, console=console)
+        print_untrained(plan, console=console)
     try:
         write_samples(plan, store=store, run=_tasks(connection))
         if plan.work:

@@ -12,7 +12,7 @@ import pydantic
 import yaml
 
 from features.fingerprint import Execution, Spec, fingerprint, nearest_hint
-from features.sources import Source, SourceError, open_source
+from features.sources import Source, SourceError, folder_hint, open_source
 from features.spec import DatasetSpec, FeatureSpec, Name
 from features.storage import open_storage
 from features.store import Store
@@ -163,13 +163,20 @@ class Pipeline:
             if column not in columns
         ]
         if problems:
+            hint = folder_hint(source)
+            problems += [lines.message(("dataset", "path"), hint)] if hint else []
             raise ConfigurationError("\n".join(problems))
         return source
+
+    @property
+    def columns_read(self) -> set[str]:
+        """Names of the table's columns that the file asks for."""
+        return {column for _, column in self._columns()}
 
     def _columns(self) -> Iterator[tuple[Location, str]]:
         dataset = self.spec.dataset
         yield ("dataset", "id"), dataset.id
-        for key in ("column", "group"):
+        for key in ("column", "group", "stratify"):
             column = getattr(dataset.split, key)
             if column is not None:
                 yield ("dataset", "split", key), column
@@ -241,7 +248,15 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                 f"the name {candidate.name!r} is that of candidate {seen[candidate.name] + 1} too",
             )
         seen.setdefault(candidate.name, i)
-        for where, modality in candidate.named_modalities():
+        named = list(candidate.named_modalities())
+        if not named and len(spec.features) < candidate.least_modalities:
+            yield (
+                ("candidates", i, "type"),
+                f"{candidate.type!r} takes at least {candidate.least_modalities} modalities, and "
+                f"the pipeline has {len(spec.features)}: {', '.join(spec.features)}; leave the "
+                "candidate out, or describe another modality under `features`",
+            )
+        for where, modality in named:
             if modality not in spec.features:
                 yield (
                     ("candidates", i, *where),

@@ -24,7 +24,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from features.columns import NUMBER_KINDS, PayloadColumns
 from features.decoders.base import BadPayload
-from features.encoders import Encoder, EncoderSpec, Kind, parse_encoder
+from features.encoders import Encoder, EncoderSpec, parse_encoder
 from features.encoding import Prepared, Rows, encode_rows
 from features.number_lists import as_numbers
 from features.payloads import open_payload
@@ -37,7 +37,7 @@ from training.candidate import (
     parse_record,
     predict,
 )
-from workflows.inputs import Input, column_names, input_from
+from workflows.inputs import Input, column_names, example_cells, input_from
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -362,22 +362,8 @@ def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
 
 
 def _example(inputs: Mapping[str, Input]) -> pd.DataFrame:
-    values: dict[Kind, Any] = {
-        "text": "a sentence",
-        "image": "photos/1.png",
-        "audio": "sounds/1.wav",
-        "video": "videos/1.mp4",
-        "series": [0.0, 1.0],
-        "vector": [0.0, 1.0],
-        "table": 1.0,
-    }
-    return pd.DataFrame(
-        {
-            name: [0.0 if name in (read.start, read.end) else values[read.kind], None]
-            for read in (item.columns for item in inputs.values())
-            for name in read.names
-        }
-    )
+    cells = [example_cells(item) for item in inputs.values()]
+    return pd.DataFrame({name: [cell, None] for some in cells for name, cell in some.items()})
 
 
 def _requirements() -> list[str]:

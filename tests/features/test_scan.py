@@ -96,7 +96,7 @@ def read(monkeypatch):
 
 
 def facts(plan):
-    return (plan.samples, plan.splits, plan.labelled, plan.repeats)
+    return (plan.samples, plan.splits, plan.labelled, plan.repeats, plan.untrained)
 
 
 def test_a_table_that_has_not_changed_is_not_read(table, read):
@@ -259,9 +259,45 @@ def test_repeats_are_what_pandas_finds(table, monkeypatch, held):
         sides = known.groupby(name)["split"].agg(set)
         for pair in ("train/validation", "train/test", "validation/test"):
             assert repeats.divided[pair] == sum(set(pair.split("/")) <= s for s in sides)
-        by_id = known.set_index("id")[name]
-        assert len(repeats.examples) == 5
-        assert all(len(sides[by_id[example]]) > 1 for example in repeats.examples)
+        assert repeats.repeated == known[name].duplicated(keep=False).sum()
+        by_id = known.set_index("id")
+        for pair, examples in repeats.examples.items():
+            assert len(set(examples)) == min(5, repeats.divided[pair])
+            for samples in examples:
+                two = by_id.loc[list(samples)]
+                assert list(two["split"]) == pair.split("/") and two[name].nunique() == 1
+        assert repeats.examples.keys() == repeats.divided.keys()
+
+
+def test_one_payload_on_two_sides_is_found_however_far_apart(table):
+    for number in range(6):
+        start = number * 200
+        texts = [f"{i}" for i in range(start, start + 200)]
+        texts[7] = "0" if number == 5 else texts[7]
+        table.put(f"{number:02}", rows(start, start + 200, text=texts))
+    found = table.plan().repeats["text"]
+    assert (found.repeated, found.divided) == (2, {"train/test": 1})
+    assert found.examples == {"train/test": (("s0", "s1007"),)}
+
+
+@pytest.mark.parametrize("kind", [str, int])
+def test_classes_without_a_training_row_are_named_in_every_plan(table, read, kind):
+    for number in range(6):
+        frame = rows(number * 200, number * 200 + 200)
+        frame["label"] = [kind(n % 4) for n in range(200)]
+        table.put(f"{number:02}", frame)
+    assert table.plan().untrained == ()
+    assert frame["split"][:3].tolist() == ["validation", "test", "train"]
+    frame["label"] = [kind(10 + n % 3) for n in range(200)]
+    frame.loc[199, ["split", "label"]] = [None, kind(9)]
+    table.put("05", frame)
+    first = table.keep()
+    assert first.untrained == (("10", "11", "9") if kind is str else ("9", "10", "11"))
+    read.clear()
+    assert table.plan().untrained == first.untrained and read == []
+    table.put("02", rows(400, 600, label=kind(10)))
+    assert table.plan().untrained == (("11", "9") if kind is str else ("9", "11"))
+    assert facts(table.plan()) == facts(table.afresh())
 
 
 def test_nothing_on_two_sides_is_no_leak(table):
@@ -270,7 +306,7 @@ def test_nothing_on_two_sides_is_no_leak(table):
         texts = [f"{i}" for i in range(start, start + 200)]
         table.put(f"{number:02}", rows(start, start + 200, text=texts))
     repeats = table.plan().repeats["text"]
-    assert (repeats.repeated, repeats.divided, repeats.examples) == (0, {}, ())
+    assert (repeats.repeated, repeats.divided, repeats.examples) == (0, {}, {})
 
 
 def test_strata_have_their_shares_and_groups_are_whole(table, read):
