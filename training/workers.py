@@ -38,6 +38,15 @@ def sum_over_workers(x: Tensor, *, group: Group = None) -> Tensor:
     return total
 
 
+def mean_share(values_B: Tensor, *, rows_B: Tensor, group: Group = None) -> Tensor:
+    """This worker's share of the mean of some numbers over those rows of all workers that count.
+
+    `rows_B` bool `[B]` says which do; the others have no influence. Zero if none does.
+    """
+    count = sum_over_workers(rows_B.sum().to(values_B.dtype), group=group)
+    return torch.where(rows_B, values_B, 0.0).sum() / count.clamp(min=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
     """The rows of all workers, in the workers' order, and where one's own stand."""
