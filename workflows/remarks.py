@@ -195,7 +195,12 @@ def on_candidates(data: ReportData) -> list[Markup]:
     if not fitted:
         return [say("No candidate has been measured on test rows.")]
     lines = [say("Accuracy on {}, which no candidate has seen.", count(fitted[0].n, "test row"))]
-    seen = [leak for leak in data.leaks if leak.sides == ("train", "test")]
+    records = {item.name for item in data.modalities if item.kind == "table"}
+    seen = [
+        leak
+        for leak in data.leaks
+        if leak.sides == ("train", "test") and leak.modality not in records
+    ]
     if seen:
         lines = [say("Accuracy on {}.", count(fitted[0].n, "test row"))]
         what = few([_shared(leak) for leak in seen])
@@ -308,6 +313,8 @@ def on_data(data: ReportData) -> list[Markup]:
         lines.append(_untrained(data))
     for leak in data.leaks[:MOST_LEAKS]:
         lines.append(say("Leak: {} in both {} and {}.", _shared(leak), *leak.sides))
+    if len(data.leaks) > MOST_LEAKS:
+        lines.append(say("And {} more leaks.", number(len(data.leaks) - MOST_LEAKS)))
     return lines
 
 
@@ -324,13 +331,16 @@ def _shared(leak: Leak) -> str:
 
 def on_leaks(data: ReportData) -> str:
     """What it means that something stands in two splits."""
-    judged = [leak for leak in data.leaks if "test" in leak.sides]
-    if judged:
-        return (
-            "Stand in two splits. The test rows among them measure what is remembered, "
-            "and not what is learned."
+    text = "Stand in two splits; the test split shares nothing with the others."
+    if any("test" in leak.sides for leak in data.leaks):
+        text = (
+            "Stand in two splits. The test rows among them measure what is remembered, and not "
+            "what is learned."
         )
-    return "Stand in two splits; the test split shares nothing with the others."
+    records = {item.name for item in data.modalities if item.kind == "table"}
+    if any(leak.modality in records for leak in data.leaks):
+        text += " Records of few and coarse fields may be alike by chance."
+    return text
 
 
 def on_repeated(data: ReportData) -> str:

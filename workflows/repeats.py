@@ -23,21 +23,33 @@ CLASSES = 10
 """Classes without training rows that are named."""
 
 
-def leaks_of(repeats: Mapping[str, Repeats], *, group: str | None) -> Iterator[Leak]:
-    """What is on two sides of a split: by modality, and groups (of the column `group`)."""
-    for modality, found in repeats.items():
-        for sides, distinct in found.divided.items():
-            one, other = sides.split("/")
-            yield Leak(
-                modality=modality,
-                group="" if modality else group or "group",
-                sides=(one, other),
-                count=distinct,
-                examples=tuple(
-                    (without_passwords(first), without_passwords(second))
-                    for first, second in found.examples.get(sides, ())[:SHOWN]
-                ),
-            )
+def leaks_of(repeats: Mapping[str, Repeats], *, group: str | None) -> list[Leak]:
+    """What is on two sides of a split, by modality, and groups (of the column `group`).
+
+    What training and test rows share comes first, then what others share with the test rows.
+    """
+    found = [
+        Leak(
+            modality=modality,
+            group="" if modality else group or "group",
+            sides=(one, other),
+            count=distinct,
+            examples=tuple(
+                (without_passwords(first), without_passwords(second))
+                for first, second in part.examples.get(f"{one}/{other}", ())[:SHOWN]
+            ),
+        )
+        for modality, part in repeats.items()
+        for (one, other), distinct in (
+            (_two(sides), distinct) for sides, distinct in part.divided.items()
+        )
+    ]
+    return sorted(found, key=lambda leak: ("test" not in leak.sides, "train" not in leak.sides))
+
+
+def _two(sides: str) -> tuple[str, str]:
+    one, other = sides.split("/")
+    return one, other
 
 
 def repeated_of(repeats: Mapping[str, Repeats]) -> Iterator[Repeated]:

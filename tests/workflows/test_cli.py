@@ -410,6 +410,16 @@ def test_a_payload_on_two_sides_of_a_split_is_told(folder, capsys):
         "sample w1 (train) and sample w3 (test)\n"
     ) in out
     assert "payloads that stand in more than one row: text 2 (5.0 %)" in out
+    validation = table.index[table["split"] == "validation"]
+    table.loc[validation[:2], "text"] = table.loc[train[4:6], "text"].tolist()
+    table.to_csv(folder / "words.csv", index=False)
+    leaks = [
+        line for line in sensorium(capsys, "plan", "words.yaml")[1].splitlines() if "leak" in line
+    ]
+    assert [line.partition(":")[0] for line in leaks] == [
+        "leak     1 payload of text in both train and test",
+        "leak     2 payloads of text in both train and validation",
+    ]
 
 
 def test_classes_without_a_training_row_are_warned_of(folder, capsys):

@@ -85,6 +85,14 @@ def test_sequences_are_embedded_and_others_trained_on(folder, capsys):
     code, out, err = sensorium(capsys, "plan", "words.yaml")
     assert (code, err) == (0, "")
     assert "1 candidate, 1 to fit: single" in out or "1 to fit: text" in out
+    # What is amiss in labels and splits is told though they embed nothing again; and told once.
+    table = pd.read_parquet(folder / "words.parquet")
+    table.loc[table["split"] == "test", "label"] = 7
+    table.to_parquet(folder / "words.parquet")
+    for told in (True, False):
+        code, out, _ = sensorium(capsys, "embed", "words.yaml")
+        assert code == 0 and "nothing to do: every embedding is in the store" in out
+        assert ("warning  label: no training row is of the class 7" in out) is told
 
 
 def with_photos(folder, **options):

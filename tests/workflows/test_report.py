@@ -23,6 +23,7 @@ from tests.workflows.report_cases import (
     digits,
     digits_drift,
     digits_gate,
+    leaky,
     with_names,
 )
 from workflows.findings import BadPayload, BadReason
@@ -253,6 +254,18 @@ def test_leaks_are_counted_with_samples_of_both_sides() -> None:
         "1 group (writer) validation and test digit-01100 (validation) and digit-01700 (test) Pay"
     ) in page.text
     assert "Payloads that stand in more than one row: drawing 97 (6.4 %)." in page.text
+
+
+def test_records_that_are_alike_raise_no_alarm_over_the_accuracy() -> None:
+    data = leaky()
+    records = tuple(
+        dataclasses.replace(item, kind="table") if item.name == "drawing" else item
+        for item in data.modalities
+    )
+    text = Page(render(dataclasses.replace(data, modalities=records))).text
+    assert "so the accuracy may be too high" not in text
+    assert "Leak: 41 payloads of drawing in both train and test." in text
+    assert "Records of few and coarse fields may be alike by chance." in text
 
 
 def test_where_nothing_leaks_nothing_is_said_of_it() -> None:
