@@ -313,6 +313,20 @@ class Store:
         own, lengths = np.unique(rows, return_counts=True)
         return Embeddings(rows=own, values=values, lengths=lengths)
 
+    def read_into(self, shard: str, *, encoder: str, into: np.ndarray) -> None:
+        """Fill `[V, D]` with all the vectors of an embedding shard, which has so many."""
+        path = embedding_path(encoder=encoder, shard=shard)
+
+        def read(file: pa.NativeFile) -> None:
+            with pq.ParquetFile(file) as parquet:
+                metadata = parquet.schema_arrow.metadata or {}
+                if metadata.get(b"sensorium.layout") == LAYOUT.encode():
+                    read_vectors(file, parquet, into=into)
+                else:
+                    into[:] = vectors(parquet.read(columns=["embedding"])["embedding"])
+
+        self._read(path, read)
+
     def read_donor(self, shard: str, *, encoder: str) -> dict[bytes, np.ndarray]:
         """A shard's embeddings by payload key: `[D]`, or `[T, D]` of sequences."""
         found = self.read_shard(shard, encoder=encoder)
