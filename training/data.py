@@ -25,7 +25,7 @@ from training.reading import read_vectors
 from training.spec import InputSpec
 from training.targets import ABSENT, Untrainable, class_indices, classes_of
 from training.task import TaskSpec
-from training.vectors import PlacedVectors, VectorReader, placed_vectors
+from training.vectors import HeldVectors, PlacedVectors, VectorReader, placed_vectors
 
 CONSTANT = 1e-4
 """A dimension whose deviation is below this share of the modality's largest is left unscaled."""
@@ -94,6 +94,8 @@ class EmbeddingTable:
         A matter of speed alone: any rows may be taken at any time.
         """
         for modality in self.embeddings if modalities is None else modalities:
+            if isinstance(self.embeddings[modality], HeldVectors):
+                continue
             numbers = self.index[modality][rows]
             if modality in self.starts:
                 first, lengths = self._steps(modality, place=numbers)
