@@ -182,12 +182,13 @@ class EmbeddingTable:
             )
         reader.expect(numbers)
         # Around the first vector: the deviation of what lies far from zero keeps its digits.
-        origin = reader.take(numbers[:1])[0].double()
-        total, square = torch.zeros_like(origin), torch.zeros_like(origin)
+        origin = reader.take(numbers[:1])[0].float()
+        total = torch.zeros(reader.dim, dtype=torch.float64, device=origin.device)
+        square = torch.zeros_like(total)
         for some in numbers.split(BLOCK_VECTORS):
-            values = reader.take(some).double() - origin
-            total += values.sum(dim=0)
-            square += values.square().sum(dim=0)
+            values = reader.take(some).float() - origin
+            total += values.sum(dim=0, dtype=torch.float64)
+            square += values.square_().sum(dim=0, dtype=torch.float64)
         mean = total / len(numbers)
         std = (square / len(numbers) - mean.square()).clamp(min=0).sqrt()
         mean = mean + origin
