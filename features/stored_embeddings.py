@@ -109,6 +109,21 @@ def read_embedding_shard(
     return Embeddings(rows=own, values=values, lengths=lengths)
 
 
+def read_into(store: Store, shard: str, *, encoder: str, into: np.ndarray) -> None:
+    """Fill `[V, D]` with all the vectors of an embedding shard, which has so many."""
+    path = embedding_path(encoder=encoder, shard=shard)
+
+    def read(file: pa.NativeFile) -> None:
+        with pq.ParquetFile(file) as parquet:
+            metadata = parquet.schema_arrow.metadata or {}
+            if metadata.get(b"sensorium.layout") == LAYOUT.encode():
+                read_vectors(file, parquet, into=into)
+            else:
+                into[:] = vectors(parquet.read(columns=["embedding"])["embedding"])
+
+    store.read_file(path, read)
+
+
 def read_donor(store: Store, shard: str, *, encoder: str) -> dict[bytes, np.ndarray]:
     """A shard's embeddings by payload key: `[D]`, or `[T, D]` of sequences."""
     found = read_embedding_shard(store, shard, encoder=encoder)

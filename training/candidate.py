@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RECORD_FILE = "record.json"
-FORMAT = 3
+FORMAT = 4
 """Raised by one whenever training's code changes a result, or how a model is stored."""
 
 
@@ -55,7 +55,7 @@ class CandidateRecord:
     classes: Sequence[Any]
     """The labels as they stand in the table; a class index is a place in this list."""
     modalities: Mapping[str, Mapping[str, Any]]
-    """Per modality: `kind`, `dim` and `encoder_fingerprint`."""
+    """Per modality: `kind`, `dim`, `encoder_fingerprint`, and whether it is a `sequence`."""
     parameters: int
     status: Literal["fitted", "failed"]
     failure: Mapping[str, Any] | None
@@ -227,7 +227,10 @@ def restore_model(record: CandidateRecord, *, weights: bytes) -> nn.Module:
     import torch
 
     spec = parse_candidate(record.spec)
-    inputs = {name: InputSpec(dim=int(part["dim"])) for name, part in record.modalities.items()}
+    inputs = {
+        name: InputSpec(dim=int(part["dim"]), sequence=bool(part.get("sequence")))
+        for name, part in record.modalities.items()
+    }
     with torch.random.fork_rng(devices=[]):
         model = spec.build(inputs=inputs, outputs=len(record.classes))
     model.load_state_dict(safetensors.torch.load(weights))

@@ -130,6 +130,7 @@ def map_rows(
     """
     model.eval()
     own = rows[worker_slice(len(rows), rank=worker_rank(), workers=worker_count())]
+    table.expect(own, modalities=modalities)
     # An empty part still runs once, for the shape of what it gives.
     blocks = own.split(BATCH_ROWS) if len(own) else (own,)
     answers = [

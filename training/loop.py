@@ -24,7 +24,7 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from training.checkpoint import FitState, load_optimizer, optimizer_tensors
-from training.data import EmbeddingTable, epoch_order, step_count, step_rows
+from training.data import EmbeddingTable, epoch_order, step_count, step_rows, worker_rows
 from training.faults import own_code
 from training.spec import CandidateSpec, Objective
 from training.step import (
@@ -39,7 +39,7 @@ from training.step import (
 )
 from training.targets import Untrainable
 from training.training_spec import TrainingSpec
-from training.workers import sum_over_workers
+from training.workers import sum_over_workers, worker_count, worker_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +185,7 @@ def fit_candidate(
     def finish_epoch(engine: Engine) -> None:
         if fitting.failure:
             return
+        _expect(fitting, fitting.validation_rows, steps=fitting.validation_steps)
         evaluator.run(range(fitting.validation_steps))
         if not _note_epoch(fitting, trainer=engine, evaluator=evaluator):
             engine.terminate()
@@ -195,7 +196,14 @@ def fit_candidate(
             save(_state(fitting, stopping=stopping))
 
     def start_epoch(engine: Engine) -> None:
-        fitting.order = epoch_order(rows["train"], seed=spec.seed, epoch=engine.state.epoch)
+        fitting.order = epoch_order(
+            rows["train"],
+            seed=spec.seed,
+            epoch=engine.state.epoch,
+            shards=table.shards,
+            window=training.shuffle_buffer,
+        )
+        _expect(fitting, fitting.order, steps=fitting.steps)
         fitting.epoch_started = time.perf_counter()
 
     trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
@@ -236,6 +244,12 @@ def objective_rows(
             f"the {split} split has {len(rows)}"
         )
     return rows
+
+
+def _expect(fitting: _Fitting, order: Tensor, *, steps: int) -> None:
+    """Let this worker's part of some steps be read ahead."""
+    own = worker_rows(order, steps=steps, rank=worker_rank(), workers=worker_count())
+    fitting.table.expect(own, modalities=fitting.modalities)
 
 
 def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:

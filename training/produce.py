@@ -99,6 +99,7 @@ def _record(
             "kind": part.kind,
             "dim": part.dim,
             "encoder_fingerprint": part.encoder_fingerprint,
+            "sequence": name in table.starts,
         }
         for name, part in parts.items()
     }

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from features.fingerprint import Execution, Spec
+from training.memory import Memory
 from training.spec import Positive, Share
 
 
@@ -17,6 +18,12 @@ class TrainingSpec(Spec):
     """Training workers, one CPU or GPU each. Results agree for any number, up to rounding."""
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 256
     """Rows of a batch, over all workers together."""
+    shuffle_buffer: Annotated[int, pydantic.Field(ge=1)] = 262_144
+    """Rows among which an epoch's order is drawn. Of a larger table whole shards are shuffled, and
+    rows among so many neighbours, so that no more need be in memory at a time."""
+    memory: Annotated[Memory, Execution] = 0.5
+    """What embeddings may take on each machine: a share of its memory, or an amount (`8 GB`). If
+    they take more, they are read as they are needed, in the same order."""
     max_epochs: Annotated[int, pydantic.Field(ge=1)] = 60
     """Passes over the training rows at most."""
     patience: Annotated[int, pydantic.Field(ge=1)] = 10

@@ -86,12 +86,9 @@ def embed(
 ) -> Embedded:
     """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad.
 
-    `for_training` refuses, before any work, a table without labels in each split and sequences
-    that no candidate can take. `retry` tries the payloads in quarantine again, and lists what
-    could be embedded as patches.
+    `for_training` refuses, before any work, a table without labels in each split. `retry` tries
+    the payloads in quarantine again, and lists what could be embedded as patches.
     """
-    if for_training:
-        pipeline.refuse_sequences()
     plan = plan_embedding(pipeline, run=_tasks(connection))
     if for_training:
         check_trainable(plan, pipeline=pipeline)

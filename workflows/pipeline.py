@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import pydantic
 import yaml
@@ -110,29 +110,6 @@ class Pipeline:
     def error(self, where: Location, text: str) -> ConfigurationError:
         """What is wrong with a field, with the line in which it stands."""
         return ConfigurationError(Lines(self.path).message(where, text))
-
-    def refuse_sequences(self) -> None:
-        """ConfigurationError if a candidate takes a modality that is embedded as sequences.
-
-        They can be embedded and kept, but candidates are fitted on one embedding a sample.
-        """
-        features = self.spec.features
-        for candidate in self.spec.candidates:
-            for modality in candidate.resolved_modalities(tuple(features)):
-                encoder = features[modality].encoder
-                if not encoder.sequence:
-                    continue
-                field = type(encoder).model_fields.get("output")
-                single = [
-                    v for v in get_args(field.annotation if field else None) if v != "sequence"
-                ]
-                remedy = " or ".join(f"`output: {value}`" for value in single) or "another encoder"
-                raise self.error(
-                    ("features", modality, "encoder", "output"),
-                    f"gives a sequence of embeddings, and the candidate {candidate.name!r} takes "
-                    f"one embedding a sample; set {remedy}, or name the candidate's `modalities` "
-                    f"without {modality!r}",
-                )
 
     def open_store(self) -> Store:
         """The store at its place; ConfigurationError if there can be none."""

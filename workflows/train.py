@@ -71,11 +71,7 @@ def _is_of(part: ModalityShards, *, encoder: EncoderSpec) -> bool:
 
 
 def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]:
-    """The pipeline's candidates over a snapshot: which are fitted, which are not.
-
-    ConfigurationError if one takes a modality that is embedded as sequences.
-    """
-    pipeline.refuse_sequences()
+    """The pipeline's candidates over a snapshot: which are fitted, which are not."""
     spec = pipeline.spec
     return plan_candidates(
         pipeline.open_store(),

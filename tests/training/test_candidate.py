@@ -316,7 +316,7 @@ def test_a_record_holds_what_its_readers_expect(make_store) -> None:
         "epoch", "train_loss", "validation_loss", "validation_accuracy", "learning_rate", "seconds",
     }  # fmt: skip
     assert value["modalities"]["photo"] == {
-        "kind": "text", "dim": 7, "encoder_fingerprint": "of-photo",
+        "kind": "text", "dim": 7, "encoder_fingerprint": "of-photo", "sequence": False,
     }  # fmt: skip
     assert value["parameters"] == sum(
         p.numel() for p in load_model(store, record.fingerprint).parameters()
