@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,9 @@ class EmbeddingTable:
     """Row numbers of each split, int64, ascending; labelled and unlabelled."""
     classes: tuple[Any, ...]
     """The labels as they stand in the table, sorted."""
+    payloads: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Per modality int64 `[N]`, if payloads are told apart: equal numbers for rows that hold the
+    same payload, -1 for those without one."""
 
     @property
     def rows(self) -> int:
@@ -67,6 +70,7 @@ class EmbeddingTable:
             self,
             embeddings={m: self.embeddings[m] for m in modalities},
             index={m: self.index[m] for m in modalities},
+            payloads={m: x for m, x in self.payloads.items() if m in modalities},
         )
 
     def batch(
@@ -77,7 +81,7 @@ class EmbeddingTable:
         device: torch.device | str = "cpu",
     ) -> Batch:
         """The rows of some numbers `[B]`, in that order; all modalities if none are named."""
-        embeddings, presence = {}, {}
+        embeddings, presence, payloads = {}, {}, {}
         for modality in self.embeddings if modalities is None else modalities:
             place = self.index[modality][rows]
             values = self.embeddings[modality]
@@ -86,8 +90,13 @@ class EmbeddingTable:
             else:
                 embeddings[modality] = values.new_empty(len(rows), values.shape[1], device=device)
             presence[modality] = (place != ABSENT).to(device)
+            if modality in self.payloads:
+                payloads[modality] = self.payloads[modality][rows].to(device)
         return Batch(
-            embeddings=embeddings, presence=presence, targets=self.targets[rows].to(device)
+            embeddings=embeddings,
+            presence=presence,
+            targets=self.targets[rows].to(device),
+            payloads=payloads,
         )
 
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:

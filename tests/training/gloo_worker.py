@@ -29,7 +29,8 @@ from training.candidate import plan_candidates  # noqa: E402
 from training.checkpoint import FitState  # noqa: E402
 from training.contrastive import info_nce  # noqa: E402
 from training.data import load_table, table_of  # noqa: E402
-from training.evaluate import evaluate, fit_probe, retrieval  # noqa: E402
+from training.evaluate import evaluate  # noqa: E402
+from training.evaluate_space import fit_probe, retrieval  # noqa: E402
 from training.faults import agreement_group, all_workers_agree  # noqa: E402
 from training.loop import fit_candidate  # noqa: E402
 from training.losses import cross_entropy  # noqa: E402

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid  # noqa: E402
-from contrastive_worker import CASES, PARTS, shares  # noqa: E402
+from contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid
+from contrastive_worker import CASES, PARTS, shares
 
 from training import log_sum_exp
 from training.contrastive import info_nce, modality_pairs
