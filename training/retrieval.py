@@ -89,17 +89,17 @@ def _rank(scores_QG: Tensor, *, right_QG: Tensor) -> tuple[Tensor, Tensor, Tenso
     right_QR = scores_QG.masked_fill(~right_QG, -torch.inf).topk(most, dim=1).values
     wrong_QG = scores_QG.masked_fill(right_QG, -torch.inf)
     if most <= FEW:
-        before = [(wrong_QG >= right_Q1).sum(dim=1) for right_Q1 in right_QR.split(1, dim=1)]
+        before = [(wrong_QG >= right_Q[:, None]).sum(dim=1) for right_Q in right_QR.unbind(1)]
         before_QR = torch.stack(before, dim=1) if before else count_Q.new_empty(len(count_Q), 0)
     else:
         ascending_QG = wrong_QG.sort(dim=1).values
         below_QR = torch.searchsorted(ascending_QG, right_QR.contiguous())
         before_QR = scores_QG.shape[1] - below_QR
     place_R = torch.arange(1, most + 1, device=scores_QG.device)
-    precision_QR = place_R / (place_R + before_QR)
+    precision_QR = place_R.double() / (place_R + before_QR)
     precision_QR = precision_QR.masked_fill(place_R > count_Q[:, None], 0.0)
     best_Q = before_QR[:, 0] + 1 if most else count_Q
-    return best_Q, precision_QR.double().sum(dim=1) / count_Q.clamp(min=1), count_Q
+    return best_Q, precision_QR.sum(dim=1) / count_Q.clamp(min=1), count_Q
 
 
 def _chance_of_any(right_N: Tensor, *, gallery: int, k: int) -> float:

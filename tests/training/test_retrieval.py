@@ -74,7 +74,9 @@ def test_precision_and_recall_are_those_of_torchmetrics() -> None:
     queries, gallery, classes = made(3)
     classes = np.abs(classes)
     found = found_by(queries, gallery, classes)
+    # torchmetrics takes what scores below zero for not relevant.
     scores = torch.from_numpy(queries @ gallery.T)
+    scores = scores - scores.min() + 1
     right = torch.from_numpy(classes[:, None] == classes)
     pairs = list(zip(scores, right, strict=True))
     precision = np.mean([float(theirs.retrieval_average_precision(s, r)) for s, r in pairs])
