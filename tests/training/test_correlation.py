@@ -32,7 +32,9 @@ def data(*, modalities: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
     return values
 
 
-def batch(values: dict[str, torch.Tensor], presence: dict[str, torch.Tensor] | None = None) -> Batch:
+def batch(
+    values: dict[str, torch.Tensor], presence: dict[str, torch.Tensor] | None = None
+) -> Batch:
     everywhere = {m: torch.ones(len(x), dtype=torch.bool) for m, x in values.items()}
     rows = len(next(iter(values.values())))
     return Batch(
@@ -111,9 +113,7 @@ def test_missing_rows_take_no_part() -> None:
     both = present["a"] & present["b"]
     spoiled = {m: torch.where(present[m][:, None], x, torch.nan) for m, x in values.items()}
     inputs = {m: InputSpec(dim=x.shape[1]) for m, x in values.items()}
-    models = [
-        CanonicalCorrelation(inputs, outputs=2, dim=2, regularisation=TINY) for _ in range(2)
-    ]
+    models = [CanonicalCorrelation(inputs, outputs=2, dim=2, regularisation=TINY) for _ in range(2)]
     # The rows of a pair alone decide on what is between them; those within are of all rows.
     models[0].solve([batch(spoiled, present)])
     assert models[0].correlations_S.isfinite().all()
