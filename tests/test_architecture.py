@@ -38,7 +38,14 @@ TORCH_ALONE = tuple(
         "workers",
         "losses",
         "contrastive",
+        "log_sum_exp",
+        "positives",
+        "sigmoid",
+        "grad_cache",
+        "shared_space",
+        "correlation",
         "metrics",
+        "retrieval",
     ]
 )
 """The mathematics: nothing but torch, NumPy, the standard library and each other."""

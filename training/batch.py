@@ -22,6 +22,10 @@ class Batch:
     """Of the modalities that are sequences, whose embeddings are `[B, T, D]`, bool `[B, T]`: true
     where a step is."""
 
+    payloads: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per modality int64 `[B]`, where payloads are told apart: equal numbers, not negative, for
+    rows that hold the same payload. A contrastive loss counts such rows as belonging together."""
+
     @property
     def inputs(
         self,

@@ -8,14 +8,22 @@ from typing import Annotated
 import pydantic
 
 from features.by_name import spec_class
-from training.alignment_spec import AlignmentSpec
+from training.alignment_spec import AlignmentSpec, CorrelationSpec
 from training.fusion_spec import AttentionSpec, EarlySpec, LateSpec, SingleSpec
 from training.spec import CandidateSpec
 from training.translation_spec import TranslationSpec
 
 BUILT_IN: Mapping[str, type[CandidateSpec]] = {
     spec.model_fields["type"].default: spec
-    for spec in (SingleSpec, EarlySpec, LateSpec, AttentionSpec, AlignmentSpec, TranslationSpec)
+    for spec in (
+        SingleSpec,
+        EarlySpec,
+        LateSpec,
+        AttentionSpec,
+        AlignmentSpec,
+        CorrelationSpec,
+        TranslationSpec,
+    )
 }
 
 

@@ -59,6 +59,9 @@ class EmbeddingTable:
     shards: torch.Tensor | None = None
     """int64 `[S + 1]`: the first row of each shard, and the number of rows; if they come from a
     store."""
+    payloads: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Per modality int64 `[N]`, if payloads are told apart: equal numbers for rows that hold the
+    same payload, -1 for those without one."""
     _known: dict[str, InputSpec] = field(default_factory=dict, init=False, repr=False)
     """The inputs that have been computed; of these very vectors, rows and splits."""
 
@@ -84,6 +87,7 @@ class EmbeddingTable:
             embeddings={m: self.embeddings[m] for m in modalities},
             index={m: self.index[m] for m in modalities},
             starts={m: self.starts[m] for m in modalities if m in self.starts},
+            payloads={m: x for m, x in self.payloads.items() if m in modalities},
         )
         object.__setattr__(selected, "_known", self._known)
         return selected
@@ -118,10 +122,12 @@ class EmbeddingTable:
 
         A sequence is as long as the longest of these rows.
         """
-        embeddings, presence, masks = {}, {}, {}
+        embeddings, presence, masks, payloads = {}, {}, {}, {}
         for modality in self.embeddings if modalities is None else modalities:
             place = self.index[modality][rows]
             presence[modality] = (place != ABSENT).to(device)
+            if modality in self.payloads:
+                payloads[modality] = self.payloads[modality][rows].to(device)
             if modality not in self.starts:
                 embeddings[modality] = self._take(modality, place, device=device)
                 continue
@@ -137,6 +143,7 @@ class EmbeddingTable:
             presence=presence,
             masks=masks,
             targets=self.targets[rows].to(device),
+            payloads=payloads,
         )
 
     def _take(

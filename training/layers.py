@@ -153,6 +153,19 @@ class PerModality(nn.Module):
         return zip(self.names, self.layers.values())
 
 
+def pooled(layer: nn.Module, x: Tensor, present_B: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """What a layer makes of each row `[B, W]`; of a sequence, which has a mask, its steps' mean.
+
+    `layer(x, there)` is zero where nothing is there.
+    """
+    if mask_BT is None:
+        row_BW: Tensor = layer(x, present_B)
+        return row_BW
+    steps_BT = mask_BT & present_B[:, None]
+    sum_BW: Tensor = layer(x, steps_BT).sum(dim=1)
+    return sum_BW / steps_BT.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 def project_all(
     projections: PerModality,
     embeddings: Mapping[str, Tensor],
@@ -163,14 +176,9 @@ def project_all(
 
     A sequence's is the mean over its steps.
     """
-    hidden = []
-    for m, layer in projections.items():
-        if m not in masks:
-            hidden.append(layer(embeddings[m], presence[m]))
-            continue
-        steps_BT = masks[m] & presence[m][:, None]
-        sum_BW = layer(embeddings[m], steps_BT).sum(dim=1)
-        hidden.append(sum_BW / steps_BT.sum(dim=1, keepdim=True).clamp(min=1))
+    hidden = [
+        pooled(layer, embeddings[m], presence[m], masks.get(m)) for m, layer in projections.items()
+    ]
     present = [presence[m] for m in projections]
     return torch.stack(hidden, dim=1), torch.stack(present, dim=1)
 

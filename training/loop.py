@@ -24,6 +24,7 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from training.checkpoint import FitState, load_optimizer, optimizer_tensors
+from training.closed_form import has_closed_form, solve
 from training.data import EmbeddingTable, epoch_order, step_count, step_rows, worker_rows
 from training.faults import own_code
 from training.spec import CandidateSpec, Objective
@@ -171,6 +172,8 @@ def fit_candidate(
         order=rows["train"],
         optimizer=optimizer,
     )
+    if has_closed_form(model):
+        return _solved(fitting, on_epoch=on_epoch)
     trainer = Engine(lambda engine, _: _take_step(fitting, engine=engine))
     RowMean().attach(trainer, "loss")
     evaluator = _evaluator(fitting)
@@ -229,6 +232,38 @@ def fit_candidate(
         best_epoch=fitting.best_epoch,
         failure=fitting.failure,
     )
+
+
+def _solved(fitting: _Fitting, *, on_epoch: Callable[[Epoch], None] | None) -> Fit:
+    """The fit of a model that has a closed form, told as a single epoch."""
+    begun = time.perf_counter()
+    with own_code():
+        train_loss = solve(
+            fitting.model,
+            table=fitting.table,
+            rows=fitting.train_rows,
+            modalities=fitting.modalities,
+            batch_size=fitting.training.batch_size,
+            device=fitting.device,
+        )
+    validated = _evaluator(fitting).run(range(fitting.validation_steps))
+    loss = validated.metrics["loss"]
+    if not math.isfinite(train_loss + loss):
+        fitting.failure = Failure(
+            reason="the loss is not finite", epoch=1, step=1, learning_rate=0.0, sample_ids=[]
+        )
+        return Fit(model=fitting.model, epochs=[], best_epoch=None, failure=fitting.failure)
+    epoch = Epoch(
+        epoch=1,
+        train_loss=train_loss,
+        validation_loss=loss,
+        validation_accuracy=None,
+        learning_rate=0.0,
+        seconds=time.perf_counter() - begun,
+    )
+    if on_epoch:
+        on_epoch(epoch)
+    return Fit(model=fitting.model.eval(), epochs=[epoch], best_epoch=1, failure=None)
 
 
 def objective_rows(

@@ -9,6 +9,7 @@ Suffixes of tensors: B this worker's rows, G the rows of all workers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,53 @@ def mean_share(values_B: Tensor, *, rows_B: Tensor, group: Group = None) -> Tens
     return torch.where(rows_B, values_B, 0.0).sum() / count.clamp(min=1)
 
 
+def log_add_over_workers(x: Tensor, *, group: Group = None) -> Tensor:
+    """Logarithm of the sum over the workers of exp(x), element by element; not differentiated.
+
+    An element that is -inf on some workers, for a sum of nothing, may not be so on all.
+    """
+    if worker_count(group) == 1:
+        return x
+    most = x.detach().clone()
+    dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group)
+    return most + sum_over_workers((x - most).exp(), group=group).log()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passing:
+    """Tensors on their way round the ring of workers."""
+
+    received: tuple[Tensor, ...]
+    """Those of the previous worker, once `wait` has returned."""
+    works: Sequence[dist.Work]
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The previous worker's tensors."""
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
+def pass_on(*tensors: Tensor, group: Group = None) -> Passing:
+    """Send tensors to the next worker of the ring, and receive those of the previous one.
+
+    Of equal shapes on all workers; what is sent may not be changed before `wait` has returned.
+    Not differentiated. A worker alone receives its own.
+    """
+    count = worker_count(group)
+    if count == 1:
+        return Passing(received=tensors, works=())
+    after, before = (worker_rank(group) + 1) % count, (worker_rank(group) - 1) % count
+    received = tuple(torch.empty_like(x) for x in tensors)
+    works = dist.batch_isend_irecv(
+        [
+            *(dist.P2POp(dist.isend, x, group=group, group_peer=after) for x in tensors),
+            *(dist.P2POp(dist.irecv, x, group=group, group_peer=before) for x in received),
+        ]
+    )
+    return Passing(received=received, works=works)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
     """The rows of all workers, in the workers' order, and where one's own stand."""
@@ -65,7 +113,7 @@ def gather_rows(x_B: Tensor, *, group: Group = None) -> Gathered:
     """
     if worker_count(group) == 1:
         return Gathered(rows=x_B, first=0)
-    sizes = _gather_sizes(len(x_B), device=x_B.device, group=group)
+    sizes = gather_sizes(len(x_B), device=x_B.device, group=group)
     first = sum(sizes[: worker_rank(group)])
     return Gathered(rows=_GatherRows.apply(x_B, sizes, first, group), first=first)
 
@@ -87,7 +135,10 @@ class _GatherRows(torch.autograd.Function):
         return total[ctx.first : ctx.first + ctx.rows], None, None, None
 
 
-def _gather_sizes(size: int, *, device: torch.device, group: Group) -> list[int]:
+def gather_sizes(size: int, *, device: torch.device, group: Group = None) -> list[int]:
+    """A number of each worker's own, such as how many rows it has."""
+    if worker_count(group) == 1:
+        return [size]
     own = torch.tensor([size], device=device)
     sizes = [torch.empty_like(own) for _ in range(worker_count(group))]
     dist.all_gather(sizes, own, group=group)

@@ -12,8 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from features.shard import Embeddings
 from training.built_in import parse_candidate
 from training.data import EmbeddingTable, table_of
-from training.evaluate import PROBE_STRENGTHS, evaluate, fit_probe, map_rows, retrieval
+from training.evaluate import evaluate, map_rows
+from training.evaluate_space import fit_probe, retrieval
 from training.loop import Fit, fit_candidate
+from training.probe import PROBE_STRENGTHS
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=10)
