@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -258,3 +259,17 @@ def test_too_little_memory_for_the_window_is_refused_with_what_would_do(made) ->
         load(made, memory=int(size * 0.05), window=1)
     held = load(made, memory=size, window=400)
     assert not any(isinstance(reader, StreamedVectors) for reader in held.embeddings.values())
+
+
+def test_statistics_are_read_for_once_and_anew_for_other_rows(made) -> None:
+    table = stream(made)
+    first = table.inputs(["photo", "frames"])
+    read = {m: reader.blocks_read for m, reader in table.embeddings.items()}
+    assert read["photo"] > 0 and read["speech"] == 0
+    again = table.select(["photo"]).inputs(["photo"])
+    assert again["photo"] is first["photo"]
+    assert {m: reader.blocks_read for m, reader in table.embeddings.items()} == read
+    halved = {**table.split, "train": table.split["train"][::2]}
+    other = dataclasses.replace(table, split=halved).inputs(["photo"])["photo"]
+    assert not torch.equal(other.mean, first["photo"].mean)
+    table.close()
