@@ -102,7 +102,8 @@ class StreamedVectors:
             self._in_use = ()
             self._left[needed] -= counts
             self._taken += int(counts.sum())
-            self._changed.notify_all()
+            if (self._left[needed] <= 0).any():
+                self._changed.notify_all()
         return found
 
     def expect(self, numbers: Tensor) -> None:
@@ -190,8 +191,8 @@ class StreamedVectors:
         none that is needed before it.
         """
         size = int(self._sizes[block])
-        others = [b for b in self._places if b not in self._in_use and b not in self._reading]
-        others.sort(key=self._next_use)
+        kept = self._reading.union(self._in_use)
+        others = sorted((b for b in self._places if b not in kept), key=self._next_use)
         while (place := self._gap(size)) is None:
             if not others:
                 return None

@@ -81,11 +81,17 @@ def chosen(found: Embeddings, which: np.ndarray, *, first: int = 0) -> Embedding
 
 
 def write_store(
-    folder: Path, columns: dict[str, Any], *, shard_rows: int = 100, patched: bool = False
+    folder: Path,
+    columns: dict[str, Any],
+    *,
+    shard_rows: int = 100,
+    patched: bool = False,
+    contiguous: bool = True,
 ) -> Snapshot:
     """Write the columns as a store, through the store's own writers, and commit a snapshot.
 
-    If it is `patched`, every third embedding of a shard stands in a patch.
+    If it is `patched`, every third embedding of a shard stands in a patch. If it is not
+    `contiguous`, its footers do not say that vectors can be read without being decoded.
     """
     store = Store(LocalStorage(folder))
     rows = len(columns["sample_ids"])
@@ -116,19 +122,16 @@ def write_store(
                 shards[modality].append(())
                 continue
             found = chosen(embeddings, inside, first=part.start)
-            later = (
-                np.arange(len(found.rows)) % 3 == 1 if patched else np.zeros(len(found.rows), bool)
-            )
+            later = (np.arange(len(found.rows)) % 3 == 1) & patched
             names = []
             for which in (~later, later):
                 if not which.any():
                     continue
                 some = chosen(found, which)
                 keys = [b"0" * 16] * len(some.rows)
-                metadata = {
-                    "sensorium.layout": LAYOUT,
-                    "sensorium.sequence": str(int(some.lengths is not None)),
-                }
+                metadata = {"sensorium.sequence": str(int(some.lengths is not None))}
+                if contiguous:
+                    metadata["sensorium.layout"] = LAYOUT
                 table = embedding_table(some, keys=keys, metadata=metadata)
                 body = embedding_bytes(table).to_pybytes()
                 name = hashlib.blake2b(body, digest_size=16).hexdigest()
@@ -163,11 +166,21 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
     """Writes a store of made-up columns under `tmp_path/name`; the store and its snapshot."""
 
     def make(
-        name: str = "store", *, shard_rows: int = 100, patched: bool = False, **options: Any
+        name: str = "store",
+        *,
+        shard_rows: int = 100,
+        patched: bool = False,
+        contiguous: bool = True,
+        **options: Any,
     ) -> tuple[Store, Snapshot]:
         folder = tmp_path / name
-        columns = make_columns(**options)
-        snapshot = write_store(folder, columns, shard_rows=shard_rows, patched=patched)
+        snapshot = write_store(
+            folder,
+            make_columns(**options),
+            shard_rows=shard_rows,
+            patched=patched,
+            contiguous=contiguous,
+        )
         return Store(LocalStorage(folder)), snapshot
 
     return make

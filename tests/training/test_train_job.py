@@ -198,3 +198,29 @@ def without_seconds(record: object) -> dict:
     for epoch in value["epochs"]:
         epoch.pop("seconds")
     return value
+
+
+def test_embeddings_that_do_not_fit_are_streamed_to_the_same_end(ray_cluster, make_store) -> None:
+    store, snapshot = make_store(rows=600, shard_rows=20, sequences=True)
+    training = TrainingSpec(batch_size=50, max_epochs=2, shuffle_buffer=60)
+    spec = parse_candidate({"type": "late", "width": 8})
+    size = sum(
+        store.read_embeddings(snapshot, modality=m).values.nbytes for m in snapshot.modalities
+    )
+    job = {"store_root": store.storage.root, "snapshot_id": snapshot.id, "task": TASK}
+    with pytest.raises(TrainingError, match=r"training\.memory: .* raise training\.memory"):
+        fit(**job, candidates=[spec], training=training.model_copy(update={"memory": 999.0}))
+    little = training.model_copy(update={"memory": size * 0.4})
+    (record,) = fit(**job, candidates=[spec], training=little)
+    # Another store, in which the same is fitted in memory.
+    other, again = make_store("other", rows=600, shard_rows=20, sequences=True)
+    assert again.id == snapshot.id
+    (planned,) = plan_candidates(
+        other, snapshot=again, task=TASK, candidates=[spec], training=training
+    )
+    table = load_table(other, again, task=TASK, modalities=list(planned.modalities))
+    expected = produce_candidate(
+        planned, store=other, snapshot=again, task=TASK, training=training, table=table
+    )
+    assert record.files == expected.files  # named by what they hold
+    assert record.modalities["frames"]["sequence"]

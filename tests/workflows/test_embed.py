@@ -4,16 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 
 from features.storage import open_storage
 from features.store import Store
 from features.stored_embeddings import read_embeddings
 from tests.features.vision_models import save_vit
 from tests.workflows.command import sensorium
-from workflows.cluster import Connection
-from workflows.embed import embed
+from training.candidate import read_predictions
+from workflows import tracking
+from workflows.frozen import champion_predictions
 from workflows.pipeline import load_pipeline
+from workflows.scoring import loaded
+from workflows.train import last_snapshot, planned
 
 PIPELINE = """\
 name: words
@@ -23,12 +25,9 @@ features:
   signal: {column: signal, encoder: {type: series, channels: 1, scaling: none, output: sequence}}
 task: {target: label}
 candidates:
-  - {type: single, modality: text, width: 4}
   - {type: early, width: 4}
 training: {max_epochs: 1, batch_size: 8}
 """
-
-IN_VAIN = "features.signal.encoder.output: gives a sequence of embeddings"
 
 
 @pytest.fixture
@@ -53,39 +52,48 @@ def rewrite(folder, old, new):
     (folder / "words.yaml").write_text(text.replace(old, new))
 
 
-def test_sequences_are_refused_for_training_before_any_work(folder, capsys):
-    for command in ("run", "plan"):
-        code, _, err = sensorium(capsys, command, "words.yaml")
-        said = err.replace("\n", " ")
-        assert code == 2
-        assert f"words.yaml:5: {IN_VAIN}" in said
-        assert "the candidate 'early' takes one embedding a sample" in said
-        assert "set `output: statistics` or `output: spectrum`" in said
-        assert "name the candidate's `modalities` without 'signal'" in said
-    assert not (folder / "store").exists()
-    rewrite(folder, "type: early", "type: early, modalities: [text, signal]")
-    assert sensorium(capsys, "run", "words.yaml")[0] == 2
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_sequences_are_embedded_trained_on_and_scored(folder, capsys):
+    code, out, err = sensorium(capsys, "run", "words.yaml")
+    assert code == 0, out + err
+    pipeline = load_pipeline(folder / "words.yaml")
+    snapshot = last_snapshot(pipeline)
+    store = Store(open_storage(pipeline.store_root))
+    found = read_embeddings(store, snapshot, modality="signal")
+    assert found.lengths is not None
+    assert found.lengths.tolist() == list(range(2, 26))
+    (record,) = [c.record for c in planned(pipeline, snapshot=snapshot)]
+    assert record.modalities["signal"]["sequence"]
+    answers = read_predictions(store, record.fingerprint).to_pandas().sort_values("row")
+    rows = pd.read_parquet("words.parquet").iloc[answers.row]
+    with tracking.connected(pipeline.tracking_uri), loaded("models:/words@champion", base=".") as m:
+        scored = m.predict(rows[["text", "signal"]])
+        stored = np.stack(answers.probabilities)
+        np.testing.assert_allclose(np.stack(scored.probabilities), stored, atol=1e-5)
+        without = m.predict(rows[["text"]])
+        expected = np.stack(answers["without.signal"])
+        np.testing.assert_allclose(np.stack(without.probabilities), expected, atol=1e-5)
+        assert without.missing.tolist() == [["signal"]] * len(rows)
+        frozen = champion_predictions(
+            m,
+            store=store,
+            snapshot=snapshot,
+            columns={n: f.payload_columns for n, f in pipeline.spec.features.items()},
+            rows=answers.row.to_numpy(),
+            raw_rows=_never,
+        )
+    assert frozen.labels.tolist() == scored.prediction.tolist()
+
+
+def _never(_: np.ndarray) -> pd.DataFrame:
+    raise AssertionError("the store has all embeddings")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_sequences_are_embedded_and_others_trained_on(folder, capsys):
-    pipeline = load_pipeline(folder / "words.yaml")
-    with Connection() as connection:
-        made = embed(pipeline, connection=connection, console=Console(quiet=True))
-    found = read_embeddings(
-        Store(open_storage(pipeline.store_root)), made.snapshot, modality="signal"
-    )
-    assert found.lengths is not None
-    assert found.lengths.tolist() == list(range(2, 26))
-    code, _, err = sensorium(capsys, "train", "words.yaml")
-    assert code == 2
-    assert IN_VAIN in err.replace("\n", " ")
-    rewrite(folder, "  - {type: early, width: 4}\n", "")
-    code, out, err = sensorium(capsys, "plan", "words.yaml")
-    assert (code, err) == (0, "")
-    assert "1 candidate, 1 to fit: single" in out or "1 to fit: text" in out
-    # What is amiss in labels and splits is told though they embed nothing again; and told once.
+def test_what_is_amiss_in_labels_is_told_once_though_it_embeds_nothing(folder, capsys):
+    assert sensorium(capsys, "embed", "words.yaml")[0] == 0
     table = pd.read_parquet(folder / "words.parquet")
     table.loc[table["split"] == "test", "label"] = 7
     table.to_parquet(folder / "words.parquet")
