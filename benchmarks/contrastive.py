@@ -109,8 +109,8 @@ def main() -> None:
         rows=lines,
         targets=targets,
         remarks=[
-            f"{options.rows:,} rows, float32, forward and backward. Targets are ratios to the naive "
-            f"loss, run on {naive_rows:,} rows and taken times {short_of:g}."
+            f"{options.rows:,} rows, float32, forward and backward. Targets are ratios to the "
+            f"naive loss, run on {naive_rows:,} rows and taken times {short_of:g}."
         ],
         write=not options.quick,
     )
