@@ -9,12 +9,33 @@ import pydantic
 
 from features.by_name import spec_class
 from training.alignment_spec import AlignmentSpec
-from training.fusion_spec import AttentionSpec, EarlySpec, LateSpec, SingleSpec
+from training.fusion_spec import (
+    AttentionSpec,
+    BottleneckSpec,
+    CoAttentionSpec,
+    CrossModalSpec,
+    EarlySpec,
+    GatedSpec,
+    LateSpec,
+    LowRankSpec,
+    SingleSpec,
+)
 from training.spec import CandidateSpec
 
 BUILT_IN: Mapping[str, type[CandidateSpec]] = {
     spec.model_fields["type"].default: spec
-    for spec in (SingleSpec, EarlySpec, LateSpec, AttentionSpec, AlignmentSpec)
+    for spec in (
+        SingleSpec,
+        EarlySpec,
+        LateSpec,
+        GatedSpec,
+        LowRankSpec,
+        AttentionSpec,
+        CoAttentionSpec,
+        CrossModalSpec,
+        BottleneckSpec,
+        AlignmentSpec,
+    )
 }
 
 
