@@ -69,11 +69,11 @@ def sinusoids(x_BTW: Tensor) -> Tensor:
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.5.
     """
     T, W = x_BTW.shape[1:]
-    step_T1 = torch.arange(T, device=x_BTW.device, dtype=torch.float32)[:, None]
-    pair_W = torch.arange(W, device=x_BTW.device) // 2 * 2
-    angle_TW = step_T1 * torch.pow(10_000.0, -pair_W / W)
-    odd_W = torch.arange(W, device=x_BTW.device) % 2 == 1
-    return torch.where(odd_W, angle_TW.cos(), angle_TW.sin()).to(x_BTW.dtype)
+    dtype = torch.promote_types(x_BTW.dtype, torch.float32)
+    step_T1 = torch.arange(T, device=x_BTW.device, dtype=dtype)[:, None]
+    unit_W = torch.arange(W, device=x_BTW.device)
+    angle_TW = step_T1 * torch.pow(10_000.0, -(unit_W - unit_W % 2).to(dtype) / W)
+    return torch.where(unit_W % 2 == 1, angle_TW.cos(), angle_TW.sin()).to(x_BTW.dtype)
 
 
 def joined(several: Iterable[Tokens]) -> Tokens:
@@ -94,7 +94,7 @@ def keys_or_all(there_BT: Tensor) -> Tensor:
 
 
 def mean_of_present(x_BMW: Tensor, present_BM: Tensor) -> Tensor:
-    """Mean `[B, W]` over what is present; zero where nothing is."""
+    """Mean `[B, W]` over what is present, modalities or tokens; zero where nothing is."""
     kept_BMW = torch.where(present_BM[:, :, None], x_BMW, 0.0)
     return kept_BMW.sum(dim=1) / present_BM.sum(dim=1, keepdim=True).clamp(min=1)
 
