@@ -9,7 +9,17 @@ import pydantic
 
 from features.by_name import spec_class
 from training.alignment_spec import AlignmentSpec, CorrelationSpec
-from training.fusion_spec import AttentionSpec, EarlySpec, LateSpec, SingleSpec
+from training.fusion_spec import (
+    AttentionSpec,
+    BottleneckSpec,
+    CoAttentionSpec,
+    CrossModalSpec,
+    EarlySpec,
+    GatedSpec,
+    LateSpec,
+    LowRankSpec,
+    SingleSpec,
+)
 from training.spec import CandidateSpec
 from training.translation_spec import TranslationSpec
 
@@ -19,7 +29,12 @@ BUILT_IN: Mapping[str, type[CandidateSpec]] = {
         SingleSpec,
         EarlySpec,
         LateSpec,
+        GatedSpec,
+        LowRankSpec,
         AttentionSpec,
+        CoAttentionSpec,
+        CrossModalSpec,
+        BottleneckSpec,
         AlignmentSpec,
         CorrelationSpec,
         TranslationSpec,

@@ -3,8 +3,8 @@
 For the taxonomy (early, late, by a model) see Baltrušaitis, Ahuja and Morency 2019,
 https://arxiv.org/abs/1705.09406, section 6.
 
-Suffixes of tensors: B rows, D width of an embedding, W hidden width, M modalities, T tokens
-(M + 1), C outputs of the task: classes, labels or numbers.
+Suffixes of tensors: B rows, D width of an embedding, W hidden width, M modalities, T steps of a
+sequence, or tokens, C outputs of the task: classes, labels or numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.layers import AttentionBlock, Input, PerModality, RowDropout, project_all, projections
+from training.attention import joined, modality_tokens
+from training.layers import AttentionBlock, Input, RowDropout, project_all, projections
 
 
 class FusionModel(nn.Module):
@@ -94,63 +95,13 @@ class EarlyFusion(FusionModel):
         return self.hidden(tokens_BMW.flatten(1))
 
 
-class LateFusion(FusionModel):
-    """A classifier a modality; the mean of the present ones' logits by learned weights.
-
-    The weights of the present modalities sum to one; the prior of the classes is added, and
-    stands alone where all are missing.
-    """
-
-    def __init__(
-        self, inputs: Mapping[str, Input], *, outputs: int, width: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.projections = projections(inputs, width=width, dropout=dropout)
-        self.heads = PerModality({m: nn.Linear(width, outputs, bias=False) for m in inputs})
-        self.weight_M = nn.Parameter(torch.zeros(len(inputs)))
-        self.prior_C = nn.Parameter(torch.zeros(outputs))
-
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
-        hidden_BMW, share_BM = self._shares(embeddings, presence, masks)
-        return (share_BM[:, :, None] * hidden_BMW).sum(dim=1)
-
-    def forward(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
-        hidden_BMW, share_BM = self._shares(embeddings, presence, masks)
-        answers_BMC = torch.stack(
-            [self.heads[m](hidden_BMW[:, i]) for i, m in enumerate(self.heads)], dim=1
-        )
-        return self.prior_C + (share_BM[:, :, None] * answers_BMC).sum(dim=1)
-
-    def _shares(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """The projections `[B, M, W]`, and the weights of the present ones `[B, M]`."""
-        hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
-        # A finite floor: with -inf, a row without any modality would be 0 / 0.
-        floor = torch.finfo(hidden_BMW.dtype).min
-        weight_BM = self.weight_M.expand_as(present_BM).masked_fill(~present_BM, floor)
-        return hidden_BMW, weight_BM.softmax(dim=1).masked_fill(~present_BM, 0.0)
-
-
 class AttentionFusion(FusionModel):
-    """A transformer over one token a modality and a class token, the missing ones masked out.
+    """A transformer over all modalities' tokens and a class token, the missing ones masked out.
 
-    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, with the norms first (Xiong et al.
-    2020, https://arxiv.org/abs/2002.04745). The class token is there for every row, so a row
-    without any modality is answered from it alone.
+    A pooled embedding is one token, a sequence one a step. Vaswani et al. 2017,
+    https://arxiv.org/abs/1706.03762, with the norms first (Xiong et al. 2020,
+    https://arxiv.org/abs/2002.04745). The class token is there for every row, so a row without
+    any modality is answered from it alone.
     """
 
     def __init__(
@@ -179,10 +130,13 @@ class AttentionFusion(FusionModel):
         presence: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
     ) -> Tensor:
-        hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
-        class_B1W = self.class_W.expand(len(hidden_BMW), 1, -1)
-        x_BTW = torch.cat([class_B1W, hidden_BMW + self.modality_MW], dim=1)
-        present_BT = F.pad(present_BM, (1, 0), value=True)
+        tokens = modality_tokens(self.projections, embeddings, presence, masks)
+        all_modalities = joined(
+            part.with_x(part.x_BTW + self.modality_MW[i]) for i, part in enumerate(tokens.values())
+        )
+        class_B1W = self.class_W.expand(len(all_modalities.x_BTW), 1, -1)
+        x_BTW = torch.cat([class_B1W, all_modalities.x_BTW], dim=1)
+        there_BT = F.pad(all_modalities.there_BT, (1, 0), value=True)
         for block in self.blocks:
-            x_BTW = block(x_BTW, present_BT)
+            x_BTW = block(x_BTW, there_BT)
         return self.norm(x_BTW[:, 0])

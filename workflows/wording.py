@@ -17,7 +17,12 @@ KINDS = {
     "single": "single modality",
     "early": "early fusion",
     "late": "late fusion",
+    "gated": "gated fusion",
+    "low_rank": "low-rank tensor fusion",
     "attention": "attention fusion",
+    "co_attention": "co-attention fusion",
+    "cross_modal": "cross-modal transformer",
+    "bottleneck": "bottleneck transformer",
     "alignment": "contrastive alignment",
 }
 """Type of a candidate, as in the YAML → what to call it."""

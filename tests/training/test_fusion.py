@@ -1,95 +1,110 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from training.alignment import Alignment
-from training.fusion import AttentionFusion, EarlyFusion, LateFusion, SingleModality
-from training.layers import AttentionBlock, Projection, RowDropout, seed_dropout
-from training.spec import InputSpec
+from tests.training.fusion_cases import (
+    BY_STEPS,
+    CLASSES,
+    DIMS,
+    FUSIONS,
+    KINDS,
+    ROWS,
+    SUPERVISED,
+    filled,
+    gradients,
+    inputs,
+    make,
+    sequences,
+    vectors,
+)
+from training.layers import AttentionBlock, Projection, RowDropout, dropout_layers, seed_dropout
 
-DIMS = {"caption": 5, "photo": 7, "speech": 6}
-CLASSES = 4
-
-
-def inputs(*names: str) -> dict[str, InputSpec]:
-    generator = torch.Generator().manual_seed(9)
-    return {
-        name: InputSpec(
-            dim=DIMS[name],
-            mean=torch.randn(DIMS[name], generator=generator),
-            std=torch.rand(DIMS[name], generator=generator) + 0.5,
-        )
-        for name in names or DIMS
-    }
-
-
-def make(kind: str, *, dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(0)
-    options = {"outputs": CLASSES, "width": 8, "dropout": dropout}
-    match kind:
-        case "single":
-            return SingleModality(inputs("photo"), **options)
-        case "early":
-            return EarlyFusion(inputs(), **options)
-        case "late":
-            model = LateFusion(inputs(), **options)
-            nn.init.normal_(model.weight_M)
-            return model
-        case "attention":
-            return AttentionFusion(inputs(), **options, layers=2, heads=2)
-    model = Alignment(inputs(), **options, dim=6, temperature=0.1)
-    model.set_probe(
-        weight_CS=torch.randn(CLASSES, 6), bias_C=torch.randn(CLASSES), prior_C=torch.randn(CLASSES)
-    )
-    return model
-
-
-def data(rows: int = 12) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    embeddings = {m: torch.randn(rows, d, generator=generator) for m, d in DIMS.items()}
-    presence = {m: torch.rand(rows, generator=generator) < 0.6 for m in DIMS}
-    for m in DIMS:
-        presence[m][0], presence[m][1] = False, True  # none at all, and all
-    return embeddings, presence
-
-
-def with_masked(
-    embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor], value: float
-) -> dict[str, Tensor]:
-    return {
-        m: torch.where(presence[m][:, None], x, torch.full_like(x, value))
-        for m, x in embeddings.items()
-    }
-
-
-KINDS = ("single", "early", "late", "attention", "alignment")
+GARBAGE = (math.nan, math.inf, 1e30, 0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30, 0.0])
+@pytest.mark.parametrize("garbage", GARBAGE)
 def test_what_stands_in_a_missing_row_changes_no_output_and_no_gradient(kind, garbage) -> None:
-    embeddings, presence = data()
+    embeddings, presence = vectors()
+    model = make(kind)
     outcomes = []
     for value in (3.7, garbage):
-        model = make(kind)
-        logits = model(with_masked(embeddings, presence, value), presence, {})
-        if kind != "alignment":  # its probe is not trained by gradients
-            logits.square().sum().backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        assert torch.isfinite(logits).all()
-        assert all(torch.isfinite(g).all() for g in gradients)
-        outcomes.append([logits, *gradients])
+        outputs = model(filled(embeddings, presence, {}, value), presence, {})
+        outcomes.append([outputs, *gradients_of(kind, model, outputs)])
+        assert all(torch.isfinite(x).all() for x in outcomes[-1])
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_stands_in_a_step_that_is_not_there_has_no_influence(kind, garbage) -> None:
+    embeddings, presence, masks = sequences()
+    model = make(kind)
+    outcomes = []
+    for value in (3.7, garbage):
+        outputs = model(filled(embeddings, presence, masks, value), presence, masks)
+        outcomes.append([outputs, *gradients_of(kind, model, outputs)])
+        assert all(torch.isfinite(x).all() for x in outcomes[-1])
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def gradients_of(kind: str, model: nn.Module, outputs: torch.Tensor) -> list[torch.Tensor]:
+    if kind == "alignment":  # its probe is not trained by gradients
+        return []
+    return list(gradients(model, outputs.square().sum()).values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_far_a_sequence_is_padded_changes_nothing(kind) -> None:
+    embeddings, presence, masks = sequences()
+    model = make(kind)
+    expected = model(embeddings, presence, masks)
+    for m, mask in masks.items():
+        embeddings[m] = nn.functional.pad(embeddings[m], (0, 0, 0, 4), value=math.nan)
+        masks[m] = nn.functional.pad(mask, (0, 4))
+    found = model(embeddings, presence, masks)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_of_one_step_is_the_vector_itself(kind) -> None:
+    embeddings, presence = vectors()
+    model = make(kind)
+    masks = {m: torch.ones(ROWS, 1, dtype=torch.bool) for m in DIMS}
+    found = model({m: x[:, None] for m, x in embeddings.items()}, presence, masks)
+    expected = model(embeddings, presence, {})
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_that_have_no_step_in_any_row_are_answered(kind) -> None:
+    embeddings, presence, masks = sequences()
+    presence["photo"][:] = False
+    model = make(kind)
+    expected = model(embeddings, presence, masks)
+    embeddings["photo"], masks["photo"] = embeddings["photo"][:, :0], masks["photo"][:, :0]
+    found = model(embeddings, presence, masks)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_steps_matters_to_those_that_take_them_one_by_one(kind) -> None:
+    embeddings, presence, masks = sequences()
+    model = make(kind)
+    expected = model(embeddings, presence, masks)
+    embeddings["photo"] = embeddings["photo"].flip(1)
+    masks["photo"] = masks["photo"].flip(1)
+    moved = (model(embeddings, presence, masks) - expected).abs().amax(dim=1) > 1e-4
+    assert torch.equal(moved, presence["photo"] & (kind in BY_STEPS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_present_row_does_change_the_output(kind) -> None:
-    embeddings, presence = data()
+    embeddings, presence = vectors()
     model = make(kind)
     moved = {m: x + presence[m][:, None] for m, x in embeddings.items()}
     some = presence["photo"] if kind == "single" else torch.stack(list(presence.values())).any(0)
@@ -99,52 +114,94 @@ def test_a_present_row_does_change_the_output(kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_independent_of_each_other(kind) -> None:
-    embeddings, presence = data()
+    embeddings, presence, masks = sequences()
     model = make(kind)
-    together = model(embeddings, presence, {})
-    for i in range(len(together)):
+    together = model(embeddings, presence, masks)
+    for i in range(ROWS):
         row = slice(i, i + 1)
         alone = model(
             {m: x[row] for m, x in embeddings.items()},
             {m: p[row] for m, p in presence.items()},
-            {},
+            {m: x[row] for m, x in masks.items()},
         )
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_modality_at_all_is_answered_alike_for_every_row(kind) -> None:
-    embeddings, _ = data()
+    embeddings, _ = vectors()
     model = make(kind)
-    alone = {"single": lambda: model.head.bias, "early": lambda: None, "attention": lambda: None}
-    answer = alone.get(kind, lambda: model.prior_C)()
-    if kind in ("single", "late"):
-        nn.init.normal_(answer)
-    logits = model(embeddings, {m: torch.zeros(12, dtype=torch.bool) for m in DIMS}, {})
+    logits = model(embeddings, {m: torch.zeros(ROWS, dtype=torch.bool) for m in DIMS}, {})
     assert torch.isfinite(logits).all()
     assert (logits == logits[0]).all()
-    if answer is not None:
-        assert torch.equal(logits[0], answer)
+    if kind in ("single", "gated", "co_attention", "bottleneck"):
+        assert torch.equal(logits[0], model.head.bias)
+    elif kind.startswith("late") or kind == "alignment":
+        assert torch.equal(logits[0], model.prior_C)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_batch_is_answered(kind) -> None:
-    embeddings, presence = data()
+    embeddings, presence, masks = sequences()
     logits = make(kind)(
-        {m: x[:0] for m, x in embeddings.items()}, {m: p[:0] for m, p in presence.items()}, {}
+        {m: x[:0] for m, x in embeddings.items()},
+        {m: p[:0] for m, p in presence.items()},
+        {m: x[:0] for m, x in masks.items()},
     )
     assert logits.shape == (0, CLASSES)
 
 
-@pytest.mark.parametrize("kind", ["single", "early", "late", "attention"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fused_vector_is_one_a_row(kind) -> None:
+    fused = make(kind).fuse(*sequences())
+    assert fused.shape == (ROWS, 6 if kind == "alignment" else 8)
+
+
+@pytest.mark.parametrize("kind", SUPERVISED)
 def test_every_parameter_learns(kind) -> None:
-    embeddings, presence = data()
-    model = make(kind)
-    loss = nn.functional.cross_entropy(model(embeddings, presence, {}), torch.arange(12) % CLASSES)
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
+    # Where a pooled modality is asked, the one key is all there is, whatever the query.
+    embeddings, presence, masks = sequences(40, pooled=())
+    model = make(kind).train()
+    loss = nn.functional.cross_entropy(
+        model(embeddings, presence, masks), torch.arange(40) % CLASSES
+    )
+    for name, gradient in gradients(model, loss).items():
+        assert gradient.abs().max() > 1e-7, name
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_several_models_at_once_are_each_as_alone(kind) -> None:
+    """Stacked parameters and given dropout, as many candidates are fitted in one pass."""
+    embeddings, presence = vectors()
+    models = [make(kind, dropout=0.4, seed=seed).train() for seed in range(3)]
+    models[0](embeddings, presence, {})  # meets the shapes of what is dropped
+    generator = torch.Generator().manual_seed(5)
+    factors = {
+        f"{name}.factor": (torch.rand(3, ROWS, *layer.shape, generator=generator) < 0.6) / 0.6
+        for name, layer in models[0].named_modules()
+        if isinstance(layer, RowDropout)
+    }
+    assert len(factors) == len(dropout_layers(models[0])) > 0
+    parameters, buffers = torch.func.stack_module_state(models)
+
+    def loss(parameters, buffers):
+        outputs = torch.func.functional_call(
+            models[0], (parameters, buffers), (embeddings, presence, {})
+        )
+        return outputs.square().sum(), outputs
+
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        found, outputs = torch.vmap(torch.func.grad(loss, has_aux=True))(
+            parameters, {**buffers, **factors}
+        )
+    for i, model in enumerate(models):
+        for name, layer in model.named_modules():
+            if isinstance(layer, RowDropout):
+                layer.factor = factors[f"{name}.factor"][i]
+        alone = model(embeddings, presence, {})
+        torch.testing.assert_close(outputs[i], alone, rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients(model, alone.square().sum()).items():
+            torch.testing.assert_close(found[name][i], gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_projection_standardises_with_the_statistics_given() -> None:
@@ -155,59 +212,6 @@ def test_projection_standardises_with_the_statistics_given() -> None:
     scaled = ((x - source.mean) / source.std).clamp(-10, 10)
     torch.testing.assert_close(layer(x, torch.ones(4, dtype=torch.bool)), layer.layers(scaled))
     assert {"mean_D", "std_D"} <= set(layer.state_dict())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_steps_behind_a_sequences_end_have_no_influence(kind) -> None:
-    embeddings, presence = data()
-    generator = torch.Generator().manual_seed(3)
-    longer = {m: torch.randn(12, 4, d, generator=generator) for m, d in DIMS.items()}
-    masks = {m: torch.arange(4)[None, :] < torch.randint(1, 5, (12, 1)) for m in DIMS}
-    model = make(kind)
-    expected = model(longer, presence, masks)
-    for value in (1e6, math.nan, math.inf):
-        filled = {m: torch.where(masks[m][:, :, None], x, value) for m, x in longer.items()}
-        assert torch.equal(model(filled, presence, masks), expected)
-    # A sequence of one step is the vector itself.
-    ones = {m: torch.ones(12, 1, dtype=torch.bool) for m in DIMS}
-    steps = {m: x[:, None] for m, x in embeddings.items()}
-    torch.testing.assert_close(
-        model(steps, presence, ones), model(embeddings, presence, {}), rtol=1e-5, atol=1e-6
-    )
-
-
-def test_early_fusion_equals_a_row_by_row_reference() -> None:
-    embeddings, presence = data()
-    model = make("early")
-    logits = model(embeddings, presence, {})
-    one = torch.ones(1, dtype=torch.bool)
-    for i in range(12):
-        parts = [
-            model.projections[m](embeddings[m][i : i + 1], one)[0]
-            if presence[m][i]
-            else model.missing_MW[k]
-            for k, m in enumerate(DIMS)
-        ]
-        expected = model.head(model.hidden(torch.cat(parts)))
-        torch.testing.assert_close(logits[i], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_late_fusion_equals_a_row_by_row_reference() -> None:
-    embeddings, presence = data()
-    model = make("late")
-    nn.init.normal_(model.prior_C)
-    logits = model(embeddings, presence, {})
-    one = torch.ones(1, dtype=torch.bool)
-    for i in range(12):
-        expected, total = torch.zeros(CLASSES), 0.0
-        for k, m in enumerate(DIMS):
-            if presence[m][i]:
-                hidden = model.projections[m](embeddings[m][i : i + 1], one)[0]
-                weight = float(model.weight_M[k].detach().exp())
-                expected = expected + weight * model.heads[m](hidden)
-                total += weight
-        expected = model.prior_C + (expected / total if total else 0.0)
-        torch.testing.assert_close(logits[i], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_block_equals_torchs_encoder_layer() -> None:
