@@ -19,24 +19,26 @@ from training.data import EmbeddingTable
 from training.evaluate import EVALUATION_SPLITS, map_rows
 from training.metrics import accuracy
 from training.probe import best_linear_probe, nearest_neighbours
+from training.probed import Probed
 from training.retrieval import Retrieval, retrieve
 from training.shared_space import SharedSpace
 from training.targets import ABSENT
+from training.translation import Translation
 from training.workers import worker_count, worker_rank
 
 RECALL_AT = (1, 5, 10)
 
 
 def fit_probe(
-    model: SharedSpace,
+    model: Probed,
     *,
     table: EmbeddingTable,
     modalities: Sequence[str],
     device: torch.device | str = "cpu",
 ) -> None:
-    """Fit the linear probe of a shared space on its training rows, and put it into the model.
+    """Fit the linear probe of a model on its training rows, and put it into the model.
 
-    Logistic regression on the mean of a row's present unit vectors, as CLIP's linear probe
+    Logistic regression on what it makes of a row that has any modality, as CLIP's linear probe
     (Radford et al. 2021, appendix A.3). Where these rows are not of two classes there is nothing
     to tell apart, and the probe answers the prior. All workers take part; the first one fits.
     """
@@ -154,7 +156,7 @@ def zero_shot_accuracy(
 
 
 def retrieval(
-    model: SharedSpace,
+    model: SharedSpace | Translation,
     *,
     table: EmbeddingTable,
     modalities: Sequence[str],
@@ -163,27 +165,35 @@ def retrieval(
     """From every modality to every other, over the test rows that have both.
 
     Recall@1, 5 and 10, median rank and mean average precision, of a row's own sample (and of
-    those that hold the same payload, where the table numbers payloads) and of its class.
+    those that hold the same payload, where the table numbers payloads) and of its class. By a
+    translation, the query is what is made of one modality, and the gallery the other itself.
     """
     rows = table.split["test"]
-    vectors_NMS = _vectors(model, table=table, rows=rows, device=device)
     found = []
+    vectors_NMS: Tensor | None = None
+    if isinstance(model, SharedSpace):
+        vectors_NMS = _vectors(model, table=table, rows=rows, device=device)
     for query, target in permutations(model.modalities, 2):
         both = (table.index[query][rows] != ABSENT) & (table.index[target][rows] != ABSENT)
         if not both.any():
             continue
-        place = both.to(vectors_NMS.device)
         chosen = rows[both]
+        if vectors_NMS is None:
+            assert isinstance(model, Translation)
+            pair_N2S = _compared(
+                model, query=query, target=target, table=table, rows=chosen, device=device
+            )
+        else:
+            places = [model.modalities.index(m) for m in (query, target)]
+            pair_N2S = vectors_NMS[both.to(vectors_NMS.device)][:, places]
         numbers = [torch.arange(len(chosen))]
         numbers += [table.payloads[m][chosen] for m in (query, target) if m in table.payloads]
 
-        def ranked(
-            numbers_NI: Tensor, *, query: str = query, target: str = target, place: Tensor = place
-        ) -> Retrieval:
+        def ranked(numbers_NI: Tensor, *, pair_N2S: Tensor = pair_N2S) -> Retrieval:
             return retrieve(
-                vectors_NMS[place, model.modalities.index(query)],
-                gallery_NS=vectors_NMS[place, model.modalities.index(target)],
-                numbers_NI=numbers_NI.to(vectors_NMS.device),
+                pair_N2S[:, 0],
+                gallery_NS=pair_N2S[:, 1],
+                numbers_NI=numbers_NI.to(pair_N2S.device),
                 ks=RECALL_AT,
             )
 
@@ -210,7 +220,7 @@ def retrieval(
 
 
 def _joint(
-    model: SharedSpace,
+    model: Probed,
     *,
     table: EmbeddingTable,
     split: str,
@@ -237,6 +247,26 @@ def _vectors(
     """Unit vectors of all modalities `[N, M, S]`, zero where one is missing."""
     return map_rows(
         lambda batch: model.embed_all(*batch.inputs)[0],
+        model=model,
+        table=table,
+        rows=rows,
+        modalities=model.modalities,
+        device=device,
+    )
+
+
+def _compared(
+    model: Translation,
+    *,
+    query: str,
+    target: str,
+    table: EmbeddingTable,
+    rows: Tensor,
+    device: torch.device | str,
+) -> Tensor:
+    """Translations and what they should be `[N, 2, D]`."""
+    return map_rows(
+        lambda batch: model.compared(*batch.inputs, query=query, target=target),
         model=model,
         table=table,
         rows=rows,

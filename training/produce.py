@@ -17,10 +17,12 @@ from training.evaluate import evaluate
 from training.evaluate_space import fit_probe, retrieval
 from training.faults import own_code
 from training.loop import Epoch, Failure, Fit, fit_candidate
+from training.probed import Probed
 from training.shared_space import SharedSpace
 from training.targets import Untrainable
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
+from training.translation import Translation
 from training.workers import worker_count, worker_rank
 
 
@@ -73,8 +75,9 @@ def produce_candidate(
         return write_candidate(store, record) if worker_rank() == 0 else record
     found = None
     with own_code():
-        if isinstance(fit.model, SharedSpace):
+        if isinstance(fit.model, Probed):
             fit_probe(fit.model, table=own, modalities=modalities, device=device)
+        if isinstance(fit.model, SharedSpace | Translation):
             found = retrieval(fit.model, table=own, modalities=modalities, device=device)
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
     record = dataclasses.replace(record, metrics=answers.metrics(), retrieval=found)

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1411.1784, equation 2). What comes back from the way there
 held to what went in (CycleGAN, Zhu et al. 2017, https://arxiv.org/abs/1703.10593, equation 2).
 
 Suffixes of tensors: B rows, D width of an embedding, W hidden width, N width of the noise,
-F widths of all modalities together, C outputs of the task.
+S widths of all modalities together.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from training.batch import Batch
 from training.layers import CLAMP, Input, PerModality, RowDropout
+from training.probed import Probed
 from training.workers import mean_share
 
 PLACES = 16
@@ -110,17 +111,13 @@ class Discriminator(nn.Module):
         return score_B1.squeeze(1)
 
 
-class Translation(nn.Module):
+class Translation(Probed):
     """A generator for each ordered pair of modalities, and a probe over what is filled in.
 
     The probe makes it a classifier: it sees the deviations of all modalities side by side, those
     that are missing as they are generated from the mean of what is there. `fill=False` leaves
     them at zero, so that what the generation gains can be told.
     """
-
-    probe_weight_CF: Tensor
-    probe_bias_C: Tensor
-    prior_C: Tensor
 
     def __init__(
         self,
@@ -134,13 +131,13 @@ class Translation(nn.Module):
         adversary_weight: float,
         cycle_weight: float,
     ) -> None:
-        super().__init__()
-        self.names = tuple(inputs)
+        total = sum(source.dim for source in inputs.values())
+        super().__init__(inputs, outputs=outputs, dim=total)
         self.adversary = adversary
         self.regression_weight = regression_weight
         self.adversary_weight, self.cycle_weight = adversary_weight, cycle_weight
         self.scales = PerModality({m: Standardised(source) for m, source in inputs.items()})
-        pairs = list(permutations(self.names, 2))
+        pairs = list(permutations(self.modalities, 2))
         self.generators = PerModality(
             {
                 _pair(a, b): Generator(
@@ -157,10 +154,6 @@ class Translation(nn.Module):
             if adversary != "none"
             else {}
         )
-        total = sum(source.dim for source in inputs.values())
-        self.register_buffer("probe_weight_CF", torch.zeros(outputs, total))
-        self.register_buffer("probe_bias_C", torch.zeros(outputs))
-        self.register_buffer("prior_C", torch.zeros(outputs))
         self.fill = True
 
     def standardised(
@@ -179,6 +172,20 @@ class Translation(nn.Module):
         made_BD: Tensor = self.generators[_pair(source, target)](source_BD)
         return made_BD
 
+    def compared(
+        self,
+        embeddings: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        *,
+        query: str,
+        target: str,
+    ) -> Tensor:
+        """A translation and what it should be, `[B, 2, D]`: unit vectors of the deviations."""
+        given = self.standardised(embeddings, presence, masks)
+        made_BD = self.translate(given[query], source=query, target=target)
+        return F.normalize(torch.stack([made_BD, given[target]], dim=1), dim=2)
+
     def filled(
         self,
         embeddings: Mapping[str, Tensor],
@@ -193,9 +200,9 @@ class Translation(nn.Module):
         if not self.fill:
             return given
         result = {}
-        for target in self.names:
+        for target in self.modalities:
             total, count = torch.zeros_like(given[target]), presence[target].new_zeros(()).float()
-            for source in self.names:
+            for source in self.modalities:
                 if source != target:
                     there_B1 = presence[source][:, None]
                     made = self.translate(given[source], source=source, target=target)
@@ -210,21 +217,9 @@ class Translation(nn.Module):
         presence: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
     ) -> Tensor:
-        """All deviations side by side `[B, F]`, given or filled in."""
+        """All deviations side by side `[B, S]`, given or filled in."""
         found = self.filled(embeddings, presence, masks)
-        return torch.cat([found[m] for m in self.names], dim=1)
-
-    def forward(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
-        outputs_BC = F.linear(
-            self.fuse(embeddings, presence, masks), self.probe_weight_CF, self.probe_bias_C
-        )
-        some_B1 = torch.stack([presence[m] for m in self.names], dim=1).any(1, keepdim=True)
-        return torch.where(some_B1, outputs_BC, self.prior_C)
+        return torch.cat([found[m] for m in self.modalities], dim=1)
 
     def loss_share(self, batch: Batch) -> Tensor:
         """This worker's share of the losses of all pairs, over the rows that have both.
@@ -237,10 +232,10 @@ class Translation(nn.Module):
         """
         given = self.standardised(*batch.inputs)
         shares: list[Tensor] = []
-        for a, b in permutations(self.names, 2):
+        for a, b in permutations(self.modalities, 2):
             both_B = batch.presence[a] & batch.presence[b]
             shares += self._pair_shares(given[a], given[b], source=a, target=b, both_B=both_B)
-        return torch.stack(shares).sum() / (len(self.names) * (len(self.names) - 1))
+        return torch.stack(shares).sum() / (len(self.modalities) * (len(self.modalities) - 1))
 
     def _pair_shares(
         self, x_BD: Tensor, y_BD: Tensor, *, source: str, target: str, both_B: Tensor
@@ -279,13 +274,6 @@ class Translation(nn.Module):
         score = judge(x_BD, mixed_BD).sum()
         (slope_BD,) = torch.autograd.grad(score, mixed_BD, create_graph=True)
         return 10 * ((slope_BD.pow(2).sum(dim=1) + 1e-12).sqrt() - 1).pow(2)
-
-    @torch.no_grad()
-    def set_probe(self, *, weight_CS: Tensor, bias_C: Tensor, prior_C: Tensor) -> None:
-        """Take over a fitted linear probe, and the log shares of the classes."""
-        self.probe_weight_CF.copy_(weight_CS)
-        self.probe_bias_C.copy_(bias_C)
-        self.prior_C.copy_(prior_C)
 
 
 def _pair(source: str, target: str) -> str:

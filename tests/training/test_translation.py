@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,14 @@ from torch import Tensor
 
 from training.batch import Batch
 from training.built_in import parse_candidate
+from training.candidate import load_model, plan_candidates
+from training.data import load_table
 from training.layers import seed_dropout
+from training.produce import produce_candidate
 from training.spec import InputSpec
 from training.step import make_optimizer, train_step
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 from training.translation import Translation
 
 ADVERSARIES = ("none", "hinge", "wgan-gp")
@@ -190,3 +197,27 @@ def test_what_is_filled_in_is_the_mean_of_the_translations_and_nothing_where_not
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
         parse_candidate({"type": "translation", "adversary": "none", "regression_weight": 0})
+
+
+def test_a_whole_fit_is_probed_and_judged_by_retrieval(make_store: Any) -> None:
+    store, snapshot = make_store()
+    spec = parse_candidate({"type": "translation", "width": 32, "learning_rate": 0.01})
+    task, training = TaskSpec(target="label"), TrainingSpec(batch_size=64, max_epochs=15)
+    (planned,) = plan_candidates(
+        store, snapshot=snapshot, task=task, candidates=[spec], training=training
+    )
+    table = load_table(store, snapshot, task=task, modalities=planned.modalities)
+    record = produce_candidate(
+        planned, store=store, snapshot=snapshot, task=task, training=training, table=table
+    )
+    assert record.status == "fitted" and record.metrics is not None
+    assert record.metrics["test"]["accuracy"] > 0.5
+    assert {(item["query"], item["target"]) for item in record.retrieval} == set(
+        permutations(planned.modalities, 2)
+    )
+    for item in record.retrieval:
+        assert item["class_recall"]["10"] > item["class_chance"]["1"]
+    model = load_model(store, record.fingerprint)
+    batch = table.batch(torch.arange(20), modalities=planned.modalities)
+    with torch.no_grad():
+        assert model(*batch.inputs).shape == (20, 4)
