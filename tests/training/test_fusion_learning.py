@@ -41,7 +41,8 @@ def accuracy(name: str, *, steps: int = 120, **options: Any) -> float:
         inputs={m: InputSpec(dim=train.embeddings[m].shape[-1]) for m in taken},
         outputs=int(train.targets.max()) + 1,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
     generator = torch.Generator().manual_seed(0)
     recent = 1.0
     for _ in range(steps):
@@ -51,6 +52,7 @@ def accuracy(name: str, *, steps: int = 120, **options: Any) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        warmup.step()
         recent = 0.8 * recent + 0.2 * float(loss.detach())
         if recent < 0.05:
             break
