@@ -63,6 +63,16 @@ FITS: dict[str, dict[str, Any]] = {
     },
     "cca": {"type": "cca", "dim": 4},
 }
+STEPS: dict[str, dict[str, Any]] = {
+    "early": {"type": "early"},
+    "late-stacked": {"type": "late", "combine": "stacked"},
+    "gated": {"type": "gated"},
+    "low_rank": {"type": "low_rank"},
+    "attention": {"type": "attention", "heads": 2},
+    "co_attention": {"type": "co_attention", "heads": 2},
+    "cross_modal": {"type": "cross_modal", "heads": 2},
+    "bottleneck": {"type": "bottleneck", "heads": 2, "layers": 2, "fusion_layer": 0},
+}
 TRAINING = TrainingSpec(batch_size=37, max_epochs=6, checkpoint_every=2)
 
 
@@ -119,11 +129,11 @@ def classification(*, part: slice) -> dict[str, Any]:
     }
 
 
-def step_gradients(*, part: slice) -> dict[str, Any]:
-    """Gradients of a step of attention fusion with dropout, on 13 rows in float64."""
+def step_gradients(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
+    """Gradients of a fusion's step with dropout, on 13 rows in float64."""
     table = table_of(**make_columns())
     rows = table.labelled("train")[:13]
-    spec = parse_candidate({"type": "attention", "width": 8, "dropout": 0.5, "heads": 2})
+    spec = parse_candidate({"width": 8, "dropout": 0.5, **options})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = spec.build(inputs=table.inputs(tuple(table.embeddings)), outputs=4).double()
@@ -223,7 +233,9 @@ def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
             for name, case in CONTRASTIVE.items()
         },
         "classification": classification(part=part(4, 13)),
-        "step": step_gradients(part=part(6, 13)),
+        "steps": {
+            name: step_gradients(options, part=part(6, 13)) for name, options in STEPS.items()
+        },
         "fits": {name: fit(options) for name, options in FITS.items()},
         "without rows": {name: fit_without_rows(options) for name, options in FITS.items()},
         "failure": failure(),

@@ -60,7 +60,7 @@ def halves(*, rows: int, seed: int, noise: float = 0.3) -> Batch:
     return _all_present(embeddings, targets=classes)
 
 
-def lagged(*, rows: int, seed: int, steps: int = 4, noise: float = 0.1) -> Batch:
+def lagged(*, rows: int, seed: int, steps: int = 3, noise: float = 0.1) -> Batch:
     """An event in each of two sequences; `effect` has it one step after `cause`, or one before.
 
     The steps go round, so that no sequence alone tells the class; and each has the same steps in

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -21,7 +22,12 @@ from tests.training.fusion_cases import (
     sequences,
     vectors,
 )
+from training.built_in import parse_candidate
+from training.candidate import model_bytes
 from training.layers import AttentionBlock, Projection, RowDropout, dropout_layers, seed_dropout
+from training.loop import fit_candidate
+from training.spec import InputSpec
+from training.training_spec import TrainingSpec
 
 GARBAGE = (math.nan, math.inf, 1e30, 0.0)
 
@@ -155,6 +161,27 @@ def test_an_empty_batch_is_answered(kind) -> None:
 def test_the_fused_vector_is_one_a_row(kind) -> None:
     fused = make(kind).fuse(*sequences())
     assert fused.shape == (ROWS, 6 if kind == "alignment" else 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_file_of_weights_holds_all_that_it_knows(kind) -> None:
+    given, model = sequences(), make(kind).eval()
+    spec = parse_candidate({"width": 8, **KINDS[kind]})
+    names = ("photo",) if kind == "single" else tuple(DIMS)
+    other = spec.build(inputs={m: InputSpec(dim=DIMS[m]) for m in names}, outputs=CLASSES).eval()
+    assert not torch.equal(other(*given), model(*given))
+    other.load_state_dict(safetensors.torch.load(model_bytes(model)))
+    assert torch.equal(other(*given), model(*given))
+
+
+@pytest.mark.parametrize("kind", SUPERVISED)
+def test_a_fit_over_a_table_with_missing_modalities_learns(kind, table) -> None:
+    spec = parse_candidate({"width": 16, **KINDS[kind], "learning_rate": 3e-3})
+    training = TrainingSpec(batch_size=64, max_epochs=6, patience=6)
+    fitted = fit_candidate(spec, table=table, training=training)
+    assert fitted.failure is None
+    losses = [epoch.validation_loss for epoch in fitted.epochs]
+    assert min(losses) < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("kind", SUPERVISED)

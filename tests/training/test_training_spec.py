@@ -9,7 +9,7 @@ import pytest
 
 from features.fingerprint import Spec
 from training.built_in import BUILT_IN, CandidateField, parse_candidate
-from training.fusion_spec import AttentionSpec, EarlySpec, LateSpec, SingleSpec
+from training.fusion_spec import AttentionSpec, EarlySpec, FusionSpec, LateSpec, SingleSpec
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
 
@@ -52,6 +52,8 @@ def test_name_follows_from_the_type_if_it_is_not_given() -> None:
     assert parse_candidate({"type": "late"}).name == "late"
     assert parse_candidate({"type": "single", "modality": "speech"}).name == "single-speech"
     assert parse_candidate({"type": "late", "name": "mine"}).name == "mine"
+    assert parse_candidate({"type": "late", "combine": "stacked"}).name == "late-stacked"
+    assert parse_candidate({"type": "late", "combine": "learned"}).name == "late"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,11 @@ def test_name_follows_from_the_type_if_it_is_not_given() -> None:
         ({"type": "late", "modalities": ["a", "b", "a"]}, "names one of them twice"),
         ({"type": "single", "modality": "a", "modalities": ["a"]}, "not `modalities`"),
         ({"type": "attention", "width": 30, "heads": 4}, "not a multiple of `heads` 4"),
+        ({"type": "co_attention", "width": 30}, "not a multiple of `heads` 4"),
+        ({"type": "bottleneck", "layers": 3}, "of 3 `layers` it is 0 to 1"),
+        ({"type": "bottleneck", "layers": 1, "fusion_layer": 0}, "greater than or equal to 2"),
+        ({"type": "low_rank", "rank": 0}, "greater than or equal to 1"),
+        ({"type": "late", "combine": "median"}, "'mean', 'learned' or 'stacked'"),
         ({"type": "late", "widht": 3}, "did you mean 'width'"),
         ({"type": "late", "dropout": 1.0}, "less than 1"),
         ({"type": "late", "learning_rate": 0}, "greater than 0"),
@@ -90,6 +97,13 @@ def test_resolved_modalities_are_sorted_and_checked() -> None:
         SingleSpec(modality="speach").resolved_modalities(("speech", "caption"))
     with pytest.raises(ValueError, match="at least 2 modalities, not 1"):
         LateSpec().resolved_modalities(("caption",))
+
+
+def test_fusions_take_modalities_away_while_training() -> None:
+    for name, kind in BUILT_IN.items():
+        fuses = issubclass(kind, FusionSpec)
+        assert kind.model_fields["modality_dropout"].default == (0.2 if fuses else 0.0), name
+        assert kind.least_modalities == (1 if name == "single" else 2), name
 
 
 def test_named_modalities_say_where_they_stand() -> None:
