@@ -19,6 +19,7 @@ KINDS = {
     "late": "late fusion",
     "attention": "attention fusion",
     "alignment": "contrastive alignment",
+    "cca": "canonical correlation",
 }
 """Type of a candidate, as in the YAML → what to call it."""
 
