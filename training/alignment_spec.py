@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pydantic
 
-from features.fingerprint import Execution, nearest_hint
+from features.fingerprint import Execution, Spec, nearest_hint
 from features.spec import Name
 from training.spec import CandidateSpec, InputSpec, Objective, Width
 
@@ -15,12 +15,63 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class AlignmentSpec(CandidateSpec):
-    """Contrastive alignment: towers into one space, judged by retrieval and a linear probe."""
+class ClassNames(Spec):
+    """Texts for the classes, by which a space tells them without having learned from a label."""
+
+    modality: Name
+    """The modality of texts whose encoder and tower the names go through."""
+    templates: tuple[str, ...] = ("{}",)
+    """Wordings, in which `{}` stands for a class's name; of several, the mean is taken."""
+
+    @pydantic.field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [text for text in templates if text.count("{}") != 1]
+        if wrong or not templates:
+            raise ValueError(f"each has one `{{}}` where the name stands, unlike {wrong}")
+        return templates
+
+
+class SpaceSpec(CandidateSpec):
+    """Base of the candidates that align modalities, judged by retrieval and by probes."""
 
     objective: ClassVar[Objective] = "own"
-    version: ClassVar[int] = 2
     least_modalities: ClassVar[int] = 2
+
+    class_names: ClassNames | None = None
+    """If given, it is told too how often a row's nearest class name is its own (zero-shot)."""
+
+    def named_modalities(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        yield from super().named_modalities()
+        yield from self._roles()
+
+    def _roles(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Modalities that have a part of their own, with their place within the spec."""
+        if self.class_names is not None:
+            yield ("class_names", "modality"), self.class_names.modality
+
+    def resolved_modalities(self, available: Sequence[str]) -> tuple[str, ...]:
+        # One with a part of its own is named, but not instead of the others.
+        parts = {where[0]: None for where, _ in self._roles()}
+        others = self.model_copy(update=parts)
+        resolved = super(SpaceSpec, others).resolved_modalities(available)
+        self._check_modalities(resolved)
+        return resolved
+
+    def _check_modalities(self, modalities: Sequence[str]) -> None:
+        super()._check_modalities(modalities)
+        for where, modality in self._roles():
+            if modality not in modalities:
+                raise ValueError(
+                    f"`{'.'.join(where)}` {modality!r} is none of the candidate's modalities; "
+                    f"{nearest_hint(modality, modalities)}modalities: {', '.join(modalities)}"
+                )
+
+
+class AlignmentSpec(SpaceSpec):
+    """Contrastive alignment: towers into one space that learn which rows belong together."""
+
+    version: ClassVar[int] = 2
 
     type: Literal["alignment"] = "alignment"
     loss: Literal["infonce", "sigmoid"] = "infonce"
@@ -38,25 +89,10 @@ class AlignmentSpec(CandidateSpec):
     """Rows of a worker that the towers take at once (GradCache), if they are not to hold a whole
     batch's activations; it changes no result."""
 
-    def named_modalities(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        yield from super().named_modalities()
+    def _roles(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super()._roles()
         if self.anchor is not None:
             yield ("anchor",), self.anchor
-
-    def resolved_modalities(self, available: Sequence[str]) -> tuple[str, ...]:
-        # The anchor is named, but not instead of the others.
-        others = self.model_copy(update={"anchor": None})
-        resolved = super(AlignmentSpec, others).resolved_modalities(available)
-        self._check_modalities(resolved)
-        return resolved
-
-    def _check_modalities(self, modalities: Sequence[str]) -> None:
-        super()._check_modalities(modalities)
-        if self.anchor is not None and self.anchor not in modalities:
-            raise ValueError(
-                f"`anchor` {self.anchor!r} is none of the candidate's modalities; "
-                f"{nearest_hint(self.anchor, modalities)}modalities: {', '.join(modalities)}"
-            )
 
     def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         from training.alignment import Alignment
@@ -75,14 +111,11 @@ class AlignmentSpec(CandidateSpec):
         )
 
 
-class CorrelationSpec(CandidateSpec):
+class CorrelationSpec(SpaceSpec):
     """Linear canonical correlation: the classical baseline of an alignment, in closed form.
 
     Nothing is iterated, so what is said of dropout, learning rate and weight decay has no effect.
     """
-
-    objective: ClassVar[Objective] = "own"
-    least_modalities: ClassVar[int] = 2
 
     type: Literal["cca"] = "cca"
     dim: Width = 64

@@ -67,8 +67,10 @@ class CandidateRecord:
     seconds: float
     workers: int
     metrics: Mapping[str, Mapping[str, float]] | None
-    """Per split: `accuracy`, `loss` (negative log likelihood), `top_3_accuracy`, `rows`."""
+    """Per split: `accuracy`, `loss` (negative log likelihood), `top_3_accuracy`, `rows`; of an
+    alignment `neighbour_accuracy` and, where it is asked for, `zero_shot_accuracy.<modality>`."""
     retrieval: Sequence[Mapping[str, Any]] | None
+    """Of an alignment, for each modality to each other; see `evaluate_space.retrieval`."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Names of its `model` and `predictions` files, by their content; none if it failed."""
 

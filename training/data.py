@@ -21,6 +21,7 @@ from features.snapshot import Snapshot
 from features.spec import SPLITS
 from features.store import Store
 from training.batch import Batch
+from training.payload_numbers import read_payload_numbers
 from training.reading import read_vectors
 from training.spec import InputSpec
 from training.targets import ABSENT, Untrainable, class_indices, classes_of
@@ -238,6 +239,7 @@ def load_table(
     column = f"target.{task.target}"
     samples = store.read_samples(snapshot, columns=["sample_id", "split", column])
     return table_of(
+        payloads=read_payload_numbers(store, snapshot, modalities=modalities),
         sample_ids=samples["sample_id"],
         split=samples["split"],
         labels=samples[column],
@@ -251,6 +253,7 @@ def load_table(
 
 def table_of(
     *,
+    payloads: Mapping[str, torch.Tensor] | None = None,
     sample_ids: pa.ChunkedArray | pa.Array,
     split: pa.ChunkedArray | pa.Array,
     labels: pa.ChunkedArray | pa.Array,
@@ -280,6 +283,7 @@ def table_of(
         for m, part in embeddings.items()
     }
     return EmbeddingTable(
+        payloads=payloads or {},
         sample_ids=sample_ids.combine_chunks()
         if isinstance(sample_ids, pa.ChunkedArray)
         else sample_ids,

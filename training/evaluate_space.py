@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.class_names import EmbeddedNames
 from training.data import EmbeddingTable
 from training.evaluate import EVALUATION_SPLITS, map_rows
 from training.metrics import accuracy
@@ -24,7 +25,7 @@ from training.retrieval import Retrieval, retrieve
 from training.shared_space import SharedSpace
 from training.targets import ABSENT
 from training.translation import Translation
-from training.workers import worker_count, worker_rank
+from training.workers import sum_over_workers, worker_count, worker_rank
 
 RECALL_AT = (1, 5, 10)
 
@@ -101,31 +102,55 @@ def neighbour_accuracy(
 
 
 @torch.inference_mode()
-def class_vectors(
-    model: SharedSpace,
-    *,
-    modality: str,
-    names: Tensor,
-    classes: Tensor,
-    count: int,
-    masks: Tensor | None = None,
-) -> Tensor:
-    """What the names of `count` classes are in the space, unit vectors `[C, S]`.
+def class_vectors(model: SharedSpace, *, modality: str, names: EmbeddedNames) -> Tensor:
+    """What the names of the classes are in the space, unit vectors `[C, S]`.
 
-    `names` float `[P, D]` (`[P, T, D]` with `masks` bool `[P, T]`) are what the encoder of a text
-    modality makes of one or more wordings for each class, and `classes` int64 `[P]` which class
-    each words. The mean over a class's wordings is taken: prompt ensembling as in CLIP, Radford et
-    al. 2021, https://arxiv.org/abs/2103.00020, section 3.1.4.
+    The mean over a class's wordings: prompt ensembling as in CLIP, Radford et al. 2021,
+    https://arxiv.org/abs/2103.00020, section 3.1.4.
     """
     device = next(model.parameters()).device
     vectors_PS = model.eval().embed(
         modality,
-        x=names.to(device, torch.float32),
-        present_B=torch.ones(len(names), dtype=torch.bool, device=device),
-        mask_BT=None if masks is None else masks.to(device),
+        x=names.embeddings.to(device),
+        present_B=torch.ones(len(names.embeddings), dtype=torch.bool, device=device),
+        mask_BT=None if names.masks is None else names.masks.to(device),
     )
-    sums_CS = vectors_PS.new_zeros(count, vectors_PS.shape[1])
-    return F.normalize(sums_CS.index_add(0, classes.to(device), vectors_PS), dim=1)
+    sums_CS = vectors_PS.new_zeros(int(names.classes.max()) + 1, vectors_PS.shape[1])
+    return F.normalize(sums_CS.index_add(0, names.classes.to(device), vectors_PS), dim=1)
+
+
+def space_metrics(
+    model: SharedSpace,
+    *,
+    table: EmbeddingTable,
+    modalities: Sequence[str],
+    names: tuple[str, EmbeddedNames | None] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, dict[str, float]]:
+    """Per evaluation split what else is told of a space that is to tell classes apart.
+
+    `neighbour_accuracy`, and if `names` are given, the modality of texts and what
+    `embed_class_names` gave on this worker, `zero_shot_accuracy.<modality>` for each. All workers
+    take part.
+    """
+    if table.targets.is_floating_point():  # numbers, and no classes
+        return {}
+    options: dict[str, Any] = {"table": table, "device": device}
+    nearest = neighbour_accuracy(model, modalities=modalities, **options)
+    found: dict[str, dict[str, float]] = {split: {} for split in EVALUATION_SPLITS}
+    for split, share in nearest.items():
+        found[split]["neighbour_accuracy"] = share
+    if names is not None:
+        modality, embedded = names
+        vectors_CS = model.probe_weight_CS.new_zeros(model.probe_weight_CS.shape)
+        if embedded is not None:
+            vectors_CS = class_vectors(model, modality=modality, names=embedded)
+        # One worker has them, and the others zeros.
+        vectors_CS = sum_over_workers(vectors_CS)
+        zero_shot = zero_shot_accuracy(model, class_vectors_CS=vectors_CS, **options)
+        for split, shares in zero_shot.items():
+            found[split] |= {f"zero_shot_accuracy.{m}": share for m, share in shares.items()}
+    return found
 
 
 def zero_shot_accuracy(
@@ -169,6 +194,9 @@ def retrieval(
     translation, the query is what is made of one modality, and the gallery the other itself.
     """
     rows = table.split["test"]
+    classes_N = table.targets[rows]
+    if classes_N.is_floating_point():  # numbers, and no classes
+        classes_N = torch.full_like(rows, ABSENT)
     found = []
     vectors_NMS: Tensor | None = None
     if isinstance(model, SharedSpace):
@@ -198,7 +226,7 @@ def retrieval(
             )
 
         own = ranked(torch.stack(numbers, dim=1))
-        of_class = ranked(table.targets[chosen][:, None])
+        of_class = ranked(classes_N[both][:, None])
         found.append(
             {
                 "query": query,

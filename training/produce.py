@@ -10,11 +10,13 @@ import torch
 
 from features.snapshot import Snapshot
 from features.store import Store
+from training.alignment_spec import ClassNames
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState
+from training.class_names import embed_class_names
 from training.data import EmbeddingTable
 from training.evaluate import evaluate
-from training.evaluate_space import fit_probe, retrieval
+from training.evaluate_space import fit_probe, retrieval, space_metrics
 from training.faults import own_code
 from training.loop import Epoch, Failure, Fit, fit_candidate
 from training.probed import Probed
@@ -49,7 +51,16 @@ def produce_candidate(
     modalities = candidate.modalities
     own = table.select(modalities)
     fit: Fit | None = None
+    # Where classes are told by their names, they are embedded first: an encoder that is not here
+    # is told of before the work.
+    named: ClassNames | None = getattr(candidate.spec, "class_names", None)
+    names = None
     try:
+        if named is not None:
+            embedded = embed_class_names(
+                named, snapshot=snapshot, classes=table.classes, device=device
+            )
+            names = (named.modality, embedded)
         fit = fit_candidate(
             candidate.spec,
             table=own,
@@ -73,14 +84,20 @@ def produce_candidate(
     )
     if fit is None or failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
-    found = None
+    found, further = None, {}
     with own_code():
         if isinstance(fit.model, Probed):
             fit_probe(fit.model, table=own, modalities=modalities, device=device)
         if isinstance(fit.model, SharedSpace | Translation):
             found = retrieval(fit.model, table=own, modalities=modalities, device=device)
+            further = space_metrics(
+                fit.model, table=own, modalities=modalities, names=names, device=device
+            )
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
-    record = dataclasses.replace(record, metrics=answers.metrics(), retrieval=found)
+    metrics = {
+        split: {**values, **further.get(split, {})} for split, values in answers.metrics().items()
+    }
+    record = dataclasses.replace(record, metrics=metrics, retrieval=found)
     if worker_rank() != 0:
         return record
     return write_candidate(store, record, model=fit.model, predictions=answers.table())

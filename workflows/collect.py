@@ -151,7 +151,7 @@ def collect(
 
 
 def _family(record: CandidateRecord) -> Family:
-    if record.spec.get("type") == "alignment":
+    if record.spec.get("type") in ("alignment", "cca"):
         return "alignment"
     return "single" if len(record.modalities) == 1 else "fusion"
 

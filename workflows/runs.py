@@ -20,6 +20,8 @@ SECRETS = re.compile(
     re.IGNORECASE,
 )
 """Query keys whose values are secret, such as `?password=` and `&X-Amz-Signature=`."""
+RANKED = ("median_rank", "mean_average_precision", "class_mean_average_precision")
+"""What a retrieval is told of but its recall."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ def final_metrics(record: CandidateRecord, *, start: int) -> Iterator[Point]:
         for measure in ("recall", "class_recall"):
             values = item.get(measure) or {}
             found |= {f"{place}.{measure}_at_{k}": value for k, value in values.items()}
+        for measure in RANKED:
+            found[f"{place}.{measure}"] = item.get(measure)
     found |= {key: getattr(record, key) for key in ("seconds", "best_epoch", "parameters")}
     for key, value in found.items():
         if is_finite(value):

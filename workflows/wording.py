@@ -24,6 +24,7 @@ KINDS = {
     "cross_modal": "cross-modal transformer",
     "bottleneck": "bottleneck transformer",
     "alignment": "contrastive alignment",
+    "cca": "canonical correlation",
 }
 """Type of a candidate, as in the YAML → what to call it."""
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from training.built_in import parse_candidate
+from training.class_names import EmbeddedNames
 from training.data import EmbeddingTable, table_of
 from training.evaluate_space import (
     class_vectors,
@@ -73,7 +74,11 @@ def named(columns) -> tuple[EmbeddingTable, SharedSpace]:
 def test_classes_are_told_by_their_names(named) -> None:
     table, model = named
     names = 4 * torch.eye(5)[:4]
-    found = class_vectors(model, modality="caption", names=names, classes=torch.arange(4), count=4)
+    found = class_vectors(
+        model,
+        modality="caption",
+        names=EmbeddedNames(embeddings=names, classes=torch.arange(4), masks=None),
+    )
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
     accuracy = zero_shot_accuracy(model, table=table, class_vectors_CS=found)
     assert accuracy["test"]["caption"] > 0.9
@@ -88,7 +93,8 @@ def test_several_wordings_are_averaged(named) -> None:
     _, model = named
     names = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([0, 1, 0, 2, 2])
-    found = class_vectors(model, modality="caption", names=names, classes=classes, count=3)
+    worded = EmbeddedNames(embeddings=names, classes=classes, masks=None)
+    found = class_vectors(model, modality="caption", names=worded)
     with torch.no_grad():
         each = model.embed("caption", x=names, present_B=torch.ones(5, dtype=torch.bool))
     for c in range(3):

@@ -516,8 +516,9 @@ def test_a_failed_candidate_keeps_its_reason_and_needs_no_predictions(
     assert found.failure.sample_ids == ("pet-0", "pet-1")
 
 
+@pytest.mark.parametrize("kind", ["alignment", "cca"])
 def test_numbers_that_are_not_there_are_nan_and_retrieval_is_by_k(
-    pipeline: Pipeline, store: Store, snapshot: Snapshot
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, kind: str
 ) -> None:
     pair = {
         "query": "note",
@@ -530,9 +531,7 @@ def test_numbers_that_are_not_there_are_nan_and_retrieval_is_by_k(
         "class_recall": {"1": 0.5},
         "class_chance": {"1": 0.4},
     }
-    record = write(
-        store, name="early", snapshot=snapshot, spec={"type": "alignment"}, retrieval=[pair]
-    )
+    record = write(store, name="early", snapshot=snapshot, spec={"type": kind}, retrieval=[pair])
     data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[record])
     found = candidate(data, "early")
     assert found.family == "alignment"

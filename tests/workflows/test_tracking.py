@@ -252,7 +252,13 @@ def test_points_do_not_move_when_they_are_logged_again(fitted_shapes: Shapes) ->
     record = dataclasses.replace(
         fitted_shapes.records[0],
         retrieval=[
-            {"query": "a", "target": "b", "split": "test", "recall": {"1": 0.2, "5": None}},
+            {
+                "query": "a",
+                "target": "b",
+                "split": "test",
+                "recall": {"1": 0.2, "5": None},
+                "median_rank": 4.0,
+            },
         ],
         epochs=[{"epoch": e, "train_loss": 0.5, "seconds": 0.1} for e in (0, 1)],
     )
@@ -262,6 +268,8 @@ def test_points_do_not_move_when_they_are_logged_again(fitted_shapes: Shapes) ->
     final = {point.key: point.value for point in final_metrics(record, start=1000)}
     assert final["retrieval.test.a_to_b.recall_at_1"] == 0.2
     assert "retrieval.test.a_to_b.recall_at_5" not in final
+    assert final["retrieval.test.a_to_b.median_rank"] == 4.0
+    assert "retrieval.test.a_to_b.mean_average_precision" not in final
     assert final["parameters"] == record.parameters
 
 
