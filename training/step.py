@@ -7,7 +7,7 @@ are summed over the workers, so the step is that of one worker on the whole batc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from training.batch import Batch
 from training.data import EmbeddingTable, kept_modalities, worker_slice
-from training.layers import seed_dropout
+from training.layers import dropout_layers, seed_dropout
 from training.losses import cross_entropy
+from training.precision import autocast
 from training.spec import CandidateSpec, Objective
+from training.training_spec import Precision
 from training.workers import sum_over_workers, worker_count, worker_rank
 
 
@@ -31,6 +33,8 @@ class Step:
     """Over the global batch."""
     gradient_norm: float
     """Of the global batch's gradient, before clipping."""
+    calls: float = 0.0
+    """How many workers have called for a checkpoint."""
 
     @property
     def finite(self) -> bool:
@@ -44,18 +48,37 @@ def train_step(
     batch: Batch,
     objective: Objective = "task",
     gradient_clip: float = 1.0,
+    accumulate: int = 1,
+    precision: Precision = "float32",
+    scale: float = 1.0,
+    calls: float = 0.0,
 ) -> Step:
     """One optimizer step on this worker's part of a global batch; all workers take it together.
 
-    If the loss or the gradient is not finite, nothing is changed, on any worker.
+    If the loss or the gradient is not finite, nothing is changed, on any worker. `accumulate`,
+    `precision` as in `TrainingSpec`; the loss is multiplied by `scale` for the backward pass
+    alone. `calls` is summed over the workers, so that they can agree on something by the way.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    share = loss_share(model, batch=batch, objective=objective)
-    share.backward()
-    loss = sum_gradients(model, share=share)
+    shares = []
+    draws = [layer.draw for layer in dropout_layers(model)]
+    for part in divide(batch, parts=accumulate if objective == "task" else 1):
+        for layer, draw in zip(dropout_layers(model), draws, strict=True):
+            layer.draw = draw and replace(draw, first=draw.first + part.first)
+        with autocast(precision, device=batch.targets.device):
+            share = loss_share(model, batch=part.batch, objective=objective)
+        share = share if part.share == 1 else share * part.share
+        (share if scale == 1 else share * scale).backward()
+        shares.append(share.detach())
+    gradients = _gradients(model)
+    totals = torch.stack([torch.stack(shares).sum(), shares[0].new_tensor(calls)])
+    totals = sum_all(totals, gradients=gradients)
+    if scale != 1:
+        torch._foreach_mul_(gradients, 1 / scale)
     norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
-    step = Step(loss=loss, gradient_norm=float(norm))
+    loss, calls, norm = torch.stack([*totals, norm]).tolist()
+    step = Step(loss=loss, gradient_norm=norm, calls=calls)
     if step.finite:
         optimizer.step()
         after_step = getattr(model, "after_step", None)
@@ -64,31 +87,88 @@ def train_step(
     return step
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some of this worker's rows of a global batch."""
+
+    batch: Batch
+    first: int
+    """Which of the worker's rows is the first."""
+    share: float
+    """Of the global batch's rows, how many are in this part on any worker."""
+
+
+def divide(batch: Batch, *, parts: int, dim: int = 0) -> list[Part]:
+    """A worker's part of a global batch in parts, whose losses sum to that of the whole.
+
+    The rows are along `dim`. All workers must call it.
+    """
+    if parts == 1:
+        return [Part(batch=batch, first=0, share=1.0)]
+    own = [worker_slice(batch.targets.shape[dim], rank=i, workers=parts) for i in range(parts)]
+    sizes = torch.tensor([float(rows.stop - rows.start) for rows in own])
+    sizes = sum_over_workers(sizes.to(batch.targets.device))
+
+    def cut(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        return {m: x.narrow(dim, rows.start, rows.stop - rows.start) for m, x in tensors.items()}
+
+    return [
+        Part(
+            batch=Batch(
+                embeddings=cut(batch.embeddings, rows),
+                presence=cut(batch.presence, rows),
+                targets=batch.targets.narrow(dim, rows.start, rows.stop - rows.start),
+                masks=cut(batch.masks, rows),
+            ),
+            first=rows.start,
+            share=share,
+        )
+        for rows, share in zip(own, (sizes / sizes.sum()).tolist(), strict=True)
+    ]
+
+
 def loss_share(model: nn.Module, *, batch: Batch, objective: Objective) -> Tensor:
     """This worker's share of the loss over the global batch: the shares sum to it."""
     if objective == "own":
         own: Tensor = model.loss_share(batch)  # type: ignore[operator]
         return own
-    return cross_entropy(model(*batch.inputs), targets_B=batch.targets)
+    return task_loss_share(model(*batch.inputs), batch=batch)
+
+
+def task_loss_share(outputs_BC: Tensor, *, batch: Batch) -> Tensor:
+    """This worker's share of the task's loss of some outputs."""
+    return cross_entropy(outputs_BC, targets_B=batch.targets)
 
 
 def sum_gradients(model: nn.Module, *, share: Tensor) -> float:
     """Replace every gradient by its sum over the workers; returns the loss of the global batch.
 
-    One collective for all. A parameter that no row has reached gets a gradient of zero, so that
-    it is treated alike whichever worker's rows might have reached it.
+    A parameter that no row has reached gets a gradient of zero, so that it is treated alike
+    whichever worker's rows might have reached it.
     """
+    return float(sum_all(share.detach().reshape(1), gradients=_gradients(model)))
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    """The gradients of a model's parameters; zero where there is none."""
     gradients = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    flat = torch.cat([share.detach().reshape(1), *(g.reshape(-1) for g in gradients)])
-    loss, *pieces = sum_over_workers(flat).split([1, *(g.numel() for g in gradients)])
+    return gradients
+
+
+def sum_all(values: Tensor, *, gradients: Sequence[Tensor]) -> Tensor:
+    """Sums over the workers of values `[N]`, and in their place of gradients: one collective."""
+    if worker_count() == 1:
+        return values
+    flat = sum_over_workers(torch.cat([values, *(g.reshape(-1) for g in gradients)]))
+    total, *pieces = flat.split([len(values), *(g.numel() for g in gradients)])
     for gradient, piece in zip(gradients, pieces, strict=True):
         gradient.copy_(piece.view_as(gradient))
-    return float(loss)
+    return total
 
 
 def learning_rate(step: int, *, steps: int, warmup: float, highest: float) -> float:
@@ -108,12 +188,26 @@ def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> torch.optim.Adam
     Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    return adamw(
+        matrices=[p for p in parameters if p.ndim >= 2],
+        vectors=[p for p in parameters if p.ndim < 2],
+        spec=spec,
+    )
+
+
+def adamw(
+    *, matrices: Sequence[Tensor], vectors: Sequence[Tensor], spec: CandidateSpec
+) -> torch.optim.AdamW:
+    """AdamW over what decays and what does not, in one kernel a group where there is one."""
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda")
+                for p in (*matrices, *vectors))  # fmt: skip
     return torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": list(matrices), "weight_decay": spec.weight_decay},
+            {"params": list(vectors), "weight_decay": 0.0},
         ],
         lr=spec.learning_rate,
+        fused=fused,
     )
 
 
@@ -182,8 +276,13 @@ def seed_step(model: nn.Module, *, seed: int, epoch: int, step: int, rows: int) 
     Dropout draws for the global batch of `rows`; what else draws from torch's global generator
     (a model of the user's) is seeded by the worker's number too.
     """
-    state = np.random.SeedSequence([seed, epoch, step, 2]).generate_state(2, np.uint32)
-    number = int(state[0]) << 31 | int(state[1]) >> 1
+    number = step_seed(seed, epoch=epoch, step=step)
     first = worker_slice(rows, rank=worker_rank(), workers=worker_count()).start
     seed_dropout(model, seed=number, rows=rows, first=first)
     torch.manual_seed(number + worker_rank())
+
+
+def step_seed(seed: int, *, epoch: int, step: int) -> int:
+    """The number that all which a step draws is a function of."""
+    state = np.random.SeedSequence([seed, epoch, step, 2]).generate_state(2, np.uint32)
+    return int(state[0]) << 31 | int(state[1]) >> 1
