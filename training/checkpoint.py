@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
+
+from training.adamw import AdamW
 
 TENSORS_FILE = "state.safetensors"
 PROGRESS_FILE = "progress.json"
@@ -92,21 +93,24 @@ def read_checkpoints(folder: str | os.PathLike[str]) -> list[FitState]:
     ]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: AdamW) -> dict[str, Tensor]:
     """An optimizer's statistics by parameter and name; what it was made with is not among them."""
     return {
         f"{number}.{name}": value
-        for number, statistics in optimizer.state_dict()["state"].items()
-        for name, value in statistics.items()
+        for number, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, *, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(optimizer: AdamW, *, tensors: Mapping[str, Tensor]) -> None:
     """Give an optimizer made as before the statistics it had."""
-    state: dict[int, dict[str, Tensor]] = {}
+    parameters = _parameters(optimizer)
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+        parameter = parameters[int(number)]
+        own = value.clone().to(parameter.device)
+        optimizer.state.setdefault(parameter, {})[name] = own
+
+
+def _parameters(optimizer: AdamW) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

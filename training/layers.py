@@ -90,11 +90,10 @@ def dropout_layers(model: nn.Module) -> list[RowDropout]:
     return [layer for layer in model.modules() if isinstance(layer, RowDropout)]
 
 
-def dropout_draws(model: nn.Module, *, seed: int, rows: int, first: int) -> list[Draw]:
-    """The draws of each dropout layer for a step on a global batch of `rows`."""
+def dropout_draws(layers: int, *, seed: int, rows: int, first: int) -> list[Draw]:
+    """The draws of so many dropout layers for a step on a global batch of `rows`."""
     return [
-        Draw(seed=(seed * 1_000_003 + i) % 2**63, rows=rows, first=first)
-        for i in range(len(dropout_layers(model)))
+        Draw(seed=(seed * 1_000_003 + i) % 2**63, rows=rows, first=first) for i in range(layers)
     ]
 
 
@@ -112,8 +111,9 @@ def give_factors(model: nn.Module, *, rows: int) -> None:
 
 def seed_dropout(model: nn.Module, *, seed: int, rows: int, first: int) -> None:
     """Seed every `RowDropout` of a model for a step on a global batch of `rows`."""
-    draws = dropout_draws(model, seed=seed, rows=rows, first=first)
-    for layer, draw in zip(dropout_layers(model), draws, strict=True):
+    layers = dropout_layers(model)
+    draws = dropout_draws(len(layers), seed=seed, rows=rows, first=first)
+    for layer, draw in zip(layers, draws, strict=True):
         layer.draw = draw
 
 

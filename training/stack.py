@@ -45,8 +45,10 @@ class Stack:
     ) -> None:
         self.specs, self.training, self.device = specs, training, torch.device(device)
         self.table, self.modalities = table, modalities
+        inputs = table.inputs(modalities)
         self.models = [
-            make_model(spec, table=table, modalities=modalities, device=device) for spec in specs
+            make_model(spec, table=table, modalities=modalities, device=device, inputs=inputs)
+            for spec in specs
         ]
         self.numbers = list(range(len(specs)))
         self.template = self.models[0]
@@ -80,7 +82,8 @@ class Stack:
         factors = self._factors(members, rows=len(rows[0]), batch=batch)
         scale_K = torch.tensor([member.scale.value for member in members], device=self.device)
         leaf_KP = self.weights_KP.detach().requires_grad_()
-        shares, gradients = [], []
+        shares: list[Tensor] = []
+        gradients: list[Tensor] = []
         self.template.train()
         for part in divide(batch, parts=self.training.accumulate, dim=1):
             own = slice(part.first, part.first + part.batch.targets.shape[1])
@@ -275,7 +278,7 @@ class Stack:
         drawn: dict[str, list[Tensor]] = {name: [] for name in self.dropouts}
         for member in members:
             seed = step_seed(member.spec.seed, epoch=member.epoch, step=member.step)
-            draws = dropout_draws(self.template, seed=seed, rows=rows, first=part.start)
+            draws = dropout_draws(len(drawn), seed=seed, rows=rows, first=part.start)
             for (name, layer), draw in zip(self.dropouts.items(), draws, strict=True):
                 drawn[name].append(
                     draw.factor(own, shape=layer.shape, probability=member.spec.dropout)

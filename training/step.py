@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.adamw import AdamW
 from training.batch import Batch
 from training.data import EmbeddingTable, kept_modalities, worker_slice
 from training.layers import dropout_layers, seed_dropout
 from training.losses import cross_entropy
 from training.precision import autocast
-from training.spec import CandidateSpec, Objective
+from training.spec import CandidateSpec, InputSpec, Objective
 from training.training_spec import Precision
 from training.workers import sum_over_workers, worker_count, worker_rank
 
@@ -44,7 +45,7 @@ class Step:
 def train_step(
     model: nn.Module,
     *,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | AdamW,
     batch: Batch,
     objective: Objective = "task",
     gradient_clip: float = 1.0,
@@ -62,9 +63,11 @@ def train_step(
     model.train()
     optimizer.zero_grad(set_to_none=True)
     shares = []
-    draws = [layer.draw for layer in dropout_layers(model)]
-    for part in divide(batch, parts=accumulate if objective == "task" else 1):
-        for layer, draw in zip(dropout_layers(model), draws, strict=True):
+    parts = accumulate if objective == "task" else 1
+    dropouts = dropout_layers(model) if parts > 1 else []
+    draws = [layer.draw for layer in dropouts]
+    for part in divide(batch, parts=parts):
+        for layer, draw in zip(dropouts, draws, strict=True):
             layer.draw = draw and replace(draw, first=draw.first + part.first)
         with autocast(precision, device=batch.targets.device):
             share = loss_share(model, batch=part.batch, objective=objective)
@@ -76,7 +79,7 @@ def train_step(
     totals = sum_all(totals, gradients=gradients)
     if scale != 1:
         torch._foreach_mul_(gradients, 1 / scale)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+    norm = clip_norm(gradients, longest=gradient_clip)
     loss, calls, norm = torch.stack([*totals, norm]).tolist()
     step = Step(loss=loss, gradient_norm=norm, calls=calls)
     if step.finite:
@@ -85,6 +88,15 @@ def train_step(
         if after_step is not None:
             after_step()
     return step
+
+
+def clip_norm(gradients: Sequence[Tensor], *, longest: float) -> Tensor:
+    """The norm of all gradients together, which are then scaled to have `longest` at most."""
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +194,8 @@ def learning_rate(step: int, *, steps: int, warmup: float, highest: float) -> fl
     return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> torch.optim.AdamW:
-    """AdamW, in which matrices alone decay.
-
-    Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
-    """
+def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> AdamW:
+    """AdamW, in which matrices alone decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return adamw(
         matrices=[p for p in parameters if p.ndim >= 2],
@@ -195,19 +204,14 @@ def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> torch.optim.Adam
     )
 
 
-def adamw(
-    *, matrices: Sequence[Tensor], vectors: Sequence[Tensor], spec: CandidateSpec
-) -> torch.optim.AdamW:
-    """AdamW over what decays and what does not, in one kernel a group where there is one."""
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda")
-                for p in (*matrices, *vectors))  # fmt: skip
-    return torch.optim.AdamW(
+def adamw(*, matrices: Sequence[Tensor], vectors: Sequence[Tensor], spec: CandidateSpec) -> AdamW:
+    """AdamW over what decays and what does not."""
+    return AdamW(
         [
             {"params": list(matrices), "weight_decay": spec.weight_decay},
             {"params": list(vectors), "weight_decay": 0.0},
         ],
         lr=spec.learning_rate,
-        fused=fused,
     )
 
 
@@ -217,11 +221,16 @@ def make_model(
     table: EmbeddingTable,
     modalities: tuple[str, ...],
     device: torch.device | str = "cpu",
+    inputs: Mapping[str, InputSpec] | None = None,
 ) -> nn.Module:
-    """A new model with first weights drawn from the spec's seed, equal on all workers."""
+    """A new model with first weights drawn from the spec's seed, equal on all workers.
+
+    `inputs` are the table's, if they are known already.
+    """
+    inputs = table.inputs(modalities) if inputs is None else inputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = spec.build(inputs=table.inputs(modalities), outputs=len(table.classes))
+        model = spec.build(inputs=inputs, outputs=len(table.classes))
     model = model.to(device)
     if worker_count() > 1:
         for value in model.state_dict().values():
