@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class SingleSpec(CandidateSpec):
     """One modality alone: the baseline that a fusion has to beat."""
 
+    stackable: ClassVar[bool] = True
+
     type: Literal["single"] = "single"
     modality: Name
     """The modality that the model takes."""
@@ -44,6 +46,7 @@ class EarlySpec(CandidateSpec):
     """Early fusion: the modalities' projections side by side, with learned tokens for missing."""
 
     least_modalities: ClassVar[int] = 2
+    stackable: ClassVar[bool] = True
 
     type: Literal["early"] = "early"
     modality_dropout: Share = 0.2
@@ -58,6 +61,7 @@ class LateSpec(CandidateSpec):
     """Late fusion: one classifier a modality, averaged over those that are present."""
 
     least_modalities: ClassVar[int] = 2
+    stackable: ClassVar[bool] = True
 
     type: Literal["late"] = "late"
     modality_dropout: Share = 0.2

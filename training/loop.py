@@ -120,7 +120,7 @@ def fit_together(
 ) -> list[Fit]:
     """Fit candidates of one architecture in one pass, each as if it were alone, up to rounding.
 
-    One alone may be of any kind; several must have one `training.stack.architecture`.
+    One alone may be of any kind; several must have one `training.grouping.architecture`.
 
     Every worker calls it with equal arguments. `on_epoch` (with the candidate's place) and `save`
     are called on every worker; `save` as the spec's `checkpoint_` fields say, with a state of each
@@ -220,6 +220,9 @@ class _Fitting:
                 self.save(self._states())
                 since_save.read()
             self._keep_active()
+        if self.save and len(self.members) > 1:
+            # Before any of them is written: what is found of them is found of all.
+            self.save(self._states())
 
     @property
     def _minutes(self) -> float:
@@ -304,14 +307,16 @@ class _Fitting:
 @contextmanager
 def _surroundings(training: TrainingSpec) -> Iterator[None]:
     """A block with a random state of its own, and with deterministic operations if asked for."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if training.deterministic:
+    with torch.random.fork_rng(devices=[]):
+        if not training.deterministic:
+            yield
+            return
+        before = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         # Asked for by cuBLAS: https://docs.nvidia.com/cuda/cublas, "Results reproducibility".
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    try:
-        with torch.random.fork_rng(devices=[]):
+        try:
             yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)

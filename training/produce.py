@@ -1,9 +1,9 @@
-"""One candidate from its plan to its files in the store: fit, evaluate, write. No Ray."""
+"""Candidates from their plan to their files in the store: fit, evaluate, write. No Ray."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from training.checkpoint import FitState
 from training.data import EmbeddingTable
 from training.evaluate import evaluate, fit_probe, retrieval
 from training.faults import own_code
-from training.loop import Epoch, Failure, Fit, fit_candidate
+from training.loop import Epoch, Failure, Fit, fit_together
 from training.targets import Untrainable
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
@@ -38,38 +38,92 @@ def produce_candidate(
 ) -> CandidateRecord:
     """Fit a candidate, evaluate it, and let the first worker write it; the record that it got.
 
-    All workers take part, with equal arguments; the first alone knows the record's files. A
-    candidate whose loss is not finite, or which its data do not allow, gets a record that says
-    so, and neither weights nor predictions; one whose own code raises gets no record, but a
-    CandidateFault.
+    As `produce_together` does several.
     """
-    modalities = candidate.modalities
-    own = table.select(modalities)
-    fit: Fit | None = None
-    try:
-        fit = fit_candidate(
-            candidate.spec,
-            table=own,
-            training=training,
-            device=device,
-            resume=resume,
-            on_epoch=on_epoch,
-            save=save,
-        )
-        failure = fit.failure
-    except Untrainable as error:
-        failure = Failure(reason=str(error), epoch=0, step=0, learning_rate=0.0, sample_ids=[])
-    record = _record(
-        candidate,
-        fit=fit,
-        failure=failure,
+    (record,) = produce_together(
+        [candidate],
+        store=store,
         snapshot=snapshot,
         task=task,
         training=training,
         table=table,
+        device=device,
+        resume=None if resume is None else [resume],
+        on_epoch=None if on_epoch is None else lambda _, epoch: on_epoch(epoch),
+        save=None if save is None else lambda states: save(states[0]),
     )
-    if fit is None or failure is not None:
+    return record
+
+
+def produce_together(
+    candidates: Sequence[PlannedCandidate],
+    *,
+    store: Store,
+    snapshot: Snapshot,
+    task: TaskSpec,
+    training: TrainingSpec,
+    table: EmbeddingTable,
+    device: torch.device | str = "cpu",
+    resume: Sequence[FitState] | None = None,
+    on_epoch: Callable[[int, Epoch], None] | None = None,
+    save: Callable[[Sequence[FitState]], None] | None = None,
+) -> list[CandidateRecord]:
+    """Fit candidates in one pass, evaluate each, and let the first worker write them; the records.
+
+    All workers take part, with equal arguments; the first alone knows the records' files. Several
+    are of one `training.grouping.architecture`. A candidate whose loss is not finite, or which
+    its data do not allow, gets a record that says so, and neither weights nor predictions; one
+    whose own code raises gets no record, but a CandidateFault.
+    """
+    own = table.select(candidates[0].modalities)
+    fits: list[Fit | None] = [None] * len(candidates)
+    failure: Failure | None = None
+    try:
+        fits = list(
+            fit_together(
+                [candidate.spec for candidate in candidates],
+                table=own,
+                training=training,
+                device=device,
+                resume=resume,
+                on_epoch=on_epoch,
+                save=save,
+            )
+        )
+    except Untrainable as error:
+        failure = Failure(reason=str(error), epoch=0, step=0, learning_rate=0.0, sample_ids=[])
+    records = []
+    for candidate, fit in zip(candidates, fits, strict=True):
+        record = _record(
+            candidate,
+            fit=fit,
+            failure=failure if fit is None else fit.failure,
+            snapshot=snapshot,
+            task=task,
+            training=training,
+            table=table,
+        )
+        records.append(
+            _judge_and_write(
+                record, candidate=candidate, fit=fit, store=store, own=own, device=device
+            )
+        )
+    return records
+
+
+def _judge_and_write(
+    record: CandidateRecord,
+    *,
+    candidate: PlannedCandidate,
+    fit: Fit | None,
+    store: Store,
+    own: EmbeddingTable,
+    device: torch.device | str,
+) -> CandidateRecord:
+    """Evaluate a fit, and let the first worker write it, with the record that it got."""
+    if fit is None or fit.failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
+    modalities = candidate.modalities
     found = None
     with own_code():
         if isinstance(fit.model, Alignment):
