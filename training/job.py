@@ -274,7 +274,7 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
                 training=training,
                 table=table,
                 device=device,
-                resume=interrupted and interrupted.states_of(together),
+                resume=None if interrupted is None else interrupted.states_of(together),
                 on_epoch=partial(_report_epoch, reporters),
                 save=partial(_save, candidates=together),
             )

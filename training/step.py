@@ -90,7 +90,7 @@ def train_step(
     return step
 
 
-def clip_norm(gradients: Sequence[Tensor], *, longest: float) -> Tensor:
+def clip_norm(gradients: list[Tensor], *, longest: float) -> Tensor:
     """The norm of all gradients together, which are then scaled to have `longest` at most."""
     if not gradients:
         return torch.zeros(())
