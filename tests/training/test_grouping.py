@@ -55,16 +55,16 @@ def test_candidates_of_one_architecture_are_grouped_where_the_first_stands() -> 
 @pytest.mark.parametrize(
     ("training", "expected"),
     [
-        ({"together": 1}, [["0"], ["1"], ["2"], ["3"], ["4"]]),
-        ({"together": 2}, [["0", "1"], ["2", "3"], ["4"]]),
-        ({"compile": True}, [["0"], ["1"], ["2"], ["3"], ["4"]]),
+        ({"together": 1}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
+        ({"together": 2}, [["a", "b"], ["c", "d"], ["e"]]),
+        ({"compile": True}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
         # Where the hidden numbers of two would not fit the caches, nothing is gained.
-        ({"batch_size": 2**14}, [["0"], ["1"], ["2"], ["3"], ["4"]]),
-        ({"batch_size": 2**14, "together": 4}, [["0", "1", "2", "3"], ["4"]]),
+        ({"batch_size": 2**14}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
+        ({"batch_size": 2**14, "together": 4}, [["a", "b", "c", "d"], ["e"]]),
     ],
 )
 def test_as_many_as_pay_or_as_the_pipeline_says(training, expected) -> None:
-    specs = [late(str(i), seed=i) for i in range(5)]
+    specs = [late(name, seed=i) for i, name in enumerate("abcde")]
     assert names(specs, TrainingSpec(**training)) == expected
 
 
