@@ -31,9 +31,10 @@ from training.contrastive import info_nce  # noqa: E402
 from training.data import load_table, table_of  # noqa: E402
 from training.evaluate import evaluate, fit_probe, retrieval  # noqa: E402
 from training.faults import agreement_group, all_workers_agree  # noqa: E402
+from training.grouping import group  # noqa: E402
 from training.loop import fit_candidate, fit_together  # noqa: E402
 from training.losses import cross_entropy  # noqa: E402
-from training.produce import produce_candidate  # noqa: E402
+from training.produce import produce_together  # noqa: E402
 from training.step import seed_step, sum_gradients, train_step  # noqa: E402
 from training.task import TaskSpec  # noqa: E402
 from training.training_spec import TrainingSpec  # noqa: E402
@@ -260,8 +261,9 @@ def produce(job: dict[str, Any]) -> None:
     specs = [parse_candidate(spec) for spec in job["candidates"]]
     planned = plan_candidates(store, candidates=specs, **options)
     table = load_table(store, snapshot, task=task, modalities=tuple(snapshot.modalities))
-    for candidate in planned:
-        produce_candidate(candidate, store=store, table=table, **options)
+    modalities = [candidate.modalities for candidate in planned]
+    for together in group(planned, specs=specs, modalities=modalities, training=training):
+        produce_together(together, store=store, table=table, **options)
 
 
 def main(rank: int, workers: int, folder: Path) -> None:
