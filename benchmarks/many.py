@@ -18,6 +18,7 @@ from benchmarks.embeddings import made_table
 from benchmarks.measure import in_turn, run_variant, short, tell
 from benchmarks.processes import Share
 from benchmarks.results import Target, report
+from training.allocator import keep_freed_memory
 from training.built_in import parse_candidate
 from training.loop import fit_candidate, fit_together
 from training.spec import CandidateSpec
@@ -91,6 +92,7 @@ def specs(kind: str) -> list[CandidateSpec]:
 def fit(folder: Path, *, name: str, together: bool) -> None:
     """Fit all, and keep the answers of each for the test rows `[16, B, C]`."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     kind, dim = KINDS[name]
     table = made_table(rows=int((folder / "rows").read_text()), dim=dim)
     candidates = specs(kind)

@@ -19,6 +19,7 @@ from benchmarks.embeddings import made_table
 from benchmarks.measure import in_turn, run_variant, short, tell
 from benchmarks.processes import Share
 from benchmarks.results import Target, report
+from training.allocator import keep_freed_memory
 from training.built_in import parse_candidate
 from training.loop import fit_candidate
 from training.training_spec import TrainingSpec
@@ -85,6 +86,7 @@ def fit(folder: Path, *, workers: int) -> None:
 def work(rank: int, workers: int, folder: Path, answer: Connection) -> None:
     """One worker: a short fit to warm up, and one that is timed."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     place = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=workers)
     table = made_table(rows=int((folder / "rows").read_text()), dim=DIM)

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from features.fingerprint import fingerprint
 from features.storage import open_storage
 from features.store import Store
+from training.allocator import keep_freed_memory
 from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
@@ -231,6 +232,7 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
+        keep_freed_memory()
     store = Store(open_storage(config["store_root"]))
     snapshot = store.read_snapshot(config["snapshot_id"])
     task = TaskSpec.model_validate(config["task"])

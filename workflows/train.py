@@ -140,7 +140,7 @@ def passes(missing: Sequence[PlannedCandidate], *, training: TrainingSpec) -> It
             yield f"together, in one pass: {', '.join(c.spec.name for c in together)}"
     alone = [together[0].spec.name for together in groups if len(together) == 1]
     if alone and len(alone) < len(missing):
-        yield f"in turn: {', '.join(alone)}"
+        yield f"in turn, each on all workers: {', '.join(alone)}"
 
 
 def candidate_table(
