@@ -107,6 +107,15 @@ class EmbeddingTable:
                 numbers = first.repeat_interleave(lengths) + _counted(lengths)
             self.embeddings[modality].expect(numbers)
 
+    @property
+    def stackable(self) -> bool:
+        """Whether several candidates can be fitted on it in one pass, each in its own order.
+
+        Not where embeddings are streamed, which is in one order at a time, nor of sequences.
+        """
+        held = all(isinstance(reader, HeldVectors) for reader in self.embeddings.values())
+        return held and not self.starts
+
     def close(self) -> None:
         """End what is read ahead."""
         for reader in self.embeddings.values():

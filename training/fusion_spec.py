@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class SingleSpec(CandidateSpec):
     """One modality alone: the baseline that a fusion has to beat."""
 
+    stackable: ClassVar[bool] = True
+
     type: Literal["single"] = "single"
     modality: Name
     """The modality that the model takes."""
@@ -44,6 +46,7 @@ class FusionSpec(CandidateSpec):
     """Base of the candidates that fuse several modalities, any of which may be missing."""
 
     least_modalities: ClassVar[int] = 2
+    stackable: ClassVar[bool] = True
 
     modality_dropout: Share = 0.2
     """Probability with which a row's modality is taken away while training."""
@@ -51,6 +54,8 @@ class FusionSpec(CandidateSpec):
 
 class TransformerSpec(FusionSpec):
     """Base of the fusions by attention; a pooled embedding is a sequence of one step."""
+
+    stackable: ClassVar[bool] = False
 
     layers: Annotated[int, pydantic.Field(ge=1)] = 2
     """Transformer layers."""

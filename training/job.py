@@ -1,6 +1,7 @@
-"""The Ray Train job: one worker group that fits all candidates that are not done, in turn.
+"""The Ray Train job: one worker group that fits all candidates that are not done.
 
-Every worker loads the snapshot once. The first worker writes a candidate into the store when
+Every worker loads the snapshot once. Small candidates of one architecture are fitted in one pass,
+the others in turn. The first worker writes a candidate into the store when
 it is done, so a killed job goes on with the next one; within a candidate it goes on from the
 last checkpoint, which Ray keeps under `train-runs/` in the store until the job is done.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -26,18 +28,20 @@ import torch.distributed as dist
 from features.fingerprint import fingerprint
 from features.storage import open_storage
 from features.store import Store
+from training.allocator import keep_freed_memory
 from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
     PlannedCandidate,
     plan_candidates,
 )
-from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
+from training.checkpoint import FitState, read_about, read_checkpoints, write_checkpoint
 from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
+from training.grouping import group
 from training.loop import Epoch
 from training.memory import memory_bytes
-from training.produce import produce_candidate
+from training.produce import produce_together
 from training.reading import MemoryTooSmall
 from training.spec import CandidateSpec
 from training.targets import Untrainable
@@ -230,6 +234,7 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
+        keep_freed_memory()
     store = Store(open_storage(config["store_root"]))
     snapshot = store.read_snapshot(config["snapshot_id"])
     task = TaskSpec.model_validate(config["task"])
@@ -255,42 +260,59 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
         )
     except (Untrainable, MemoryTooSmall) as error:
         return str(error)
-    group = agreement_group()
+    agreement = agreement_group()
     faults = []
-    for number, candidate in enumerate(pending, 1):
-        report = _Reporter(
-            mailbox=config["mailbox"],
-            candidate=candidate,
-            number=number,
-            of=len(pending),
-            training=training,
-        )
+    interrupted = _Interrupted.found()
+    grouping = training if table.stackable else training.model_copy(update={"together": 1})
+    groups = deque(_groups(pending, planned=planned, training=grouping, interrupted=interrupted))
+    numbers = {candidate.fingerprint: number for number, candidate in enumerate(pending, 1)}
+    while groups:
+        together = groups.popleft()
+        reporters = [
+            _Reporter(
+                mailbox=config["mailbox"],
+                candidate=candidate,
+                number=numbers.get(candidate.fingerprint, 0),
+                of=len(pending),
+                training=training,
+            )
+            for candidate in together
+        ]
         try:
-            record = produce_candidate(
-                candidate,
+            records = produce_together(
+                together,
                 store=store,
                 snapshot=snapshot,
                 task=task,
                 training=training,
                 table=table,
                 device=device,
-                resume=_checkpoint_of(candidate.fingerprint),
-                on_epoch=report.epoch,
-                save=partial(_save, candidate=candidate),
+                resume=None if interrupted is None else interrupted.states_of(together),
+                on_epoch=partial(_report_epoch, reporters),
+                save=partial(_save, candidates=together),
             )
         except CandidateFault as fault:
-            if not all_workers_agree(group):
+            if not all_workers_agree(agreement):
                 raise
-            faults.append(f"candidate {candidate.spec.name!r} cannot be fitted: {fault}")
-            report.end(str(fault))
+            if len(together) > 1:
+                # It may be that they cannot be fitted in one pass.
+                groups.extendleft([candidate] for candidate in reversed(together))
+                continue
+            faults.append(f"candidate {together[0].spec.name!r} cannot be fitted: {fault}")
+            reporters[0].end(str(fault))
             continue
-        report.end(record.failure["reason"] if record.failure else None)
+        for reporter, record in zip(reporters, records, strict=True):
+            reporter.end(record.failure["reason"] if record.failure else None)
     return "; ".join(faults) or None
 
 
 def _workers_here() -> int:
     """Workers on this one's machine, which share its memory."""
     return int(ray.train.get_context().get_local_world_size())
+
+
+def _report_epoch(reporters: Sequence[_Reporter], number: int, epoch: Epoch) -> None:
+    reporters[number].epoch(epoch)
 
 
 def _agree_on_pending(planned: Sequence[PlannedCandidate]) -> list[PlannedCandidate]:
@@ -304,25 +326,65 @@ def _agree_on_pending(planned: Sequence[PlannedCandidate]) -> list[PlannedCandid
     return [by_name[name] for name in names]
 
 
-def _checkpoint_of(candidate: str) -> FitState | None:
-    """The state that this candidate was interrupted in, if it was."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        if read_about(folder) != {"candidate": candidate}:
+def _groups(
+    pending: Sequence[PlannedCandidate],
+    *,
+    planned: Sequence[PlannedCandidate],
+    training: TrainingSpec,
+    interrupted: _Interrupted | None,
+) -> list[list[PlannedCandidate]]:
+    """What is fitted in one pass: first the group that was interrupted, as it was.
+
+    Some of it may be in the store by now; the others end in the same bits only beside them.
+    """
+    first: list[list[PlannedCandidate]] = []
+    if interrupted is not None:
+        by_name = {c.fingerprint: c for c in reversed(planned)}
+        whole = all(name in by_name for name in interrupted.candidates)
+        if whole and {c.fingerprint for c in pending} & set(interrupted.candidates):
+            first = [[by_name[name] for name in interrupted.candidates]]
+            pending = [c for c in pending if c.fingerprint not in interrupted.candidates]
+    return first + group(
+        pending,
+        specs=[candidate.spec for candidate in pending],
+        modalities=[candidate.modalities for candidate in pending],
+        training=training,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Interrupted:
+    """The checkpoint of candidates that were fitted in one pass when the job was interrupted."""
+
+    candidates: tuple[str, ...]
+    states: Sequence[FitState]
+
+    @classmethod
+    def found(cls) -> _Interrupted | None:
+        """What Ray has kept, if it has."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
             return None
-        return read_checkpoint(folder)
+        with checkpoint.as_directory() as folder:
+            candidates = tuple(read_about(folder)["candidates"])
+            return cls(candidates=candidates, states=read_checkpoints(folder))
+
+    def states_of(self, together: Sequence[PlannedCandidate]) -> Sequence[FitState] | None:
+        """The states of these candidates, if it is these that were interrupted."""
+        same = tuple(candidate.fingerprint for candidate in together) == self.candidates
+        return self.states if same else None
 
 
-def _save(state: FitState, *, candidate: PlannedCandidate) -> None:
+def _save(states: Sequence[FitState], *, candidates: Sequence[PlannedCandidate]) -> None:
     """Hand a checkpoint of the first worker to Ray; all workers must call it."""
-    metrics = {"candidate": candidate.spec.name, "epoch": state.epoch}
+    names = ", ".join(candidate.spec.name for candidate in candidates)
+    metrics = {"candidates": names, "epoch": max(state.epoch for state in states)}
     if worker_rank() != 0:
         ray.train.report(metrics)
         return
+    about = {"candidates": [candidate.fingerprint for candidate in candidates]}
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(state, folder=folder, about={"candidate": candidate.fingerprint})
+        write_checkpoint(*states, folder=folder, about=about)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -55,10 +55,12 @@ class RowDropout(nn.Module):
 
     def forward(self, x_BX: Tensor) -> Tensor:
         self.shape = tuple(x_BX.shape[1:])
-        if not self.training or self.probability == 0:
+        if not self.training:
             return x_BX
         if self.factor is not None:
             return x_BX * self.factor
+        if self.probability == 0:
+            return x_BX
         if self.draw is None:
             return F.dropout(x_BX, self.probability)
         factor = self.draw.factor(len(x_BX), shape=self.shape, probability=self.probability)
@@ -89,19 +91,41 @@ def dropout_layers(model: nn.Module) -> list[RowDropout]:
     return [layer for layer in model.modules() if isinstance(layer, RowDropout)]
 
 
-def dropout_draws(model: nn.Module, *, seed: int, rows: int, first: int) -> list[Draw]:
-    """The draws of each dropout layer for a step on a global batch of `rows`."""
+def dropout_draws(layers: int, *, seed: int, rows: int, first: int) -> list[Draw]:
+    """The draws of so many dropout layers for a step on a global batch of `rows`."""
     return [
-        Draw(seed=(seed * 1_000_003 + i) % 2**63, rows=rows, first=first)
-        for i in range(len(dropout_layers(model)))
+        Draw(seed=(seed * 1_000_003 + i) % 2**63, rows=rows, first=first) for i in range(layers)
     ]
+
+
+def give_factors(model: nn.Module, *, rows: int) -> None:
+    """Give every `RowDropout` what its draw makes of `rows` rows, so that its pass draws nothing.
+
+    The layers must have met a row before.
+    """
+    for layer in dropout_layers(model):
+        if layer.draw is not None and layer.probability > 0:
+            layer.factor = layer.draw.factor(
+                rows, shape=layer.shape, probability=layer.probability
+            ).to(next(model.parameters()).device)
 
 
 def seed_dropout(model: nn.Module, *, seed: int, rows: int, first: int) -> None:
     """Seed every `RowDropout` of a model for a step on a global batch of `rows`."""
-    draws = dropout_draws(model, seed=seed, rows=rows, first=first)
-    for layer, draw in zip(dropout_layers(model), draws, strict=True):
+    layers = dropout_layers(model)
+    draws = dropout_draws(len(layers), seed=seed, rows=rows, first=first)
+    for layer, draw in zip(layers, draws, strict=True):
         layer.draw = draw
+
+
+def masked(x: Tensor, there: Tensor) -> Tensor:
+    """`x`, and zero where it is not there, whatever stands there: `torch.where(there, x, 0)`.
+
+    Of float32 that needs no gradient by its bits, which on a CPU takes a third of the time.
+    """
+    if x.dtype != torch.float32 or (x.requires_grad and torch.is_grad_enabled()):
+        return torch.where(there, x, 0.0)
+    return (x.view(torch.int32) & -there.to(torch.int32)).view(torch.float32)
 
 
 class Projection(nn.Module):
@@ -127,8 +151,9 @@ class Projection(nn.Module):
         """`there` says which of the vectors are: bool `[B]`, or `[B, T]` of sequences."""
         there = there.unsqueeze(-1)
         # What stands in the others is taken away before it can meet a weight: NaN times 0 is NaN.
-        scaled = torch.where(there, (x - self.mean_D) / self.std_D, 0.0).clamp(-CLAMP, CLAMP)
-        return self.dropout(torch.where(there, self.layers(scaled), 0.0))
+        scaled = (masked(x, there) - self.mean_D).div_(self.std_D).clamp(-CLAMP, CLAMP)
+        # Finite now, so that zero times it is zero: several times as fast as `torch.where`.
+        return self.dropout(self.layers(scaled) * there)
 
 
 class PerModality(nn.Module):

@@ -1,75 +1,38 @@
-"""A candidate's whole fit, on PyTorch-Ignite's engines: epochs, validation, early stopping.
+"""The loop of a fit: steps, epochs, validation, early stopping, of one candidate or several.
 
 Runs on one worker or on all workers of torch's process group, with no Ray and no file. Every
 worker takes the same steps and comes to the same decisions, since all that decides is summed
-over the workers first.
+over the workers first. What is done at a step is told in `training.step`, of several candidates
+at once in `training.stack`; what is known of each candidate in `training.member`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import math
-import time
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping
-from ignite.metrics import Metric
-from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
-from training.checkpoint import FitState, load_optimizer, optimizer_tensors
+from training.alone import Alone
+from training.batch import Batch
+from training.checkpoint import FitState
 from training.closed_form import has_closed_form, solve
-from training.data import EmbeddingTable, epoch_order, step_count, step_rows, worker_rows
+from training.data import EmbeddingTable, step_count, step_rows, worker_rows
 from training.faults import own_code
+from training.member import Epoch, Failure, Member, Stopwatch
+from training.monitor import validation_metrics
 from training.spec import CandidateSpec, Objective
-from training.step import (
-    learning_rate,
-    loss_share,
-    make_model,
-    make_optimizer,
-    seed_step,
-    train_batch,
-    train_step,
-    worker_batch,
-)
+from training.stack import Stack
+from training.step import Step, worker_batch
 from training.targets import Untrainable
 from training.training_spec import TrainingSpec
-from training.workers import sum_over_workers, worker_count, worker_rank
+from training.workers import gather_rows, worker_count, worker_rank
 
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """What one pass over the training rows came to."""
-
-    epoch: int
-    """Counted from 1."""
-    train_loss: float
-    """Mean over the rows as they were met, with dropout."""
-    validation_loss: float
-    validation_accuracy: float | None
-    """None for an alignment, whose classifier is fitted afterwards."""
-    learning_rate: float
-    """Of the last step."""
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Where and why a fit was given up."""
-
-    reason: str
-    epoch: int
-    step: int
-    """Counted from 1, from the start of the fit."""
-    learning_rate: float
-    sample_ids: list[str]
-    """The global batch's samples; none if it failed in validation."""
+__all__ = ["Epoch", "Failure", "Fit", "fit_candidate", "fit_together", "objective_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +42,7 @@ class Fit:
     model: nn.Module
     epochs: list[Epoch]
     best_epoch: int | None
-    """The epoch with the lowest validation loss."""
+    """The epoch with the best `training.monitor`, as a rule the lowest validation loss."""
     failure: Failure | None
 
     @property
@@ -87,51 +50,37 @@ class Fit:
         return sum(epoch.seconds for epoch in self.epochs)
 
 
-class RowMean(Metric):
-    """Mean over the rows of all workers, of outputs (sum over this worker's rows, rows)."""
+class Weights(Protocol):
+    """The weights and optimizers of the candidates that a loop fits, K of which are not over."""
 
-    def reset(self) -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64)
+    numbers: list[int]
+    """Which of the candidates are still fitted, ascending."""
 
-    def update(self, output: tuple[float, int]) -> None:
-        self._sums += torch.tensor(output, dtype=torch.float64)
+    def step(
+        self, members: Sequence[Member], *, rows: Sequence[Tensor], calls: float
+    ) -> list[Step]:
+        """A step of each on a global batch of its own rows."""
 
-    @sync_all_reduce("_sums")
-    def compute(self) -> float:
-        total, rows = self._sums.tolist()
-        return total / rows
+    def outputs(self, batch: Batch) -> Tensor:
+        """Each one's answers `[K, B, C]` for the rows of one batch."""
 
+    def own_losses(self, batch: Batch) -> Tensor:
+        """Each one's own loss `[K]` over one global batch."""
 
-@dataclass(kw_only=True)
-class _Fitting:
-    """A fit under way."""
+    def validated(self, number: int) -> dict[str, Tensor]:
+        """A copy of one's tensors that are validated."""
 
-    spec: CandidateSpec
-    training: TrainingSpec
-    table: EmbeddingTable
-    modalities: tuple[str, ...]
-    device: torch.device | str
-    train_rows: Tensor
-    validation_rows: Tensor
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    order: Tensor
-    """The training rows in the order of this epoch."""
-    epochs: list[Epoch] = field(default_factory=list)
-    best_epoch: int | None = None
-    best_loss: float = math.inf
-    best: dict[str, Tensor] = field(default_factory=dict)
-    failure: Failure | None = None
-    epoch_started: float = 0.0
+    def state(self, number: int) -> dict[str, dict[str, Tensor]]:
+        """Copies of `model`, `optimizer` and `average`, as `FitState` has them."""
 
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return step_count(len(self.train_rows), batch_size=self.training.batch_size)
+    def restore(self, number: int, state: FitState) -> None:
+        """Let one go on from a state."""
 
-    @property
-    def validation_steps(self) -> int:
-        return step_count(len(self.validation_rows), batch_size=self.training.batch_size)
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Go on with some of them alone."""
+
+    def fitted(self, number: int, *, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """One's model with these tensors."""
 
 
 def fit_candidate(
@@ -146,124 +95,85 @@ def fit_candidate(
 ) -> Fit:
     """Fit one candidate on the modalities that it names, or on all of the table.
 
-    Every worker calls it with equal arguments. `on_epoch` and `save` are called on every worker;
-    `save` every `checkpoint_every` epochs, with a state that as `resume` leads to the same end,
-    bit for bit on like hardware. A loss that is not finite ends the fit with a `Failure`.
-    Untrainable, on every worker, if there are no rows to learn from; CandidateFault if the
-    candidate's own code raises.
+    As `fit_together` does several.
     """
-    modalities = spec.resolved_modalities(tuple(table.embeddings))
-    rows = {
-        split: objective_rows(table, split=split, objective=spec.objective, modalities=modalities)
-        for split in ("train", "validation")
-    }
-    with own_code():
-        model = make_model(spec, table=table, modalities=modalities, device=device)
-        optimizer = make_optimizer(model, spec=spec)
-    fitting = _Fitting(
-        spec=spec,
+    (fit,) = fit_together(
+        [spec],
+        table=table,
         training=training,
+        device=device,
+        resume=None if resume is None else [resume],
+        on_epoch=None if on_epoch is None else lambda _, epoch: on_epoch(epoch),
+        save=None if save is None else lambda states: save(states[0]),
+    )
+    return fit
+
+
+def fit_together(
+    specs: Sequence[CandidateSpec],
+    *,
+    table: EmbeddingTable,
+    training: TrainingSpec,
+    device: torch.device | str = "cpu",
+    resume: Sequence[FitState] | None = None,
+    on_epoch: Callable[[int, Epoch], None] | None = None,
+    save: Callable[[Sequence[FitState]], None] | None = None,
+) -> list[Fit]:
+    """Fit candidates of one architecture in one pass, each as if it were alone, up to rounding.
+
+    One alone may be of any kind; several must have one `training.grouping.architecture`.
+
+    Every worker calls it with equal arguments. `on_epoch` (with the candidate's place) and `save`
+    are called on every worker; `save` as the spec's `checkpoint_` fields say, with a state of each
+    candidate that as `resume` lead to the same end, bit for bit on like hardware. A loss that is
+    not finite ends a candidate's fit with a `Failure`, and no other's. Untrainable, on every
+    worker, if there are no rows to learn from; CandidateFault if a candidate's own code raises.
+    """
+    modalities = specs[0].resolved_modalities(tuple(table.embeddings))
+    objective = specs[0].objective
+    rows, validation_rows = (
+        objective_rows(table, split=split, objective=objective, modalities=modalities)
+        for split in ("train", "validation")
+    )
+    steps = step_count(len(rows), batch_size=training.batch_size)
+    members = [
+        Member(spec, training=training, rows=rows, steps=steps, shards=table.shards)
+        for spec in specs
+    ]
+    with _surroundings(training), own_code():
+        options: dict[str, Any] = {
+            "table": table, "modalities": modalities, "training": training, "device": device
+        }  # fmt: skip
+        weights: Weights = Stack(specs, **options) if len(specs) > 1 else Alone(specs[0], **options)
+        for number, state in enumerate(resume or ()):
+            members[number].restore(state)
+            weights.restore(number, state)
+    fitting = _Fitting(
+        members=members,
+        weights=weights,
         table=table,
         modalities=modalities,
+        training=training,
         device=device,
-        train_rows=rows["train"],
-        validation_rows=rows["validation"],
-        model=model,
-        order=rows["train"],
-        optimizer=optimizer,
+        validation_rows=validation_rows,
+        objective=objective,
+        on_epoch=on_epoch,
+        save=save,
     )
-    if has_closed_form(model):
-        return _solved(fitting, on_epoch=on_epoch)
-    trainer = Engine(lambda engine, _: _take_step(fitting, engine=engine))
-    RowMean().attach(trainer, "loss")
-    evaluator = _evaluator(fitting)
-    stopping = EarlyStopping(
-        patience=training.patience,
-        score_function=lambda engine: -engine.state.metrics["loss"],
-        trainer=trainer,
-    )
-    stopping.logger.setLevel(logging.WARNING)
-    evaluator.add_event_handler(Events.COMPLETED, stopping)
-
-    def finish_epoch(engine: Engine) -> None:
-        if fitting.failure:
-            return
-        _expect(fitting, fitting.validation_rows, steps=fitting.validation_steps)
-        evaluator.run(range(fitting.validation_steps))
-        if not _note_epoch(fitting, trainer=engine, evaluator=evaluator):
-            engine.terminate()
-            return
-        if on_epoch:
-            on_epoch(fitting.epochs[-1])
-        if save and len(fitting.epochs) % training.checkpoint_every == 0:
-            save(_state(fitting, stopping=stopping))
-
-    def start_epoch(engine: Engine) -> None:
-        fitting.order = epoch_order(
-            rows["train"],
-            seed=spec.seed,
-            epoch=engine.state.epoch,
-            shards=table.shards,
-            window=training.shuffle_buffer,
+    with _surroundings(training):
+        if isinstance(weights, Alone) and has_closed_form(weights.model):
+            fitting.solve(weights.model)
+        else:
+            fitting.run()
+    return [
+        Fit(
+            model=weights.fitted(number, tensors=member.best),
+            epochs=member.epochs,
+            best_epoch=member.monitor.best_epoch,
+            failure=member.failure,
         )
-        _expect(fitting, fitting.order, steps=fitting.steps)
-        fitting.epoch_started = time.perf_counter()
-
-    trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, finish_epoch)
-    if resume is not None:
-        with own_code():
-            _restore(fitting, resume, stopping=stopping)
-        trainer.load_state_dict(
-            {
-                "epoch": resume.epoch,
-                "max_epochs": training.max_epochs,
-                "epoch_length": fitting.steps,
-            }
-        )
-    if len(fitting.epochs) < training.max_epochs and stopping.counter < training.patience:
-        with torch.random.fork_rng(devices=[]):
-            trainer.run(range(fitting.steps), max_epochs=training.max_epochs)
-    if fitting.best:
-        model.load_state_dict(fitting.best)
-    return Fit(
-        model=model.eval(),
-        epochs=fitting.epochs,
-        best_epoch=fitting.best_epoch,
-        failure=fitting.failure,
-    )
-
-
-def _solved(fitting: _Fitting, *, on_epoch: Callable[[Epoch], None] | None) -> Fit:
-    """The fit of a model that has a closed form, told as a single epoch."""
-    begun = time.perf_counter()
-    with own_code():
-        train_loss = solve(
-            fitting.model,
-            table=fitting.table,
-            rows=fitting.train_rows,
-            modalities=fitting.modalities,
-            batch_size=fitting.training.batch_size,
-            device=fitting.device,
-        )
-    validated = _evaluator(fitting).run(range(fitting.validation_steps))
-    loss = validated.metrics["loss"]
-    if not math.isfinite(train_loss + loss):
-        fitting.failure = Failure(
-            reason="the loss is not finite", epoch=1, step=1, learning_rate=0.0, sample_ids=[]
-        )
-        return Fit(model=fitting.model, epochs=[], best_epoch=None, failure=fitting.failure)
-    epoch = Epoch(
-        epoch=1,
-        train_loss=train_loss,
-        validation_loss=loss,
-        validation_accuracy=None,
-        learning_rate=0.0,
-        seconds=time.perf_counter() - begun,
-    )
-    if on_epoch:
-        on_epoch(epoch)
-    return Fit(model=fitting.model.eval(), epochs=[epoch], best_epoch=1, failure=None)
+        for number, member in enumerate(members)
+    ]
 
 
 def objective_rows(
@@ -281,140 +191,174 @@ def objective_rows(
     return rows
 
 
-def _expect(fitting: _Fitting, order: Tensor, *, steps: int) -> None:
-    """Let this worker's part of some steps be read ahead."""
-    own = worker_rows(order, steps=steps, rank=worker_rank(), workers=worker_count())
-    fitting.table.expect(own, modalities=fitting.modalities)
+@dataclass(frozen=True, kw_only=True)
+class _Fitting:
+    """Fits under way, all at the same step."""
 
+    members: Sequence[Member]
+    weights: Weights
+    table: EmbeddingTable
+    modalities: tuple[str, ...]
+    training: TrainingSpec
+    device: torch.device | str
+    validation_rows: Tensor
+    objective: Objective
+    on_epoch: Callable[[int, Epoch], None] | None
+    save: Callable[[Sequence[FitState]], None] | None
+    expected: list[int] = field(default_factory=list)
+    """Epochs whose rows were named for reading ahead."""
 
-def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:
-    """One training step; (loss times this worker's rows, rows)."""
-    spec, training = fitting.spec, fitting.training
-    epoch, step = engine.state.epoch, (engine.state.iteration - 1) % fitting.steps
-    rate = learning_rate(
-        engine.state.iteration - 1,
-        steps=fitting.steps * training.max_epochs,
-        warmup=training.warmup,
-        highest=spec.learning_rate,
-    )
-    for group in fitting.optimizer.param_groups:
-        group["lr"] = rate
-    rows = step_rows(fitting.order, step=step, steps=fitting.steps)
-    batch = train_batch(
-        spec,
-        table=fitting.table,
-        rows=rows,
-        modalities=fitting.modalities,
-        epoch=epoch,
-        step=step,
-        device=fitting.device,
-    )
-    seed_step(fitting.model, seed=spec.seed, epoch=epoch, step=step, rows=len(rows))
-    with own_code():
-        outcome = train_step(
-            fitting.model,
-            optimizer=fitting.optimizer,
-            batch=batch,
-            objective=spec.objective,
-            gradient_clip=training.gradient_clip,
+    def run(self) -> None:
+        """Take steps until all are over."""
+        self._keep_active()
+        watch, since_save = Stopwatch(), Stopwatch()
+        while numbers := list(self.weights.numbers):
+            active = [self.members[number] for number in numbers]
+            late = worker_rank() == 0 and since_save.passed > self._minutes * 60
+            called = self._step(active, calls=float(late))
+            seconds = watch.read() / len(active)
+            for member in active:
+                member.sums.seconds += seconds
+            going = [number for number in numbers if not self.members[number].over]
+            first = self.members[going[0]] if going else None
+            ended = first is not None and first.step == first.steps
+            if ended:
+                self._end_epoch(going, watch=watch)
+                first = next((m for m in active if m.failure is None), None)
+            if self.save and first is not None and self._is_due(first, ended=ended, called=called):
+                self.save(self._states())
+                since_save.read()
+            self._keep_active()
+        if self.save and len(self.members) > 1:
+            # Before any of them is written: what is found of them is found of all.
+            self.save(self._states())
+
+    def solve(self, model: nn.Module) -> None:
+        """Fit a model that has a closed form, which is told as a single epoch."""
+        (member,) = self.members
+        watch = Stopwatch()
+        with own_code():
+            loss = solve(
+                model,
+                table=self.table,
+                rows=member.rows,
+                modalities=self.modalities,
+                batch_size=self.training.batch_size,
+                device=self.device,
+            )
+        member.note_solved(loss)
+        if member.failure is None:
+            self._end_epoch([0], watch=watch)
+
+    @property
+    def _minutes(self) -> float:
+        return self.training.checkpoint_minutes or float("inf")
+
+    def _keep_active(self) -> None:
+        numbers = [n for n in self.weights.numbers if not self.members[n].over]
+        if numbers != self.weights.numbers:
+            self.weights.keep(numbers)
+
+    def _step(self, active: Sequence[Member], *, calls: float) -> bool:
+        """One step of all; whether a worker has called for a checkpoint."""
+        rows = [member.next_rows() for member in active]
+        if len(active) == 1:
+            self._expect_epoch(active[0])
+        with own_code():
+            outcomes = self.weights.step(active, rows=rows, calls=calls)
+        for member, own, outcome in zip(active, rows, outcomes, strict=True):
+            ids: list[str] = []
+            if not outcome.finite:
+                ids = self.table.sample_ids.take(own.numpy()).to_pylist()
+            member.note_step(outcome, rows=len(own), sample_ids=ids)
+        return any(outcome.calls > 0 for outcome in outcomes)
+
+    def _expect_epoch(self, member: Member) -> None:
+        """Let this worker's part of what is left of an epoch be read ahead, once."""
+        if self.expected and self.expected[-1] == member.epoch:
+            return
+        self.expected.append(member.epoch)
+        self._expect(member.order, steps=member.steps, first_step=member.step)
+
+    def _expect(self, order: Tensor, *, steps: int, first_step: int = 0) -> None:
+        own = worker_rows(
+            order, steps=steps, rank=worker_rank(), workers=worker_count(), first_step=first_step
         )
-    if not outcome.finite:
-        what = "gradient" if math.isfinite(outcome.loss) else "loss"
-        fitting.failure = Failure(
-            reason=f"the {what} is not finite",
-            epoch=epoch,
-            step=engine.state.iteration,
-            learning_rate=rate,
-            sample_ids=fitting.table.sample_ids.take(rows.numpy()).to_pylist(),
-        )
-        engine.terminate()
-    return outcome.loss * batch.rows, batch.rows
+        self.table.expect(own, modalities=self.modalities)
 
-
-def _evaluator(fitting: _Fitting) -> Engine:
-    """An engine over the validation rows, with the metrics `loss` and `accuracy`.
-
-    Global batches in row order, each divided among the workers: no row is left out or counted
-    twice. The accuracy is that of a classifier; an alignment has none yet.
-    """
-    spec = fitting.spec
+    def _end_epoch(self, numbers: Sequence[int], *, watch: Stopwatch) -> None:
+        found = dict(zip(self.weights.numbers, self._validate(), strict=True))
+        seconds = watch.read() / len(numbers)
+        for number in numbers:
+            member = self.members[number]
+            member.sums.seconds += seconds
+            if member.note_epoch(found[number]):
+                member.best = self.weights.validated(number)
+            if self.on_epoch and member.failure is None:
+                self.on_epoch(number, member.epochs[-1])
 
     @torch.no_grad()
-    @own_code()
-    def evaluate(_: Engine, step: int) -> dict[str, tuple[float, int]]:
-        rows = step_rows(fitting.validation_rows, step=step, steps=fitting.validation_steps)
-        batch = worker_batch(
-            fitting.table, rows=rows, modalities=fitting.modalities, device=fitting.device
-        )
-        fitting.model.eval()
-        if spec.objective == "own":
-            share = loss_share(fitting.model, batch=batch, objective=spec.objective)
-            return {"loss": (float(sum_over_workers(share)) * batch.rows, batch.rows)}
-        logits = fitting.model(*batch.inputs)
-        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
-        right = (logits.argmax(dim=1) == batch.targets).sum()
-        return {"loss": (float(loss), batch.rows), "accuracy": (int(right), batch.rows)}
+    def _validate(self) -> list[dict[str, float]]:
+        """Each candidate's metrics over the validation rows, none left out or counted twice.
 
-    engine = Engine(evaluate)
-    names = ("loss", "accuracy") if spec.objective == "task" else ("loss",)
-    for name in names:
-        RowMean(lambda output, name=name: output[name]).attach(engine, name)
-    return engine
+        Global batches in row order, each divided among the workers.
+        """
+        rows = self.validation_rows
+        steps = step_count(len(rows), batch_size=self.training.batch_size)
+        self._expect(rows, steps=steps)
+        outputs, targets = [], []
+        losses = torch.zeros(len(self.weights.numbers), dtype=torch.float64)
+        for step in range(steps):
+            taken = step_rows(rows, step=step, steps=steps)
+            batch = worker_batch(
+                self.table, rows=taken, modalities=self.modalities, device=self.device
+            )
+            with own_code():
+                if self.objective == "own":
+                    losses += self.weights.own_losses(batch).cpu().double() * len(taken)
+                else:
+                    outputs.append(self.weights.outputs(batch))
+                    targets.append(batch.targets)
+        if self.objective == "own":
+            return [{"loss": loss} for loss in (losses / len(rows)).tolist()]
+        answers_RKC = gather_rows(torch.cat(outputs, dim=1).transpose(0, 1).contiguous()).rows
+        targets_R = gather_rows(torch.cat(targets)).rows
+        return [
+            validation_metrics(answers_RC, targets_R=targets_R)
+            for answers_RC in answers_RKC.unbind(dim=1)
+        ]
 
+    def _is_due(self, member: Member, *, ended: bool, called: bool) -> bool:
+        """Whether a checkpoint is to be made after a step, or the end of an epoch."""
+        if ended and len(member.epochs) % self.training.checkpoint_every == 0:
+            return True
+        every = self.training.checkpoint_steps
+        return called or (every is not None and member.steps_taken % every == 0)
 
-def _note_epoch(fitting: _Fitting, *, trainer: Engine, evaluator: Engine) -> bool:
-    """Add an epoch's results, and keep its weights if they are the best; False if it failed."""
-    metrics = evaluator.state.metrics
-    epoch = Epoch(
-        epoch=trainer.state.epoch,
-        train_loss=trainer.state.metrics["loss"],
-        validation_loss=metrics["loss"],
-        validation_accuracy=metrics.get("accuracy"),
-        learning_rate=fitting.optimizer.param_groups[0]["lr"],
-        seconds=time.perf_counter() - fitting.epoch_started,
-    )
-    if not math.isfinite(epoch.validation_loss):
-        fitting.failure = Failure(
-            reason="the validation loss is not finite",
-            epoch=epoch.epoch,
-            step=trainer.state.iteration,
-            learning_rate=epoch.learning_rate,
-            sample_ids=[],
-        )
-        return False
-    fitting.epochs.append(epoch)
-    if epoch.validation_loss < fitting.best_loss:
-        fitting.best_epoch, fitting.best_loss = epoch.epoch, epoch.validation_loss
-        fitting.best = _copied(fitting.model.state_dict())
-    return True
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they are now, whatever becomes of the originals."""
-    return {name: value.detach().clone() for name, value in tensors.items()}
+    def _states(self) -> list[FitState]:
+        """The state of each candidate; of one that is over, what is kept of it."""
+        empty: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+        return [
+            member.state(
+                **(self.weights.state(number) if number in self.weights.numbers else empty)
+            )
+            for number, member in enumerate(self.members)
+        ]
 
 
-def _state(fitting: _Fitting, *, stopping: EarlyStopping) -> FitState:
-    progress: dict[str, Any] = {
-        "epochs": [dataclasses.asdict(epoch) for epoch in fitting.epochs],
-        "best_epoch": fitting.best_epoch,
-        "best_loss": fitting.best_loss,
-        "early_stopping": dict(stopping.state_dict()),
-    }
-    return FitState(
-        epoch=fitting.epochs[-1].epoch,
-        model=_copied(fitting.model.state_dict()),
-        optimizer=_copied(optimizer_tensors(fitting.optimizer)),
-        best=fitting.best,
-        progress=progress,
-    )
-
-
-def _restore(fitting: _Fitting, state: FitState, *, stopping: EarlyStopping) -> None:
-    fitting.model.load_state_dict(dict(state.model))
-    load_optimizer(fitting.optimizer, tensors=state.optimizer)
-    stopping.load_state_dict(state.progress["early_stopping"])
-    fitting.epochs = [Epoch(**epoch) for epoch in state.progress["epochs"]]
-    fitting.best_epoch = state.progress["best_epoch"]
-    fitting.best_loss = state.progress["best_loss"]
-    fitting.best = {name: value.to(fitting.device) for name, value in state.best.items()}
+@contextmanager
+def _surroundings(training: TrainingSpec) -> Iterator[None]:
+    """A block with a random state of its own, and with deterministic operations if asked for."""
+    with torch.random.fork_rng(devices=[]):
+        if not training.deterministic:
+            yield
+            return
+        before = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        # Asked for by cuBLAS: https://docs.nvidia.com/cuda/cublas, "Results reproducibility".
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -1,9 +1,9 @@
-"""One candidate from its plan to its files in the store: fit, evaluate, write. No Ray."""
+"""Candidates from their plan to their files in the store: fit, evaluate, write. No Ray."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from features.store import Store
 from training.alignment_spec import ClassNames
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState
-from training.class_names import embed_class_names
+from training.class_names import EmbeddedNames, embed_class_names
 from training.data import EmbeddingTable
 from training.evaluate import evaluate
 from training.evaluate_space import fit_probe, retrieval, space_metrics
 from training.faults import own_code
-from training.loop import Epoch, Failure, Fit, fit_candidate
+from training.loop import Epoch, Failure, Fit, fit_together
 from training.probed import Probed
 from training.shared_space import SharedSpace
 from training.targets import Untrainable
@@ -43,53 +43,109 @@ def produce_candidate(
 ) -> CandidateRecord:
     """Fit a candidate, evaluate it, and let the first worker write it; the record that it got.
 
-    All workers take part, with equal arguments; the first alone knows the record's files. A
-    candidate whose loss is not finite, or which its data do not allow, gets a record that says
-    so, and neither weights nor predictions; one whose own code raises gets no record, but a
-    CandidateFault.
+    As `produce_together` does several.
     """
-    modalities = candidate.modalities
-    own = table.select(modalities)
-    fit: Fit | None = None
-    # Where classes are told by their names, they are embedded first: an encoder that is not here
-    # is told of before the work.
-    named: ClassNames | None = getattr(candidate.spec, "class_names", None)
-    names = None
-    try:
-        if named is not None:
-            embedded = embed_class_names(
-                named, snapshot=snapshot, classes=table.classes, device=device
-            )
-            names = (named.modality, embedded)
-        fit = fit_candidate(
-            candidate.spec,
-            table=own,
-            training=training,
-            device=device,
-            resume=resume,
-            on_epoch=on_epoch,
-            save=save,
-        )
-        failure = fit.failure
-    except Untrainable as error:
-        failure = Failure(reason=str(error), epoch=0, step=0, learning_rate=0.0, sample_ids=[])
-    record = _record(
-        candidate,
-        fit=fit,
-        failure=failure,
+    (record,) = produce_together(
+        [candidate],
+        store=store,
         snapshot=snapshot,
         task=task,
         training=training,
         table=table,
+        device=device,
+        resume=None if resume is None else [resume],
+        on_epoch=None if on_epoch is None else lambda _, epoch: on_epoch(epoch),
+        save=None if save is None else lambda states: save(states[0]),
     )
-    if fit is None or failure is not None:
+    return record
+
+
+def produce_together(
+    candidates: Sequence[PlannedCandidate],
+    *,
+    store: Store,
+    snapshot: Snapshot,
+    task: TaskSpec,
+    training: TrainingSpec,
+    table: EmbeddingTable,
+    device: torch.device | str = "cpu",
+    resume: Sequence[FitState] | None = None,
+    on_epoch: Callable[[int, Epoch], None] | None = None,
+    save: Callable[[Sequence[FitState]], None] | None = None,
+) -> list[CandidateRecord]:
+    """Fit candidates in one pass, evaluate each, and let the first worker write them; the records.
+
+    All workers take part, with equal arguments; the first alone knows the records' files. Several
+    are of one `training.grouping.architecture`. A candidate whose loss is not finite, or which
+    its data do not allow, gets a record that says so, and neither weights nor predictions; one
+    whose own code raises gets no record, but a CandidateFault.
+    """
+    own = table.select(candidates[0].modalities)
+    fits: list[Fit | None] = [None] * len(candidates)
+    failure: Failure | None = None
+    names: tuple[str, EmbeddedNames | None] | None = None
+    try:
+        # An encoder that is not here is told of before the work.
+        names = _class_names(candidates[0], snapshot=snapshot, table=own, device=device)
+        fits = list(
+            fit_together(
+                [candidate.spec for candidate in candidates],
+                table=own,
+                training=training,
+                device=device,
+                resume=resume,
+                on_epoch=on_epoch,
+                save=save,
+            )
+        )
+    except Untrainable as error:
+        failure = Failure(reason=str(error), epoch=0, step=0, learning_rate=0.0, sample_ids=[])
+    records = []
+    for candidate, fit in zip(candidates, fits, strict=True):
+        record = _record(
+            candidate,
+            fit=fit,
+            failure=failure if fit is None else fit.failure,
+            snapshot=snapshot,
+            task=task,
+            training=training,
+            table=table,
+        )
+        records.append(
+            _judge_and_write(
+                record,
+                candidate=candidate,
+                fit=fit,
+                store=store,
+                own=own,
+                names=names,
+                device=device,
+            )
+        )
+    return records
+
+
+def _judge_and_write(
+    record: CandidateRecord,
+    *,
+    candidate: PlannedCandidate,
+    fit: Fit | None,
+    store: Store,
+    own: EmbeddingTable,
+    names: tuple[str, EmbeddedNames | None] | None,
+    device: torch.device | str,
+) -> CandidateRecord:
+    """Evaluate a fit, and let the first worker write it, with the record that it got."""
+    if fit is None or fit.failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
-    found, further = None, {}
+    modalities = candidate.modalities
+    found, further = None, dict[str, dict[str, float]]()
     with own_code():
         if isinstance(fit.model, Probed):
             fit_probe(fit.model, table=own, modalities=modalities, device=device)
         if isinstance(fit.model, SharedSpace | Translation):
             found = retrieval(fit.model, table=own, modalities=modalities, device=device)
+        if isinstance(fit.model, SharedSpace):
             further = space_metrics(
                 fit.model, table=own, modalities=modalities, names=names, device=device
             )
@@ -101,6 +157,21 @@ def produce_candidate(
     if worker_rank() != 0:
         return record
     return write_candidate(store, record, model=fit.model, predictions=answers.table())
+
+
+def _class_names(
+    candidate: PlannedCandidate,
+    *,
+    snapshot: Snapshot,
+    table: EmbeddingTable,
+    device: torch.device | str,
+) -> tuple[str, EmbeddedNames | None] | None:
+    """The modality of texts and the embedded names of the classes, if a candidate gives any."""
+    named: ClassNames | None = getattr(candidate.spec, "class_names", None)
+    if named is None:
+        return None
+    embedded = embed_class_names(named, snapshot=snapshot, classes=table.classes, device=device)
+    return named.modality, embedded
 
 
 def _record(

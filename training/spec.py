@@ -50,6 +50,10 @@ class CandidateSpec(Spec):
     version: ClassVar[int] = 1
     """Raised by one whenever the code changes in a way that can change a result."""
     least_modalities: ClassVar[int] = 1
+    stackable: ClassVar[bool] = False
+    """Whether several models that differ in seed, rates, decay or dropout may be fitted in one
+    pass, by `torch.func.vmap`: the forward pass has no shape or branch that depends on values, its
+    dropout is `RowDropout`, and there is no state but the weights."""
 
     type: str
     name: Annotated[Name, Execution] = ""

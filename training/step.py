@@ -7,7 +7,7 @@ are summed over the workers, so the step is that of one worker on the whole batc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.adamw import AdamW
 from training.batch import Batch
 from training.data import EmbeddingTable, kept_modalities, worker_slice
-from training.layers import seed_dropout
+from training.layers import dropout_layers, seed_dropout
 from training.losses import cross_entropy
-from training.spec import CandidateSpec, Objective
+from training.precision import autocast
+from training.spec import CandidateSpec, InputSpec, Objective
+from training.training_spec import Precision
 from training.workers import sum_over_workers, worker_count, worker_rank
 
 
@@ -31,6 +34,8 @@ class Step:
     """Over the global batch."""
     gradient_norm: float
     """Of the global batch's gradient, before clipping."""
+    calls: float = 0.0
+    """How many workers have called for a checkpoint."""
 
     @property
     def finite(self) -> bool:
@@ -40,22 +45,43 @@ class Step:
 def train_step(
     model: nn.Module,
     *,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | AdamW,
     batch: Batch,
     objective: Objective = "task",
     gradient_clip: float = 1.0,
+    accumulate: int = 1,
+    precision: Precision = "float32",
+    scale: float = 1.0,
+    calls: float = 0.0,
 ) -> Step:
     """One optimizer step on this worker's part of a global batch; all workers take it together.
 
-    If the loss or the gradient is not finite, nothing is changed, on any worker.
+    If the loss or the gradient is not finite, nothing is changed, on any worker. `accumulate`,
+    `precision` as in `TrainingSpec`; the loss is multiplied by `scale` for the backward pass
+    alone. `calls` is summed over the workers, so that they can agree on something by the way.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    share = loss_share(model, batch=batch, objective=objective)
-    share.backward()
-    loss = sum_gradients(model, share=share)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
-    step = Step(loss=loss, gradient_norm=float(norm))
+    shares = []
+    parts = accumulate if objective == "task" else 1
+    dropouts = dropout_layers(model) if parts > 1 else []
+    draws = [layer.draw for layer in dropouts]
+    for part in divide(batch, parts=parts):
+        for layer, draw in zip(dropouts, draws, strict=True):
+            layer.draw = draw and replace(draw, first=draw.first + part.first)
+        with autocast(precision, device=batch.targets.device):
+            share = loss_share(model, batch=part.batch, objective=objective)
+        share = share if part.share == 1 else share * part.share
+        (share if scale == 1 else share * scale).backward()
+        shares.append(share.detach())
+    gradients = _gradients(model)
+    totals = torch.stack([torch.stack(shares).sum(), shares[0].new_tensor(calls)])
+    totals = sum_all(totals, gradients=gradients)
+    if scale != 1:
+        torch._foreach_mul_(gradients, 1 / scale)
+    norm = clip_norm(gradients, longest=gradient_clip)
+    loss, calls, norm = torch.stack([*totals, norm]).tolist()
+    step = Step(loss=loss, gradient_norm=norm, calls=calls)
     if step.finite:
         optimizer.step()
         after_step = getattr(model, "after_step", None)
@@ -64,31 +90,97 @@ def train_step(
     return step
 
 
+def clip_norm(gradients: list[Tensor], *, longest: float) -> Tensor:
+    """The norm of all gradients together, which are then scaled to have `longest` at most."""
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some of this worker's rows of a global batch."""
+
+    batch: Batch
+    first: int
+    """Which of the worker's rows is the first."""
+    share: float
+    """Of the global batch's rows, how many are in this part on any worker."""
+
+
+def divide(batch: Batch, *, parts: int, dim: int = 0) -> list[Part]:
+    """A worker's part of a global batch in parts, whose losses sum to that of the whole.
+
+    The rows are along `dim`. All workers must call it.
+    """
+    if parts == 1:
+        return [Part(batch=batch, first=0, share=1.0)]
+    own = [worker_slice(batch.targets.shape[dim], rank=i, workers=parts) for i in range(parts)]
+    sizes = torch.tensor([float(rows.stop - rows.start) for rows in own])
+    sizes = sum_over_workers(sizes.to(batch.targets.device))
+
+    def cut(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        return {m: x.narrow(dim, rows.start, rows.stop - rows.start) for m, x in tensors.items()}
+
+    return [
+        Part(
+            batch=Batch(
+                embeddings=cut(batch.embeddings, rows),
+                presence=cut(batch.presence, rows),
+                targets=batch.targets.narrow(dim, rows.start, rows.stop - rows.start),
+                masks=cut(batch.masks, rows),
+            ),
+            first=rows.start,
+            share=share,
+        )
+        for rows, share in zip(own, (sizes / sizes.sum()).tolist(), strict=True)
+    ]
+
+
 def loss_share(model: nn.Module, *, batch: Batch, objective: Objective) -> Tensor:
     """This worker's share of the loss over the global batch: the shares sum to it."""
     if objective == "own":
         own: Tensor = model.loss_share(batch)  # type: ignore[operator]
         return own
-    return cross_entropy(model(*batch.inputs), targets_B=batch.targets)
+    return task_loss_share(model(*batch.inputs), batch=batch)
+
+
+def task_loss_share(outputs_BC: Tensor, *, batch: Batch) -> Tensor:
+    """This worker's share of the task's loss of some outputs."""
+    return cross_entropy(outputs_BC, targets_B=batch.targets)
 
 
 def sum_gradients(model: nn.Module, *, share: Tensor) -> float:
     """Replace every gradient by its sum over the workers; returns the loss of the global batch.
 
-    One collective for all. A parameter that no row has reached gets a gradient of zero, so that
-    it is treated alike whichever worker's rows might have reached it.
+    A parameter that no row has reached gets a gradient of zero, so that it is treated alike
+    whichever worker's rows might have reached it.
     """
+    return float(sum_all(share.detach().reshape(1), gradients=_gradients(model)))
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    """The gradients of a model's parameters; zero where there is none."""
     gradients = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    flat = torch.cat([share.detach().reshape(1), *(g.reshape(-1) for g in gradients)])
-    loss, *pieces = sum_over_workers(flat).split([1, *(g.numel() for g in gradients)])
+    return gradients
+
+
+def sum_all(values: Tensor, *, gradients: Sequence[Tensor]) -> Tensor:
+    """Sums over the workers of values `[N]`, and in their place of gradients: one collective."""
+    if worker_count() == 1:
+        return values
+    flat = sum_over_workers(torch.cat([values, *(g.reshape(-1) for g in gradients)]))
+    total, *pieces = flat.split([len(values), *(g.numel() for g in gradients)])
     for gradient, piece in zip(gradients, pieces, strict=True):
         gradient.copy_(piece.view_as(gradient))
-    return float(loss)
+    return total
 
 
 def learning_rate(step: int, *, steps: int, warmup: float, highest: float) -> float:
@@ -102,16 +194,22 @@ def learning_rate(step: int, *, steps: int, warmup: float, highest: float) -> fl
     return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> torch.optim.AdamW:
-    """AdamW, in which matrices alone decay.
-
-    Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
-    """
+def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> AdamW:
+    """AdamW, in which matrices alone decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
+    return adamw(
+        matrices=[p for p in parameters if p.ndim >= 2],
+        vectors=[p for p in parameters if p.ndim < 2],
+        spec=spec,
+    )
+
+
+def adamw(*, matrices: Sequence[Tensor], vectors: Sequence[Tensor], spec: CandidateSpec) -> AdamW:
+    """AdamW over what decays and what does not."""
+    return AdamW(
         [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": list(matrices), "weight_decay": spec.weight_decay},
+            {"params": list(vectors), "weight_decay": 0.0},
         ],
         lr=spec.learning_rate,
     )
@@ -123,11 +221,16 @@ def make_model(
     table: EmbeddingTable,
     modalities: tuple[str, ...],
     device: torch.device | str = "cpu",
+    inputs: Mapping[str, InputSpec] | None = None,
 ) -> nn.Module:
-    """A new model with first weights drawn from the spec's seed, equal on all workers."""
+    """A new model with first weights drawn from the spec's seed, equal on all workers.
+
+    `inputs` are the table's, if they are known already.
+    """
+    inputs = table.inputs(modalities) if inputs is None else inputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = spec.build(inputs=table.inputs(modalities), outputs=len(table.classes))
+        model = spec.build(inputs=inputs, outputs=len(table.classes))
     model = model.to(device)
     if worker_count() > 1:
         for value in model.state_dict().values():
@@ -182,8 +285,13 @@ def seed_step(model: nn.Module, *, seed: int, epoch: int, step: int, rows: int) 
     Dropout draws for the global batch of `rows`; what else draws from torch's global generator
     (a model of the user's) is seeded by the worker's number too.
     """
-    state = np.random.SeedSequence([seed, epoch, step, 2]).generate_state(2, np.uint32)
-    number = int(state[0]) << 31 | int(state[1]) >> 1
+    number = step_seed(seed, epoch=epoch, step=step)
     first = worker_slice(rows, rank=worker_rank(), workers=worker_count()).start
     seed_dropout(model, seed=number, rows=rows, first=first)
     torch.manual_seed(number + worker_rank())
+
+
+def step_seed(seed: int, *, epoch: int, step: int) -> int:
+    """The number that all which a step draws is a function of."""
+    state = np.random.SeedSequence([seed, epoch, step, 2]).generate_state(2, np.uint32)
+    return int(state[0]) << 31 | int(state[1]) >> 1

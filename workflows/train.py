@@ -18,6 +18,8 @@ from features.sample_rows import SampleColumns
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
+from training.grouping import group
+from training.training_spec import TrainingSpec
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, table
 from workflows.findings import Estimate
@@ -94,6 +96,8 @@ def train(
         + (f" on {several(workers, 'worker')}" if missing else "")
     )
     if missing:
+        for line in passes(missing, training=pipeline.spec.training):
+            console.print(f"         {escape(line)}")
         _fit(
             pipeline,
             snapshot=snapshot,
@@ -116,6 +120,22 @@ def train(
     if len(failed) == len(records):
         raise StageError("no candidate could be fitted")
     return Trained(records=records, changed=bool(missing))
+
+
+def passes(missing: Sequence[PlannedCandidate], *, training: TrainingSpec) -> Iterator[str]:
+    """What is fitted together in one pass over the data, and what takes a pass of its own."""
+    groups = group(
+        missing,
+        specs=[candidate.spec for candidate in missing],
+        modalities=[candidate.modalities for candidate in missing],
+        training=training,
+    )
+    for together in groups:
+        if len(together) > 1:
+            yield f"together, in one pass: {', '.join(c.spec.name for c in together)}"
+    alone = [together[0].spec.name for together in groups if len(together) == 1]
+    if alone and len(alone) < len(missing):
+        yield f"in turn, each on all workers: {', '.join(alone)}"
 
 
 def candidate_table(
@@ -187,10 +207,14 @@ def _fit(
         progress(console) as bar,
     ):
         task = bar.add_task("train", total=missing, note="starting workers")
+        finished: set[str] = set()
 
         def on_progress(update: FitProgress) -> None:
-            done = update.number - (0 if update.done else 1)
-            bar.update(task, completed=done, note=f"{update.candidate}, epoch {update.epoch}")
+            if update.done:
+                finished.add(update.candidate)
+            bar.update(
+                task, completed=len(finished), note=f"{update.candidate}, epoch {update.epoch}"
+            )
             if update.done and not console.is_terminal:
                 console.print(f"         {update.candidate} {escape(update.failure or 'fitted')}")
 

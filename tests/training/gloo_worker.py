@@ -32,9 +32,10 @@ from training.data import load_table, table_of  # noqa: E402
 from training.evaluate import evaluate  # noqa: E402
 from training.evaluate_space import fit_probe, retrieval  # noqa: E402
 from training.faults import agreement_group, all_workers_agree  # noqa: E402
-from training.loop import fit_candidate  # noqa: E402
+from training.grouping import group  # noqa: E402
+from training.loop import fit_candidate, fit_together  # noqa: E402
 from training.losses import cross_entropy  # noqa: E402
-from training.produce import produce_candidate  # noqa: E402
+from training.produce import produce_together  # noqa: E402
 from training.shared_space import SharedSpace  # noqa: E402
 from training.step import seed_step, sum_gradients, train_step  # noqa: E402
 from training.task import TaskSpec  # noqa: E402
@@ -185,6 +186,39 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def stack() -> dict[str, Any]:
+    """Three candidates in one pass, one of which fails, and resumed from within an epoch."""
+    table = table_of(**make_columns())
+    training = TRAINING.model_copy(update={"max_epochs": 3, "checkpoint_steps": 3})
+    base = {"type": "early", "width": 8}
+    own = ({"seed": 1}, {"seed": 2, "dropout": 0.4}, {"learning_rate": 1e36})
+    specs = [parse_candidate({**base, **options}) for options in own]
+    saved: list[Any] = []
+    fits = fit_together(specs, table=table, training=training, save=saved.append)
+    resumed = fit_together(specs, table=table, training=training, resume=saved[0])
+    weights, again = (
+        [{n: x.tolist() for n, x in fit.model.state_dict().items()} for fit in found[:2]]
+        for found in (fits, resumed)
+    )
+    return {
+        "losses": [[e.train_loss for e in fit.epochs] for fit in fits],
+        "validation": [[e.validation_loss for e in fit.epochs] for fit in fits],
+        "failed": [fit.failure is not None for fit in fits],
+        "step": saved[0][0].step,
+        "weights": weights,
+        "resumed alike": weights == again,
+    }
+
+
+def called() -> list[int]:
+    """After which steps a checkpoint is made, if the first worker's clock always asks for one."""
+    training = TRAINING.model_copy(update={"max_epochs": 1, "checkpoint_minutes": 1e-9})
+    saved: list[FitState] = []
+    spec = parse_candidate({"type": "late", "width": 8})
+    fit_candidate(spec, table=table_of(**make_columns()), training=training, save=saved.append)
+    return [state.step for state in saved]
+
+
 def fit_without_rows(options: dict[str, Any]) -> list[float]:
     """Losses of a fit in whose steps one of two workers has no row."""
     training = TrainingSpec(batch_size=1, max_epochs=2)
@@ -239,6 +273,8 @@ def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
         "fits": {name: fit(options) for name, options in FITS.items()},
         "without rows": {name: fit_without_rows(options) for name, options in FITS.items()},
         "failure": failure(),
+        "stack": stack(),
+        "called": called(),
     }
 
 
@@ -251,8 +287,9 @@ def produce(job: dict[str, Any]) -> None:
     specs = [parse_candidate(spec) for spec in job["candidates"]]
     planned = plan_candidates(store, candidates=specs, **options)
     table = load_table(store, snapshot, task=task, modalities=tuple(snapshot.modalities))
-    for candidate in planned:
-        produce_candidate(candidate, store=store, table=table, **options)
+    modalities = [candidate.modalities for candidate in planned]
+    for together in group(planned, specs=specs, modalities=modalities, training=training):
+        produce_together(together, store=store, table=table, **options)
 
 
 def main(rank: int, workers: int, folder: Path) -> None:

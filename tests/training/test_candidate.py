@@ -26,7 +26,7 @@ from training.candidate import (
 )
 from training.data import load_table
 from training.faults import CandidateFault
-from training.fusion import LateFusion
+from training.late import LateFusion
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
 from training.task import TaskSpec
@@ -313,7 +313,8 @@ def test_a_record_holds_what_its_readers_expect(make_store) -> None:
         "workers", "metrics", "retrieval", "files",
     }  # fmt: skip
     assert set(value["epochs"][0]) == {
-        "epoch", "train_loss", "validation_loss", "validation_accuracy", "learning_rate", "seconds",
+        "epoch", "train_loss", "gradient_norm", "validation_loss", "validation_accuracy",
+            "validation_metrics", "learning_rate", "seconds",
     }  # fmt: skip
     assert value["modalities"]["photo"] == {
         "kind": "text", "dim": 7, "encoder_fingerprint": "of-photo", "sequence": False,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training.adamw import AdamW
 from training.built_in import parse_candidate
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import EmbeddingTable, epoch_order, step_count, step_rows
@@ -84,6 +87,164 @@ def test_interrupted_after_any_checkpoint_it_ends_in_the_same_bits(table, tmp_pa
         names = sorted(path.name for path in folder.iterdir())
         assert names == ["progress.json", "state.safetensors"]
         json.loads((folder / "progress.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ema": 0.9}, {"precision": "float16"}, {"accumulate": 2}], ids=str
+)
+def test_interrupted_after_any_step_it_ends_in_the_same_bits(table, options) -> None:
+    spec = parse_candidate({"type": "attention", "width": 8, "dropout": 0.3, "layers": 1})
+    training = TRAINING.model_copy(update={"max_epochs": 2, "checkpoint_steps": 1, **options})
+    states: list[FitState] = []
+    whole = fit_candidate(spec, table=table, training=training, save=states.append)
+    steps = step_count(len(table.labelled("train")), batch_size=training.batch_size)
+    places = [(state.epoch, state.step) for state in states]
+    assert places == [(i // steps, i % steps) for i in range(1, 2 * steps + 1)]
+    for state in states[::2]:
+        assert same(fit_candidate(spec, table=table, training=training, resume=state), whole)
+
+
+def test_a_checkpoint_is_made_when_the_minutes_are_over(table) -> None:
+    spec = parse_candidate({"type": "late", "width": 8})
+
+    def saves(minutes: float | None) -> int:
+        training = TRAINING.model_copy(update={"max_epochs": 1, "checkpoint_minutes": minutes})
+        states: list[FitState] = []
+        fit_candidate(spec, table=table, training=training, save=states.append)
+        return len(states)
+
+    assert saves(1e-9) == step_count(len(table.labelled("train")), batch_size=40)
+    assert saves(1e9) == saves(None) == 0
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole(table) -> None:
+    spec = parse_candidate({"type": "attention", "width": 8, "dropout": 0.3})
+    training = TRAINING.model_copy(update={"max_epochs": 2})
+    whole = fit_candidate(spec, table=table, training=training)
+    for parts in (3, 64):  # the last is more than the rows
+        divided = training.model_copy(update={"accumulate": parts})
+        found = fit_candidate(spec, table=table, training=divided)
+        for ours, theirs in zip(found.epochs, whole.epochs, strict=True):
+            assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5)
+            assert ours.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
+            assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-4)
+
+
+def test_the_average_is_that_of_torch_and_is_what_is_kept(table, monkeypatch) -> None:
+    """Against torch.optim.swa_utils.AveragedModel, given the weights after each step."""
+    spec = parse_candidate({"type": "early", "width": 8})
+    training = TRAINING.model_copy(update={"max_epochs": 2, "ema": 0.8})
+    averaged = torch.optim.swa_utils.AveragedModel(
+        nn.ParameterList(), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
+    )
+    expected: list[dict[str, torch.Tensor]] = []
+    real = AdamW.step
+
+    def step(self: AdamW) -> None:
+        real(self)
+        nonlocal averaged
+        now = nn.ParameterList([p.detach().clone() for g in self.param_groups for p in g["params"]])
+        if not expected:
+            averaged = torch.optim.swa_utils.AveragedModel(
+                now, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
+            )
+        averaged.update_parameters(now)
+        expected.append({n: x.clone() for n, x in averaged.module.state_dict().items()})
+
+    monkeypatch.setattr(AdamW, "step", step)
+    fit = fit_candidate(spec, table=table, training=training)
+    assert fit.best_epoch == 2
+    parameters = list(fit.model.parameters())
+    ordered = [p for p in parameters if p.ndim >= 2] + [p for p in parameters if p.ndim < 2]
+    for ours, theirs in zip(ordered, expected[-1].values(), strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_any_metric_of_the_validation_decides_the_best_epoch(table) -> None:
+    spec = parse_candidate({"type": "early", "width": 64, "learning_rate": 0.03, "dropout": 0})
+    training = TrainingSpec(batch_size=40, max_epochs=20, patience=4, monitor="accuracy")
+    fit = fit_candidate(spec, table=table, training=training)
+    reached = [epoch.validation_metrics["accuracy"] for epoch in fit.epochs]
+    assert fit.best_epoch == reached.index(max(reached)) + 1
+    assert len(reached) == min(20, fit.best_epoch + 4)
+    upside_down = training.model_copy(update={"mode": "min", "max_epochs": 4})
+    fit = fit_candidate(spec, table=table, training=upside_down)
+    reached = [epoch.validation_metrics["accuracy"] for epoch in fit.epochs]
+    assert fit.best_epoch == reached.index(min(reached)) + 1
+    aligned = parse_candidate({"type": "alignment", "width": 8})
+    assert fit_candidate(aligned, table=table, training=upside_down).best_epoch is not None
+    unknown = training.model_copy(update={"monitor": "f1"})
+    with pytest.raises(
+        Untrainable, match=r"training\.monitor: .* 'f1'; it is one of loss, accuracy"
+    ):
+        fit_candidate(spec, table=table, training=unknown)
+
+
+def test_deterministic_operations_are_asked_for_within_the_fit_alone(table) -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    training = TRAINING.model_copy(update={"max_epochs": 1, "deterministic": True})
+    fit_candidate(AsksSpec(), table=table, training=training)
+    assert {True} == ASKED
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+class Asks(nn.Module):
+    """Notes whether deterministic operations are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, embeddings: Any, presence: Any, masks: Any) -> torch.Tensor:
+        ASKED.add(torch.are_deterministic_algorithms_enabled())
+        return self.bias.expand(len(presence["speech"]), 4)
+
+
+class AsksSpec(CandidateSpec):
+    """See `Asks`."""
+
+    type: Literal["asks"] = "asks"
+
+    def build(self, *, inputs: Any, outputs: int) -> nn.Module:
+        return Asks()
+
+
+ASKED: set[bool] = set()
+
+
+def test_a_compiled_model_comes_to_the_same(table, monkeypatch) -> None:
+    """Captured whole, dropout with it; what a backend makes of it is the backend's."""
+    spec = parse_candidate({"type": "late", "width": 8, "dropout": 0.3})
+    training = TRAINING.model_copy(update={"max_epochs": 2})
+    plain = fit_candidate(spec, table=table, training=training)
+    real = nn.Module.compile
+    made: list[dict[str, Any]] = []
+
+    def compile_eagerly(self: nn.Module, **options: Any) -> None:
+        made.append(options)
+        real(self, **options, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    compiled = fit_candidate(
+        spec, table=table, training=training.model_copy(update={"compile": True})
+    )
+    assert made == [{"dynamic": True}]
+    for ours, theirs in zip(compiled.epochs, plain.epochs, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-4)
+    assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
+
+
+def test_a_fit_imports_no_compiler() -> None:
+    """It takes seconds, of every worker, and nothing that is used here needs it."""
+    code = (
+        "import sys, torch, training.loop, training.adamw as a;"
+        "w = torch.nn.Parameter(torch.ones(2)); w.grad = torch.ones(2);"
+        "o = a.AdamW([{'params': [w], 'weight_decay': 0.1}], lr=0.1); o.zero_grad(); o.step();"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_state_after_the_last_epoch_needs_no_more_training(table) -> None:

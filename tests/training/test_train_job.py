@@ -28,6 +28,11 @@ TRAINING = TrainingSpec(workers=2, batch_size=10, max_epochs=10, patience=10, ch
 CANDIDATES = [
     parse_candidate({"type": "early", "width": 8, "learning_rate": 1e36, "name": "wild"}),
     parse_candidate({"type": "attention", "width": 16, "dropout": 0.2}),
+    # Of one architecture: fitted in one pass.
+    *(
+        parse_candidate({"type": "late", "width": 8, "name": f"late-{i}", "seed": i, **own})
+        for i, own in enumerate(({}, {"dropout": 0.3}, {"modality_dropout": 0.0}))
+    ),
     parse_candidate({"type": "alignment", "width": 8}),
 ]
 
@@ -56,7 +61,7 @@ def test_a_run_has_one_name_however_much_of_it_is_done(make_store) -> None:
     table = load_table(store, snapshot, task=TASK, modalities=tuple(snapshot.modalities))
     produce_candidate(before[0], store=store, table=table, **options)
     after = plan_candidates(store, candidates=[*reversed(CANDIDATES), CANDIDATES[0]], **options)
-    assert [c.record is None for c in after] == [True, True, False, False]
+    assert [c.record is None for c in after] == [*[True] * 5, False, False]
     assert run_name(after) == run_name(before)
     assert run_name(after[:2]) != run_name(before)
 
@@ -132,12 +137,13 @@ def test_a_killed_worker_resumes_and_ends_as_an_uninterrupted_run(
 ) -> None:
     store, snapshot = make_store("killed", rows=1200)
     seen: list[FitProgress] = []
-    kills: list[int] = []
+    killed: list[str] = []
 
-    def kill_once(progress: FitProgress) -> None:
+    def kill_once_each(progress: FitProgress) -> None:
         seen.append(progress)
-        if progress.candidate == "attention" and progress.epoch in (3, 5) and not kills:
-            kills.append(len(seen))
+        name = progress.candidate
+        if name in ("attention", "late-1") and progress.epoch in (3, 5) and name not in killed:
+            killed.append(name)
             os.kill(progress.process, signal.SIGKILL)
 
     job = {
@@ -147,20 +153,21 @@ def test_a_killed_worker_resumes_and_ends_as_an_uninterrupted_run(
         "candidates": CANDIDATES,
         "training": TRAINING,
     }
-    records = fit(**job, on_progress=kill_once)
+    records = fit(**job, on_progress=kill_once_each)
 
     # It was killed in the middle, and went on from a checkpoint in another process.
-    attention = [p for p in seen if p.candidate == "attention" and not p.done]
-    after = [p for p in attention if p.process != attention[0].process]
-    assert len(kills) == 1
-    assert after
-    assert 2 < after[0].epoch <= 10
-    assert after[0].epoch % TRAINING.checkpoint_every == 1
+    assert killed == ["attention", "late-1"]
+    for name in killed:
+        epochs = [p for p in seen if p.candidate == name and not p.done]
+        after = [p for p in epochs if p.process != epochs[0].process]
+        assert after
+        assert 2 < after[0].epoch <= 10
+        assert after[0].epoch % TRAINING.checkpoint_every == 1
     assert [p.candidate for p in seen if p.done][-1] == "alignment"
 
     # The candidate before was not fitted again, and the failed one stopped none of the others.
     assert [p.candidate for p in seen if p.done].count("wild") == 1
-    assert [record.status for record in records] == ["failed", "fitted", "fitted"]
+    assert [record.status for record in records] == ["failed", *["fitted"] * 5]
     assert all(record.workers == 2 for record in records)
 
     # The same on two processes that were not interrupted, without Ray, in another store.

@@ -108,6 +108,25 @@ def test_a_worker_without_a_row_takes_part_in_the_step(one, two, name) -> None:
     assert_close(two[0]["without rows"][name], one["without rows"][name], tolerance=1e-4)
 
 
+def test_candidates_in_one_pass_are_those_of_one_worker(one, two) -> None:
+    expected = one["stack"]
+    assert expected["failed"] == [False, False, True]
+    assert expected["step"] == 3
+    for worker in two:
+        found = worker["stack"]
+        assert found["failed"] == expected["failed"]
+        assert found["resumed alike"]
+        for key in ("losses", "validation"):
+            for ours, theirs in zip(found[key], expected[key], strict=True):
+                assert_close(ours, theirs, tolerance=1e-4)
+    assert two[0]["stack"] == two[1]["stack"]
+
+
+def test_workers_agree_on_when_a_checkpoint_is_made(two) -> None:
+    assert two[0]["called"] == two[1]["called"]
+    assert two[0]["called"] == [1, 2, 3, 0]
+
+
 def test_all_workers_give_up_together_and_say_the_same(one, two) -> None:
     assert two[0]["failure"] == two[1]["failure"]
     for key in ("epoch", "step", "learning_rate", "sample_ids"):

@@ -1,0 +1,104 @@
+"""An alignment candidate on two one-thread workers against one, over gloo.
+
+python -m benchmarks.workers [--quick] [--rows N] [--repeats N] [--folder DIR]
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from benchmarks import command
+from benchmarks.embeddings import made_table
+from benchmarks.measure import in_turn, run_variant, short, tell
+from benchmarks.processes import Share
+from benchmarks.results import Target, report
+from training.allocator import keep_freed_memory
+from training.built_in import parse_candidate
+from training.loop import fit_candidate
+from training.training_spec import TrainingSpec
+
+BATCH = 2048
+EPOCHS = 3
+TRAINING = TrainingSpec(batch_size=BATCH, max_epochs=EPOCHS)
+SPEC = {"type": "alignment", "width": 256, "dim": 128}
+DIM = 384
+WORKERS = {"one worker": 1, "two workers": 2}
+
+
+def main() -> None:
+    variants = {name: functools.partial(fit, workers=n) for name, n in WORKERS.items()}
+    options = command.parse(__doc__, rows=32_768, quick=8_192, variants=variants)
+    (options.folder / "rows").write_text(str(options.rows))
+
+    def run(name: str) -> Share:
+        return run_variant("benchmarks.workers", name, folder=options.folder)[1]
+
+    work = {name: (options.rows * EPOCHS, functools.partial(run, name)) for name in WORKERS}
+    found = in_turn(work, repeats=options.repeats)
+    one, two = found["one worker"], found["two workers"]
+    report(
+        "workers",
+        head=("fit", "rows/s", "least–most", "rows/CPU s", "others' CPUs"),
+        rows=[
+            [name, short(s.rate), s.rate_spread, short(s.cpu_rate), f"{s.foreign:.1f}"]
+            for name, s in found.items()
+        ],
+        targets=[
+            Target(what="two workers, by the clock, of one", limit=1.6, found=two.rate / one.rate,
+                   at_least=True, unit="×"),
+            Target(what="two workers, by CPU time, of one", limit=1.6,
+                   found=2 * two.cpu_rate / one.cpu_rate, at_least=True, unit="×"),
+        ],
+        remarks=[
+            f"Alignment of three modalities of width {DIM}, batch {BATCH:,}, {EPOCHS} epochs with "
+            "their validation; processes started and data loaded before. By CPU time: what two "
+            "would be worth on CPUs of their own."
+        ],
+        write=not options.quick,
+    )  # fmt: skip
+
+
+def fit(folder: Path, *, workers: int) -> None:
+    """Fit on so many processes of one thread."""
+    rendezvous = folder / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    ends = [context.Pipe() for _ in range(workers)]
+    processes = [
+        context.Process(target=work, args=(rank, workers, folder, theirs))
+        for rank, (_, theirs) in enumerate(ends)
+    ]
+    for process in processes:
+        process.start()
+    times = [ours.recv() for ours, _ in ends]
+    for process in processes:
+        process.join()
+    tell(begun=max(begun for begun, _ in times), ended=max(ended for _, ended in times))
+
+
+def work(rank: int, workers: int, folder: Path, answer: Connection) -> None:
+    """One worker: a short fit to warm up, and one that is timed."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    place = f"file://{folder / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=workers)
+    table = made_table(rows=int((folder / "rows").read_text()), dim=DIM)
+    spec = parse_candidate(SPEC)
+    fit_candidate(spec, table=table, training=TRAINING.model_copy(update={"max_epochs": 1}))
+    dist.barrier()
+    begun = time.time()
+    fit_candidate(spec, table=table, training=TRAINING)
+    dist.barrier()
+    answer.send((begun, time.time()))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
