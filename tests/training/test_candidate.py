@@ -26,7 +26,7 @@ from training.candidate import (
 )
 from training.data import load_table
 from training.faults import CandidateFault
-from training.fusion import LateFusion
+from training.late import LateFusion
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
 from training.task import TaskSpec
