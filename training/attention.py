@@ -103,7 +103,7 @@ class CrossAttentionBlock(nn.Module):
     """One transformer layer in which one modality's tokens ask those of others.
 
     Where none of the others is there, nothing is added but the layer's own network. Norms first,
-    as in Tsai et al. 2019 (MulT), https://arxiv.org/abs/1906.00295, equation 4.
+    as in Tsai et al. 2019 (MulT), https://arxiv.org/abs/1906.00295, section 3.
     """
 
     def __init__(self, *, width: int, heads: int, dropout: float) -> None:

@@ -19,7 +19,7 @@ from training.layers import AttentionBlock, Input, PerModality, projections
 class BottleneckFusion(FusionModel):
     """A transformer a modality; from a layer on, all read and write common bottleneck tokens.
 
-    Nagrani et al. 2021 (MBT), https://arxiv.org/abs/2107.00135, equations 8 and 9: from layer
+    Nagrani et al. 2021 (MBT), https://arxiv.org/abs/2107.00135, section 3: from layer
     `fusion_layer` on, `[z_m, b_m] = Transformer_m([z_m, b])`, and then `b` is the mean of the
     `b_m`, here over the modalities that are present. The cost grows with each sequence's own
     length squared and not with that of all together. The fused vector is the mean of the present

@@ -17,7 +17,7 @@ from training.layers import Input, PerModality, project_all, projections
 class GatedFusion(FusionModel):
     """Gated multimodal units over the modalities that are present.
 
-    Arevalo et al. 2017, https://arxiv.org/abs/1702.01992, section 3.1: values
+    Arevalo et al. 2017, https://arxiv.org/abs/1702.01992, section 3: values
     `h_m = tanh(W_m x_m)`, gates `z = σ(W_z [x_1, x_2])`, fused `z ∘ h_1 + (1 − z) ∘ h_2`.
     The gates of any number of modalities are here a softmax over those that are present, which
     for two is the paper's unit (`W_z = W_1 − W_2`): they sum to one in every unit, so that a row

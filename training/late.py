@@ -76,6 +76,21 @@ class LateFusion(FusionModel):
         return hidden_BMW, weight_BM.softmax(dim=1).masked_fill(~present_BM, 0.0)
 
 
+class RowCoins(RowDropout):
+    """Coins `[B, K]` that are tossed anew at every step, and belong to rows as dropout does.
+
+    They are as fair whatever the candidate's dropout.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+
+    def toss(self, present_BM: Tensor) -> Tensor:
+        """bool `[B, K]` for the rows of `present_BM`."""
+        heads_BK: Tensor = self(torch.ones(len(present_BM), COINS, device=present_BM.device)) > 0
+        return heads_BK
+
+
 class StackedFusion(FusionModel):
     """A classifier a modality, and a linear meta-head that answers from their logits.
 
@@ -100,8 +115,7 @@ class StackedFusion(FusionModel):
             mean_CF = torch.eye(outputs).repeat(1, len(inputs))
             self.meta.weight.copy_(torch.cat([mean_CF, torch.zeros(outputs, len(inputs))], dim=1))
             self.meta.bias.zero_()
-        # The draws that belong to rows are those of dropout; these decide who answers.
-        self.coins = RowDropout(0.5)
+        self.coins = RowCoins()
 
     @property
     def prior_C(self) -> Tensor:
@@ -137,8 +151,7 @@ class StackedFusion(FusionModel):
     def _answering_alone(self, present_BM: Tensor) -> Tensor:
         """bool `[B, M]`: in half of the rows one of the present, each as likely; else none."""
         place_K = torch.arange(1, COINS + 1, device=present_BM.device)
-        coins_BK = self.coins(torch.ones(len(present_BM), COINS, device=present_BM.device)) > 0
-        uniform_B1 = (coins_BK * 0.5**place_K).sum(dim=1, keepdim=True)
+        uniform_B1 = (self.coins.toss(present_BM) * 0.5**place_K).sum(dim=1, keepdim=True)
         count_B1 = present_BM.sum(dim=1, keepdim=True)
         # From a half on, there is no modality of that number.
         number_B1 = (2 * uniform_B1 * count_B1).floor().long()

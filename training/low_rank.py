@@ -17,7 +17,7 @@ from training.layers import Input, PerModality, project_all, projections
 class LowRankFusion(FusionModel):
     """Fusion by a tensor over the modalities' outer product, of rank R and never built.
 
-    Liu et al. 2018 (LMF), https://arxiv.org/abs/1806.00064, equation 7:
+    Liu et al. 2018 (LMF), https://arxiv.org/abs/1806.00064, section 3:
     `h = Σ_r w_r ∏_m (W_m^(r) [z_m; 1])`, the product being elementwise and the appended 1 a bias.
     The factor of a missing modality is 1, which changes no product. The factors begin near 1 (the
     biases are 1), so the model begins near a sum of what the modalities say alone, and a product

@@ -164,7 +164,7 @@ def gated(model: Any, row: Row) -> Tensor:
 
 
 def low_rank(model: Any, row: Row) -> Tensor:
-    """By the whole tensor of Liu et al. (2018), equations 2 to 4, over what is present.
+    """By the whole tensor of Liu et al. (2018), section 3, over what is present.
 
     The weight tensor is the sum over ranks of outer products of factors; it is contracted with
     the outer product of the inputs, each with a 1 appended.
