@@ -13,10 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-from contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid
-from contrastive_worker import CASES, PARTS, shares
-
+from tests.training.contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid
+from tests.training.contrastive_worker import CASES, PARTS, shares
 from training import log_sum_exp
 from training.contrastive import info_nce, modality_pairs
 from training.positives import positives
@@ -192,10 +190,11 @@ def test_an_anchor_meets_each_other_modality_once() -> None:
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of three real gloo workers came to; the first two also as a group of two."""
     folder = tmp_path_factory.mktemp("ring")
-    script = Path(__file__).with_name("contrastive_worker.py")
+    module = "tests.training.contrastive_worker"
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), "3", str(folder)],
+            [sys.executable, "-m", module, str(rank), "3", str(folder)],
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
