@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 
@@ -56,16 +56,32 @@ def parse_candidate(value: object) -> CandidateSpec:
     return found.model_validate(value)
 
 
+def _schema(spec: type[CandidateSpec]) -> dict[str, Any]:
+    """JSON Schema of a candidate with `type` required, and what it refers to in its place."""
+    schema = spec.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        reference = value.get("$ref", "")
+        named = parts[reference.removeprefix("#/$defs/")] if reference else {}
+        rest = {key: item for key, item in value.items() if key != "$ref"}
+        return {key: whole(item) for key, item in {**named, **rest}.items()}
+
+    required = sorted({"type", *schema.get("required", ())})
+    return {**whole(schema), "required": required}
+
+
 CandidateField = Annotated[
     pydantic.SerializeAsAny[CandidateSpec],
     pydantic.BeforeValidator(parse_candidate),
     pydantic.WithJsonSchema(
         {
             "oneOf": [
-                *(
-                    {**schema, "required": sorted({"type", *schema.get("required", ())})}
-                    for schema in (spec.model_json_schema() for spec in BUILT_IN.values())
-                ),
+                *(_schema(spec) for spec in BUILT_IN.values()),
                 {
                     "type": "object",
                     "description": "A candidate of your own, by the dotted path of its class.",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,12 +60,14 @@ def retrieve(
             f"a retrieval needs rows, as many queries as gallery and numbers: "
             f"{N}, {len(gallery_NS)}, {len(numbers_NI)}"
         )
+    # Of none and none, neither is the other's: the two sides count it differently.
+    asking_NI = torch.where(numbers_NI >= 0, _compact(numbers_NI), -1)
+    asked_NI = torch.where(numbers_NI >= 0, asking_NI, -2)
     found = []
     for rows in torch.arange(N, device=queries_NS.device).split(max(1, block_scores // N)):
         right_QG = torch.zeros(len(rows), N, dtype=torch.bool, device=queries_NS.device)
-        for numbers_N in numbers_NI.unbind(1):
-            asked_Q1 = numbers_N[rows, None]
-            right_QG |= (asked_Q1 == numbers_N) & (asked_Q1 >= 0)
+        for asking_N, asked_N in zip(asking_NI.unbind(1), asked_NI.unbind(1), strict=True):
+            right_QG |= asking_N[rows, None] == asked_N
         found.append(_rank(queries_NS[rows] @ gallery_NS.T, right_QG=right_QG))
     rank_N, precision_N, count_N = (torch.cat(part) for part in zip(*found, strict=True))
     asks_N = count_N > 0
@@ -82,24 +85,41 @@ def retrieve(
 def _rank(scores_QG: Tensor, *, right_QG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each query the rank of its best right answer, its average precision, and how many.
 
-    Wrong answers that score as high as a right one stand before it.
+    Wrong answers that score as high as a right one stand before it. The scores are overwritten.
     """
-    count_Q = right_QG.sum(dim=1)
+    Q, G = scores_QG.shape
+    asking, asked = right_QG.nonzero().unbind(1)
+    count_Q = torch.bincount(asking, minlength=Q)
     most = int(count_Q.max())
-    right_QR = scores_QG.masked_fill(~right_QG, -torch.inf).topk(most, dim=1).values
-    wrong_QG = scores_QG.masked_fill(right_QG, -torch.inf)
+    nth = torch.arange(len(asking), device=asking.device)
+    nth -= (count_Q.cumsum(0) - count_Q)[asking]
+    right_QR = scores_QG.new_full((Q, most), torch.inf)
+    right_QR[asking, nth] = -scores_QG[asking, asked]
+    right_QR = -_ascending(right_QR)
+    wrong_QG = scores_QG.masked_fill_(right_QG, -torch.inf)
     if most <= FEW:
-        before = [(wrong_QG >= right_Q[:, None]).sum(dim=1) for right_Q in right_QR.unbind(1)]
-        before_QR = torch.stack(before, dim=1) if before else count_Q.new_empty(len(count_Q), 0)
+        before_QR = torch.zeros(Q, most, dtype=torch.int64, device=scores_QG.device)
+        for place, right_Q in enumerate(right_QR.unbind(1)):
+            before_QR[:, place] = (wrong_QG >= right_Q[:, None]).sum(dim=1, dtype=torch.int32)
     else:
-        ascending_QG = wrong_QG.sort(dim=1).values
-        below_QR = torch.searchsorted(ascending_QG, right_QR.contiguous())
-        before_QR = scores_QG.shape[1] - below_QR
+        before_QR = G - torch.searchsorted(_ascending(wrong_QG), right_QR)
     place_R = torch.arange(1, most + 1, device=scores_QG.device)
     precision_QR = place_R.double() / (place_R + before_QR)
     precision_QR = precision_QR.masked_fill(place_R > count_Q[:, None], 0.0)
     best_Q = before_QR[:, 0] + 1 if most else count_Q
     return best_Q, precision_QR.sum(dim=1) / count_Q.clamp(min=1), count_Q
+
+
+def _ascending(values_QX: Tensor) -> Tensor:
+    """Each row sorted; by NumPy where it can be, which is many times as fast on a CPU."""
+    if values_QX.is_cuda:
+        return values_QX.sort(dim=1).values
+    return torch.from_numpy(np.sort(values_QX.numpy(), axis=1))
+
+
+def _compact(numbers: Tensor) -> Tensor:
+    """The same numbers counted from 0, in int32: less to compare."""
+    return numbers.unique(return_inverse=True)[1].int()
 
 
 def _chance_of_any(right_N: Tensor, *, gallery: int, k: int) -> float:

@@ -1,4 +1,4 @@
-"""One of three real gloo workers: `python contrastive_worker.py RANK WORKERS FOLDER`.
+"""One of three real gloo workers, by `python -m`, with the arguments RANK WORKERS FOLDER.
 
 Each case once with all three workers, and once with the first two as a group of their own.
 """
@@ -10,18 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-sys.path.insert(0, str(HERE))
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from contrastive_cases import ROWS, batch  # noqa: E402
-
-from training.contrastive import info_nce  # noqa: E402
-from training.sigmoid import sigmoid_loss  # noqa: E402
-from training.workers import Group, sum_over_workers  # noqa: E402
+from tests.training.contrastive_cases import ROWS, batch
+from training.contrastive import info_nce
+from training.sigmoid import sigmoid_loss
+from training.workers import Group, sum_over_workers
 
 CASES = [
     f"{loss}, {positives}"

@@ -29,7 +29,7 @@ def test_the_model_has_the_pairs_and_the_loss_that_the_spec_names() -> None:
     spec = {"type": "alignment", "anchor": "b", "loss": "sigmoid", "learn_temperature": False}
     model = parse_candidate(spec).build(inputs=inputs, outputs=2)
     assert model.pairs == modality_pairs(3, anchor=1)
-    assert float(model.bias) == -10
+    assert model.bias.item() == -10
     assert not model.log_scale.requires_grad
     plain = parse_candidate({"type": "alignment"}).build(inputs=inputs, outputs=2)
     assert plain.pairs == modality_pairs(3)

@@ -13,10 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-from contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid
-from contrastive_worker import CASES, PARTS, shares
-
+from tests.training.contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid
+from tests.training.contrastive_worker import CASES, PARTS, shares
 from training import log_sum_exp
 from training.contrastive import info_nce, modality_pairs
 from training.positives import positives
@@ -91,13 +89,13 @@ def test_sharp_logits_neither_overflow_nor_vanish(dtype) -> None:
     scale, bias = torch.tensor(100.0), torch.tensor(-10.0)
     expected = naive_info_nce(x.double(), presence, 100.0)
     loss = info_nce(x, presence_BM=presence, scale=scale)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    assert float(loss) > 100
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() > 100
     loss.backward()
     assert x.grad.isfinite().all()
     expected = naive_sigmoid(x.double(), presence, 100.0, -10.0)
     found = sigmoid_loss(x, presence_BM=presence, scale=scale, bias=bias)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_duplicates_are_right_and_not_punished() -> None:
@@ -154,8 +152,33 @@ def test_without_two_rows_of_a_pair_the_loss_is_zero(kind) -> None:
     call = info_nce if kind == "infonce" else sigmoid_loss
     loss = call(x, presence_BM=presence, scale=scale, **extra)
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
+def test_the_matrix_of_all_pairs_is_never_held(kind, monkeypatch) -> None:
+    rows, widest = 300, []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            parts = result if isinstance(result, tuple | list) else [result]
+            widest.extend(x.numel() for x in parts if isinstance(x, torch.Tensor))
+            return result
+
+    monkeypatch.setattr(log_sum_exp, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(log_sum_exp, "BLOCK_COLUMNS", 50)
+    x, presence, payloads = batch(rows=rows, modalities=2, missing=0.0)
+    x.requires_grad_()
+    given = {"presence_BM": presence, "payloads_BM": payloads, "scale": numbers(SCALE)[0]}
+    with Watch():
+        if kind == "infonce":
+            loss = info_nce(x, **given)
+        else:
+            loss = sigmoid_loss(x, **given, bias=numbers(BIAS)[0])
+        loss.backward()
+    assert max(widest) <= max(x.numel(), 2 * 40 * 50) < rows**2 / 10
 
 
 def test_an_anchor_meets_each_other_modality_once() -> None:
@@ -167,10 +190,11 @@ def test_an_anchor_meets_each_other_modality_once() -> None:
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of three real gloo workers came to; the first two also as a group of two."""
     folder = tmp_path_factory.mktemp("ring")
-    script = Path(__file__).with_name("contrastive_worker.py")
+    module = "tests.training.contrastive_worker"
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), "3", str(folder)],
+            [sys.executable, "-m", module, str(rank), "3", str(folder)],
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

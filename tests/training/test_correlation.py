@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,22 @@ def test_a_candidate_is_fitted_in_one_epoch_and_retrieves(columns) -> None:
     for entry in found:
         assert entry["class_recall"]["1"] > 1.4 * entry["class_chance"]["1"]
         assert entry["class_mean_average_precision"] > 0.3
+
+
+def test_a_sequence_counts_as_the_mean_of_its_steps() -> None:
+    values = data()
+    flat = solved(values, dim=2)
+    drift = torch.tensor([-1.0, 0.0, 1.0])[None, :, None]
+    steps = torch.cat([values["b"][:, None] + drift, torch.full((ROWS, 1, 7), torch.nan)], dim=1)
+    mask = torch.tensor([True, True, True, False]).expand(ROWS, 4)
+    whole = batch(values)
+    inputs = {m: InputSpec(dim=x.shape[1], mean=x.mean(0), std=x.std(0)) for m, x in values.items()}
+    model = CanonicalCorrelation(inputs, outputs=2, dim=2, regularisation=TINY)
+    sequences = dataclasses.replace(
+        whole, embeddings={**whole.embeddings, "b": steps}, masks={"b": mask}
+    )
+    model.solve([sequences])
+    torch.testing.assert_close(model.correlations_S, flat.correlations_S, rtol=1e-4, atol=1e-5)
+    found, _ = model.embed_all(*sequences.inputs)
+    expected, _ = flat.embed_all(*whole.inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-3)
