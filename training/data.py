@@ -30,8 +30,8 @@ from training.vectors import HeldVectors, PlacedVectors, VectorReader, placed_ve
 
 CONSTANT = 1e-4
 """A dimension whose deviation is below this share of the modality's largest is left unscaled."""
-BLOCK_VECTORS = 8192
-"""Vectors that the statistics take at once."""
+BLOCK_VECTORS = 256
+"""Vectors that the statistics take at once; their sum is float32, and that of all float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +204,8 @@ class EmbeddingTable:
         square = torch.zeros_like(total)
         for some in numbers.split(BLOCK_VECTORS):
             values = reader.take(some).float() - origin
-            total += values.sum(dim=0, dtype=torch.float64)
-            square += values.square_().sum(dim=0, dtype=torch.float64)
+            total += values.sum(dim=0)
+            square += values.square_().sum(dim=0)
         mean = total / len(numbers)
         std = (square / len(numbers) - mean.square()).clamp(min=0).sqrt()
         mean = mean + origin
