@@ -126,11 +126,12 @@ class EmbeddingTable:
         rows: torch.Tensor,
         *,
         modalities: Sequence[str] | None = None,
+        padded_as: torch.Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> Batch:
         """The rows of some numbers `[B]`, in that order; all modalities if none are named.
 
-        A sequence is as long as the longest of these rows.
+        A sequence is as long as the longest of these rows, or of those that it is `padded_as`.
         """
         embeddings, presence, masks, payloads = {}, {}, {}, {}
         for modality in self.embeddings if modalities is None else modalities:
@@ -142,7 +143,10 @@ class EmbeddingTable:
                 embeddings[modality] = self._take(modality, place, device=device)
                 continue
             first, lengths = self._steps(modality, place=place)
-            step = torch.arange(max(1, int(lengths.max()) if len(lengths) else 0))
+            all_lengths = lengths
+            if padded_as is not None:
+                _, all_lengths = self._steps(modality, place=self.index[modality][padded_as])
+            step = torch.arange(max(1, int(all_lengths.max()) if len(all_lengths) else 0))
             mask = step < lengths[:, None]
             numbers = torch.where(mask, first[:, None] + step, ABSENT)
             found = self._take(modality, numbers.reshape(-1), device=device)

@@ -7,7 +7,7 @@ the meta-head, K coins.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ class RowCoins(RowDropout):
 
     They are as fair whatever the candidate's dropout.
     """
+
+    of_candidate: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__(0.5)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class RowDropout(nn.Module):
     dropout: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html.
     """
 
+    of_candidate: ClassVar[bool] = True
+    """Whether the probability is the candidate's `dropout`, or the layer's own."""
     factor: Tensor | None
 
     def __init__(self, probability: float) -> None:

@@ -270,7 +270,8 @@ class Stack:
 
     def _factors(self, members: Sequence[Member], *, rows: int, batch: Batch) -> dict[str, Tensor]:
         """What each dropout layer multiplies by, `[K, B, ...]`: each one's own draws."""
-        if not any(member.spec.dropout for member in members):
+        of_candidates = all(layer.of_candidate for layer in self.dropouts.values())
+        if of_candidates and not any(member.spec.dropout for member in members):
             return {}
         self._learn_shapes(batch)
         part = worker_slice(rows, rank=worker_rank(), workers=worker_count())
@@ -280,9 +281,9 @@ class Stack:
             seed = step_seed(member.spec.seed, epoch=member.epoch, step=member.step)
             draws = dropout_draws(len(drawn), seed=seed, rows=rows, first=part.start)
             for (name, layer), draw in zip(self.dropouts.items(), draws, strict=True):
-                drawn[name].append(
-                    draw.factor(own, shape=layer.shape, probability=member.spec.dropout)
-                )
+                probability = member.spec.dropout if layer.of_candidate else layer.probability
+                factor = draw.factor(own, shape=layer.shape, probability=probability)
+                drawn[name].append(factor)
         return {f"{name}.factor": torch.stack(d).to(self.device) for name, d in drawn.items()}
 
     @torch.no_grad()

@@ -131,6 +131,7 @@ def divide(batch: Batch, *, parts: int, dim: int = 0) -> list[Part]:
                 presence=cut(batch.presence, rows),
                 targets=batch.targets.narrow(dim, rows.start, rows.stop - rows.start),
                 masks=cut(batch.masks, rows),
+                payloads=cut(batch.payloads, rows),
             ),
             first=rows.start,
             share=share,
@@ -247,7 +248,8 @@ def worker_batch(
 ) -> Batch:
     """This worker's part of a global batch of rows; it may be empty."""
     part = worker_slice(len(rows), rank=worker_rank(), workers=worker_count())
-    return table.batch(rows[part], modalities=modalities, device=device)
+    # Sequences are padded alike on all workers: what is dropped is drawn for the whole batch.
+    return table.batch(rows[part], modalities=modalities, padded_as=rows, device=device)
 
 
 def train_batch(
