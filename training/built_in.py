@@ -11,10 +11,11 @@ from features.by_name import spec_class
 from training.alignment_spec import AlignmentSpec
 from training.fusion_spec import AttentionSpec, EarlySpec, LateSpec, SingleSpec
 from training.spec import CandidateSpec
+from training.tuning_spec import FinetuneSpec
 
 BUILT_IN: Mapping[str, type[CandidateSpec]] = {
     spec.model_fields["type"].default: spec
-    for spec in (SingleSpec, EarlySpec, LateSpec, AttentionSpec, AlignmentSpec)
+    for spec in (SingleSpec, EarlySpec, LateSpec, AttentionSpec, AlignmentSpec, FinetuneSpec)
 }
 
 

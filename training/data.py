@@ -90,6 +90,9 @@ class EmbeddingTable:
             embeddings=embeddings, presence=presence, targets=self.targets[rows].to(device)
         )
 
+    def announce(self, order: torch.Tensor, *, steps: int) -> None:
+        """Hear in which order an epoch takes its rows: for tables that read ahead."""
+
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
         """Per modality the width, mean and deviation of the present training rows.
 

@@ -196,6 +196,7 @@ def fit_candidate(
 
     def start_epoch(engine: Engine) -> None:
         fitting.order = epoch_order(rows["train"], seed=spec.seed, epoch=engine.state.epoch)
+        table.announce(fitting.order, steps=fitting.steps)
         fitting.epoch_started = time.perf_counter()
 
     trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
@@ -249,7 +250,7 @@ def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:
         highest=spec.learning_rate,
     )
     for group in fitting.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
     rows = step_rows(fitting.order, step=step, steps=fitting.steps)
     batch = train_batch(
         spec,
