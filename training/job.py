@@ -35,6 +35,7 @@ from training.candidate import (
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
+from training.live_data import PayloadSource
 from training.loop import Epoch
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
@@ -80,6 +81,7 @@ def fit(
     task: TaskSpec,
     candidates: Sequence[CandidateSpec],
     training: TrainingSpec,
+    payloads: PayloadSource | None = None,
     on_progress: Callable[[FitProgress], None] | None = None,
 ) -> list[CandidateRecord]:
     """Fit the candidates that are not in the store yet; returns all their records, in order.
@@ -88,7 +90,8 @@ def fit(
     Ray must be connected. A candidate whose loss is not finite, or which its data do not allow,
     is recorded as failed, and the others go on. TrainingError if the cluster is too small or
     no candidate can be trained on the data; and, after the others, if a candidate's own code
-    raises: it is not recorded, so that it is tried again once the code is mended.
+    raises: it is not recorded, so that it is tried again once the code is mended. `payloads` is
+    for candidates whose encoders are tuned.
     """
     store = Store(open_storage(store_root))
     snapshot = store.read_snapshot(snapshot_id)
@@ -114,6 +117,7 @@ def fit(
                     "training": training.model_dump(mode="json"),
                     "candidates": [c.spec.model_dump(mode="json") for c in planned],
                     "mailbox": mailbox,
+                    "payloads": payloads,
                 },
                 store=store,
                 workers=training.workers,
@@ -263,6 +267,7 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
                 task=task,
                 training=training,
                 table=table,
+                payloads=config.get("payloads"),
                 device=device,
                 resume=_checkpoint_of(candidate.fingerprint),
                 on_epoch=report.epoch,

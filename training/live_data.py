@@ -9,7 +9,6 @@ next steps while one is computed. What is prepared is kept for the next epoch wh
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -77,7 +76,6 @@ class PayloadRows:
         for table in self._read(store, snapshot):
             self._cells.add(table)
         self._cells.close()
-        self._lock = threading.Lock()
         self._kept: dict[int, Any] = {}
         self._kept_bytes = 0
         self._coming: dict[int, Future[Any]] = {}

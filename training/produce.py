@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from features.snapshot import Snapshot
 from features.store import Store
@@ -16,10 +17,14 @@ from training.checkpoint import FitState
 from training.data import EmbeddingTable
 from training.evaluate import evaluate, fit_probe, retrieval
 from training.faults import own_code
+from training.live import LiveModel
+from training.live_data import PayloadSource, live_table
+from training.live_files import write_encoders
 from training.loop import Epoch, Failure, Fit, fit_candidate
 from training.targets import Untrainable
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
+from training.tuning_spec import FinetuneSpec
 from training.workers import worker_count, worker_rank
 
 
@@ -31,6 +36,7 @@ def produce_candidate(
     task: TaskSpec,
     training: TrainingSpec,
     table: EmbeddingTable,
+    payloads: PayloadSource | None = None,
     device: torch.device | str = "cpu",
     resume: FitState | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -41,10 +47,44 @@ def produce_candidate(
     All workers take part, with equal arguments; the first alone knows the record's files. A
     candidate whose loss is not finite, or which its data do not allow, gets a record that says
     so, and neither weights nor predictions; one whose own code raises gets no record, but a
-    CandidateFault.
+    CandidateFault. `payloads` is for one whose encoders are tuned.
     """
+    options: dict[str, Any] = {
+        "store": store,
+        "snapshot": snapshot,
+        "task": task,
+        "training": training,
+        "device": device,
+        "resume": resume,
+        "on_epoch": on_epoch,
+        "save": save,
+    }
+    own = table.select(candidate.modalities)
+    if not isinstance(candidate.spec, FinetuneSpec):
+        return _produce(candidate, own=own, **options)
+    if payloads is None:
+        raise ValueError(f"{candidate.spec.name!r} is fitted to payloads; give `payloads`")
+    live = candidate.spec.encoders
+    with live_table(
+        own, modalities=tuple(live), store=store, snapshot=snapshot, payloads=payloads
+    ) as of_payloads:
+        return _produce(candidate, own=of_payloads, **options)
+
+
+def _produce(
+    candidate: PlannedCandidate,
+    *,
+    own: EmbeddingTable,
+    store: Store,
+    snapshot: Snapshot,
+    task: TaskSpec,
+    training: TrainingSpec,
+    device: torch.device | str,
+    resume: FitState | None,
+    on_epoch: Callable[[Epoch], None] | None,
+    save: Callable[[FitState], None] | None,
+) -> CandidateRecord:
     modalities = candidate.modalities
-    own = table.select(modalities)
     fit: Fit | None = None
     try:
         fit = fit_candidate(
@@ -66,7 +106,7 @@ def produce_candidate(
         snapshot=snapshot,
         task=task,
         training=training,
-        table=table,
+        table=own,
     )
     if fit is None or failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
@@ -79,7 +119,11 @@ def produce_candidate(
     record = dataclasses.replace(record, metrics=answers.metrics(), retrieval=found)
     if worker_rank() != 0:
         return record
-    return write_candidate(store, record, model=fit.model, predictions=answers.table())
+    model: nn.Module = fit.model
+    if isinstance(model, LiveModel):
+        record = write_encoders(store, record, model=model)
+        model = model.head
+    return write_candidate(store, record, model=model, predictions=answers.table())
 
 
 def _record(

@@ -37,6 +37,8 @@ from training.spec import CandidateSpec, InputSpec, Positive
 if TYPE_CHECKING:
     from torch import nn
 
+    from features.encoders import EncoderSpec
+
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
@@ -160,6 +162,24 @@ class FinetuneSpec(CandidateSpec):
                     f"{', '.join(resolved)}"
                 )
         return resolved
+
+    def check_encoders(
+        self, encoders: Mapping[str, EncoderSpec]
+    ) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        taken = [modality for _, modality in self.head.named_modalities()] or list(encoders)
+        for modality in self.encoders:
+            if modality not in taken:
+                yield (
+                    ("encoders", modality),
+                    f"the head does not take {modality!r}; it takes {', '.join(taken)}",
+                )
+            elif modality in encoders and not encoders[modality].trainable:
+                able = [m for m in taken if m in encoders and encoders[m].trainable]
+                yield (
+                    ("encoders", modality),
+                    f"the encoder {encoders[modality].type!r} of {modality!r} has no weights that "
+                    f"can be tuned; those that have: {', '.join(able) or 'none of this file'}",
+                )
 
     def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         """The head on live encoders; of inputs that know no encoders, the head alone."""

@@ -39,16 +39,22 @@ def input_from(value: Mapping[str, Any]) -> Input:
 def inputs_of(
     record: CandidateRecord, *, features: Mapping[str, FeatureSpec], snapshot: Snapshot
 ) -> dict[str, Input]:
-    """The inputs of a candidate, by modality: its part of the pipeline's features."""
-    return {
-        name: Input(
+    """The inputs of a candidate, by modality: its part of the pipeline's features.
+
+    The encoder of one that was tuned with it is the tuned one, in a folder beside its weights.
+    """
+
+    def input_of(name: str) -> Input:
+        part = snapshot.modalities[name]
+        tuned = record.modalities[name].get("tuned", {})
+        return Input(
             columns=features[name].payload_columns,
-            encoder=dict(snapshot.modalities[name].encoder),
-            encoder_fingerprint=snapshot.modalities[name].encoder_fingerprint,
-            dim=snapshot.modalities[name].dim,
+            encoder=dict(tuned.get("encoder", part.encoder)),
+            encoder_fingerprint=tuned.get("encoder_fingerprint", part.encoder_fingerprint),
+            dim=part.dim,
         )
-        for name in record.modalities
-    }
+
+    return {name: input_of(name) for name in record.modalities}
 
 
 def model_key(record: CandidateRecord, *, inputs: Mapping[str, Input]) -> str:
