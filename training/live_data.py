@@ -85,16 +85,21 @@ class PayloadRows:
         self._encoder = self.spec.load_trainable()
         return self._encoder
 
+    @property
+    def at_hand(self) -> set[int]:
+        """The rows that are prepared, or being prepared."""
+        return {*self._kept, *self._coming}
+
     def expect(self, rows: Sequence[int]) -> None:
         """Begin to prepare some rows that will be asked for."""
+        if self._encoder is None:
+            self.load()
         for row in rows:
             if row not in self._kept and row not in self._coming:
                 self._coming[row] = self._pool.submit(self._prepare, row)
 
     def take(self, rows: Sequence[int]) -> list[Any]:
         """The prepared payloads of some rows, all of which have one."""
-        if self._encoder is None:
-            self.load()
         self.expect(rows)
         found = []
         for row in rows:

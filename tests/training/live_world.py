@@ -75,6 +75,7 @@ class LiveWorld:
     """The table, embedded by stage 1, with all that is needed to tune its encoders."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         save_bert(folder / "bert")
         save_vit(folder / "vit")

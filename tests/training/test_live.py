@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 
 from features.encoders import parse_encoder
 from features.sources import SourceError, open_source
+from tests.training import live_worker
 from tests.training.live_world import ROWS, TASK, LiveWorld, finetune
 from training.candidate import load_model, predict, read_predictions
 from training.data import step_rows
@@ -157,12 +161,10 @@ def test_encoders_learn_at_their_own_rate(world) -> None:
     with world.live("caption") as table:
         model = model_of(spec, table)
         optimizer = make_optimizer(model, spec=spec)
-        rates = {
-            id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]
-        }
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         fit = fit_candidate(spec, table=table, training=TRAINING)
     encoder = [p for p in model.encoders.parameters() if p.requires_grad]
-    assert {rates[id(p)] for p in encoder} == {pytest.approx(1e-5)}
+    np.testing.assert_allclose([rates[id(p)] for p in encoder], 1e-5)
     assert {rates[id(p)] for p in model.head.parameters()} == {1e-2}
     assert len(rates) == len(encoder) + len(list(model.head.parameters()))
     assert fit.epochs[0].learning_rate > 1e-3
@@ -200,30 +202,25 @@ def test_bfloat16_is_what_the_encoders_multiply_in(world) -> None:
 # ---------------------------------------------------------------- the loop
 
 
-def test_payloads_are_read_ahead_and_are_the_same(world, monkeypatch) -> None:
-    spec = finetune()
+def test_payloads_are_prepared_ahead_of_their_step(world) -> None:
+    encoder = world.specs["caption"].load()
+    texts = world.world.frame["caption"]
+    order = torch.arange(0, ROWS, 2)
+    parts = [step_rows(order, step=step, steps=4) for step in range(4)]
     with world.live("caption") as table:
-        feed = table.live["caption"]
-        late: list[int] = []
-        expect = feed.expect
-
-        def watched(rows: Any) -> None:
-            late.extend(row for row in rows if row not in feed._coming and row not in feed._kept)
-            expect(rows)
-
-        order = torch.arange(0, ROWS, 2)
         table.announce(order, steps=4)
-        texts = []
-        for step in range(4):
-            rows = step_rows(order, step=step, steps=4)
-            monkeypatch.setattr(feed, "expect", watched)
+        for step, rows in enumerate(parts):
+            wanted = {row for part in parts[step : step + 2] for row in part.tolist()}
             batch = table.batch(rows, modalities=("caption",))
-            monkeypatch.undo()
-            texts += batch.embeddings["caption"].prepared
-        ahead = world.specs["caption"].load()
-        frame = world.world.frame["caption"][::2].dropna()
-        assert [t.ids for t in texts] == [ahead.prepare(t).ids for t in frame]
-    assert spec.encoders
+            assert {row for row in wanted if isinstance(texts[row], str)} <= table.live[
+                "caption"
+            ].at_hand
+            found = [tokens.ids for tokens in batch.embeddings["caption"].prepared]
+            own = [texts[row] for row in rows.tolist() if isinstance(texts[row], str)]
+            assert found == [encoder.prepare(text).ids for text in own]
+        assert table.live["caption"].at_hand == {
+            row for row in order.tolist() if isinstance(texts[row], str)
+        }
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -308,3 +305,35 @@ def test_more_layers_than_there_are_is_refused(world) -> None:
     spec = finetune(encoders={"caption": {"tune": "last", "layers": 9}})
     with world.live("caption") as table, pytest.raises(Untrainable, match=r"`layers: 9`.* has 3"):
         model_of(spec, table)
+
+
+# ---------------------------------------------------------------- several workers
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_of_one(world, tmp_path: Path) -> None:
+    expected = live_worker.steps(world)
+    script = str(Path(live_worker.__file__))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), "2", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for worker in workers:
+            output, _ = worker.communicate(timeout=240)
+            assert worker.returncode == 0, output
+    finally:
+        for worker in workers:
+            worker.kill()
+    two = [json.loads((tmp_path / f"live-{rank}.json").read_text()) for rank in range(2)]
+    assert two[0] == two[1]
+    for key in ("losses", "norms"):
+        np.testing.assert_allclose(two[0][key], expected[key], rtol=1e-4)
+    assert set(two[0]["weights"]) == set(expected["weights"])
+    for name, values in expected["weights"].items():
+        np.testing.assert_allclose(two[0]["weights"][name], values, atol=5e-4, err_msg=name)
