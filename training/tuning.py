@@ -102,7 +102,7 @@ def recompute_layers(layers: list[nn.Module]) -> None:
     needs.
     """
     for layer in layers:
-        layer.forward = partial(_recomputed, layer.forward)  # type: ignore[method-assign]
+        layer.forward = partial(_recomputed, layer.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

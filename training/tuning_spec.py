@@ -94,14 +94,21 @@ class FinetuneSpec(CandidateSpec):
     """Any candidate that learns from the task; its modalities, seed, dropout, learning rate and
     weight decay are those of the whole."""
     encoders: Annotated[
-        dict[
-            Name,
-            Annotated[
-                TuningSpec,
-                pydantic.BeforeValidator(_long_tuning, json_schema_input_type=str | TuningSpec),
-            ],
-        ],
+        dict[Name, Annotated[TuningSpec, pydantic.BeforeValidator(_long_tuning)]],
         pydantic.Field(min_length=1),
+        # Written out, since a candidate's schema is put into that of a pipeline as it is.
+        pydantic.WithJsonSchema(
+            {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": {
+                    "anyOf": [
+                        {"enum": ["full", "lora"]},
+                        TuningSpec.model_json_schema(),
+                    ]
+                },
+            }
+        ),
     ]
     """Per modality that is embedded anew, what is tuned of its encoder; `full` alone stands for
     `{tune: full}`. The other modalities' embeddings come from the store."""

@@ -26,7 +26,10 @@ class Holder(Spec):
 
 def test_every_built_in_is_parsed_by_its_type() -> None:
     for name, kind in BUILT_IN.items():
-        options = {"modality": "speech"} if name == "single" else {}
+        options = {
+            "single": {"modality": "speech"},
+            "finetune": {"head": {"type": "early"}, "encoders": {"caption": "full"}},
+        }.get(name, {})
         assert type(parse_candidate({"type": name, **options})) is kind
 
 
