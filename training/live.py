@@ -67,7 +67,7 @@ class TunedEncoder(nn.Module):
             self.module, spec=tuning, probe=self._probe, encoder=f"the encoder {spec.type!r}"
         )
         if gradient_checkpointing:
-            recompute_layers(self.tuning.blocks)
+            recompute_layers(self.tuning.layers)
         self.fixed = frozenset(
             name for name, p in self.module.named_parameters() if not p.requires_grad
         )

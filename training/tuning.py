@@ -7,7 +7,7 @@ backward pass of a probe, so a tower or pooler that is not used is neither tuned
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -37,10 +37,11 @@ class Tuning:
     ) -> None:
         self._module = module
         self._adapted: Any = None
-        self.blocks = layers_of(module)
+        reached = reached_by(module, probe=probe)
+        self.layers = layers_of(module, reached=reached)
         if spec.tune == "lora":
             rank = spec.rank or RANK
-            names = _linear_names(module, reached=reached_by(module, probe=probe))
+            names = _linear_names(module, reached=reached)
             if not names:
                 raise Untrainable(
                     f"`tune: lora` adds to linear layers, and {encoder} has none; take `last`"
@@ -48,17 +49,16 @@ class Tuning:
             self._adapted = _adapted(module, names=names, rank=rank, alpha=spec.alpha or 2 * rank)
         elif spec.tune == "last":
             count = spec.layers or 0
-            if count > len(self.blocks):
+            if count > len(self.layers):
                 raise Untrainable(
-                    f"`layers: {count}` of {encoder} are to be tuned, which has {len(self.blocks)}"
+                    f"`layers: {count}` of {encoder} are to be tuned, which has {len(self.layers)}"
                 )
-            first = self.blocks[-count]
-            earlier = {id(p) for block in self.blocks[:-count] for p in block.parameters()}
-            with _cut_before(first):
+            earlier = {id(p) for layer in self.layers[:-count] for p in layer.parameters()}
+            with _cut_before(self.layers[-count]):
                 found = reached_by(module, probe=probe)
             _require(p for p in found if id(p) not in earlier)
         else:
-            _require(reached_by(module, probe=probe))
+            _require(reached)
 
     def merged(self) -> nn.Module:
         """The module with its tuned weights, as it was built; a copy if anything was added."""
@@ -80,17 +80,20 @@ def reached_by(module: nn.Module, *, probe: Callable[[], Tensor]) -> list[nn.Par
         module.zero_grad(set_to_none=True)
 
 
-def layers_of(module: nn.Module) -> list[nn.Module]:
+def layers_of(module: nn.Module, *, reached: Collection[nn.Parameter]) -> list[nn.Module]:
     """The layers of a model, in order: the longest list of modules that is in no other such list.
 
-    The transformer blocks of a BERT or ViT, the stages of a ResNet or Swin.
+    The transformer blocks of a BERT or ViT, the stages of a ResNet or Swin; of a model with two
+    towers those of the one whose weights are `reached`.
     """
+    known = {id(p) for p in reached}
     found: list[nn.Module] = []
     inner: set[int] = set()
     for child in module.modules():
         if isinstance(child, nn.ModuleList) and id(child) not in inner:
             inner |= {id(deeper) for deeper in child.modules()}
-            if len(child) > len(found):
+            used = any(id(p) in known for p in child.parameters())
+            if used and len(child) > len(found):
                 found = list(child)
     return found
 

@@ -54,7 +54,7 @@ class TuningSpec(Spec):
     rank: Count | None = None
     """Rank of the matrices (of `lora`); 8 if it is not given."""
     alpha: Positive | None = None
-    """What their product is multiplied by, times `rank` (of `lora`); twice the rank if it is not
+    """Their product is multiplied by `alpha` / `rank` (of `lora`); twice the rank if it is not
     given."""
 
     @pydantic.model_validator(mode="after")

@@ -13,19 +13,24 @@ import numpy as np
 import pytest
 import torch
 
+from safetensors.torch import load_file
+
 from features.encoders import parse_encoder
+from features.encoders.huggingface_image import HuggingFaceImageSpec
 from features.sources import SourceError, open_source
+from tests.features.vision_models import save_clip
 from tests.training import live_worker
 from tests.training.live_world import ROWS, TASK, LiveWorld, finetune
 from training.candidate import load_model, predict, read_predictions
 from training.data import step_rows
-from training.live import LiveModel, Payloads, TunedEncoder
+from training.live import LiveInput, LiveModel, Payloads, TunedEncoder
 from training.loop import fit_candidate
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
 from training.step import make_model, make_optimizer, seed_step, train_batch, train_step
 from training.targets import Untrainable
 from training.training_spec import TrainingSpec
+from training.tuning_spec import TuningSpec
 
 BOTH = ("caption", "photo")
 TRAINING = TrainingSpec(batch_size=16, max_epochs=3, checkpoint_every=1, patience=10)
@@ -156,6 +161,63 @@ def test_the_loss_falls_and_what_is_frozen_stays(world, tuning) -> None:
         assert not [n for n in own if "pooler" in n], "mean pooling does not use it"
 
 
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_of_two_towers_the_one_in_use_is_tuned_and_both_are_kept(tmp_path: Path, tuning) -> None:
+    if tuning == "lora":
+        pytest.importorskip("peft")
+    torch.manual_seed(0)
+    save_clip(tmp_path / "clip")
+    spec = HuggingFaceImageSpec(model=str(tmp_path / "clip"))
+    encoder = TunedEncoder(
+        spec.load_trainable(), spec=spec, tuning=TuningSpec(**TUNINGS[tuning])
+    ).train()
+    random = np.random.default_rng(0)
+    pictures = list(random.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    before = spec.load().encode(pictures)  # type: ignore[arg-type]
+    tuned = {n: p for n, p in encoder.module.named_parameters() if p.requires_grad}
+    assert tuned and not [n for n in tuned if "text" in n]
+    if tuning == "last":
+        assert any(".layers.1." in n for n in tuned)
+        assert not [n for n in tuned if ".layers.0." in n or "embeddings" in n]
+    encoder(pictures)[0].square().sum().backward()
+    torch.optim.SGD(tuned.values(), lr=0.05).step()
+    encoder.encoder.save(str(tmp_path / "tuned"), module=encoder.tuning.merged())
+    again = HuggingFaceImageSpec(model=str(tmp_path / "tuned"))
+    found = again.load().encode(pictures)  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = encoder(pictures)[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - before).max() > 1e-3
+    whole = set(load_file(tmp_path / "clip" / "model.safetensors"))
+    assert set(load_file(tmp_path / "tuned" / "model.safetensors")) == whole
+
+
+def test_tokens_and_patches_are_fused_by_one_head(world) -> None:
+    sources = {}
+    for modality, spec in world.specs.items():
+        as_sequence = spec.model_copy(update={"output": "sequence"})
+        encoder = as_sequence.load_trainable()
+        sources[modality] = LiveInput(
+            dim=encoder.dim, sequence=True, spec=as_sequence, encoder=encoder
+        )
+    spec = finetune(
+        head={"type": "attention", "width": 8, "heads": 2, "dropout": 0.0},
+        encoders=dict.fromkeys(BOTH, "full"),
+    )
+    torch.manual_seed(0)
+    model = spec.build(inputs=sources, outputs=2)
+    assert isinstance(model, LiveModel)
+    with world.live() as table:
+        steps = step_once(model, table, spec, steps=10)
+        batch = table.batch(torch.arange(0, ROWS, 2), modalities=BOTH)
+    assert steps[-1].loss < 0.7 * steps[0].loss
+    tokens, mask = model.encoders["caption"](batch.embeddings["caption"].prepared)
+    lengths = [len(tokens.ids) for tokens in batch.embeddings["caption"].prepared]
+    assert tokens.ndim == 3 and mask.sum(dim=1).tolist() == lengths
+    patches, _ = model.encoders["photo"](batch.embeddings["photo"].prepared)
+    assert patches.shape[1:] == (16, 12)
+
+
 def test_encoders_learn_at_their_own_rate(world) -> None:
     spec = finetune(encoder_learning_rate=1e-5)
     with world.live("caption") as table:
@@ -177,7 +239,7 @@ def test_recomputed_layers_change_no_result(world) -> None:
         with world.live() as table:
             model = model_of(spec, table)
             calls = []
-            layer = model.encoders["caption"].tuning.blocks[0]
+            layer = model.encoders["caption"].tuning.layers[0]
             layer.attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
             step_once(model, table, spec)
             outcomes.append((model.state_dict(), len(calls)))
