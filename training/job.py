@@ -35,7 +35,7 @@ from training.candidate import (
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
-from training.live_data import PayloadSource
+from training.live_payloads import PayloadSource
 from training.loop import Epoch
 from training.produce import produce_candidate
 from training.spec import CandidateSpec

@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 from features.snapshot import Snapshot
+from features.sources import SourceError
 from features.store import Store
 from training.alignment import Alignment
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState
 from training.data import EmbeddingTable
 from training.evaluate import evaluate, fit_probe, retrieval
-from training.faults import own_code
+from training.faults import CandidateFault, own_code
 from training.live import LiveModel
-from training.live_data import PayloadSource, live_table
+from training.live_data import live_table
 from training.live_files import write_encoders
+from training.live_payloads import PayloadSource
 from training.loop import Epoch, Failure, Fit, fit_candidate
 from training.targets import Untrainable
 from training.task import TaskSpec
@@ -47,7 +49,8 @@ def produce_candidate(
     All workers take part, with equal arguments; the first alone knows the record's files. A
     candidate whose loss is not finite, or which its data do not allow, gets a record that says
     so, and neither weights nor predictions; one whose own code raises gets no record, but a
-    CandidateFault. `payloads` is for one whose encoders are tuned.
+    CandidateFault, as does one whose payloads are no longer there. `payloads` is for one whose
+    encoders are tuned.
     """
     options: dict[str, Any] = {
         "store": store,
@@ -64,11 +67,14 @@ def produce_candidate(
         return _produce(candidate, own=own, **options)
     if payloads is None:
         raise ValueError(f"{candidate.spec.name!r} is fitted to payloads; give `payloads`")
-    live = candidate.spec.encoders
-    with live_table(
-        own, modalities=tuple(live), store=store, snapshot=snapshot, payloads=payloads
-    ) as of_payloads:
-        return _produce(candidate, own=of_payloads, **options)
+    live = tuple(candidate.spec.encoders)
+    try:
+        with live_table(
+            own, modalities=live, store=store, snapshot=snapshot, payloads=payloads
+        ) as of_payloads:
+            return _produce(candidate, own=of_payloads, **options)
+    except SourceError as error:
+        raise CandidateFault(str(error)) from error
 
 
 def _produce(

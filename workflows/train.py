@@ -185,7 +185,7 @@ def _fit(
     console: Console,
 ) -> None:
     from training.job import FitProgress, TrainingError, fit
-    from training.live_data import PayloadSource
+    from training.live_payloads import PayloadSource
 
     begun = time.perf_counter()
     store: Store = open_store(pipeline)

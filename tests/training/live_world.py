@@ -24,7 +24,8 @@ from tests.features.world import World
 from training.built_in import parse_candidate
 from training.candidate import plan_candidates
 from training.data import EmbeddingTable, load_table
-from training.live_data import LiveTable, PayloadSource, live_table
+from training.live_data import LiveTable, live_table
+from training.live_payloads import PayloadSource
 from training.spec import CandidateSpec
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec

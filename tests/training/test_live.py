@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from safetensors.torch import load_file
 
 from features.encoders import parse_encoder
