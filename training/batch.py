@@ -14,7 +14,7 @@ class Batch:
 
     embeddings: Mapping[str, Tensor]
     """Per modality float32 `[B, D]`; rows that are not present hold anything. (Of a modality that
-    is embedded anew at each step, its `training.live.Payloads`.)"""
+    is embedded anew at each step, its `training.live.PreparedPayloads`.)"""
     presence: Mapping[str, Tensor]
     """Per modality bool `[B]`."""
     targets: Tensor

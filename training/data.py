@@ -90,8 +90,11 @@ class EmbeddingTable:
             embeddings=embeddings, presence=presence, targets=self.targets[rows].to(device)
         )
 
-    def announce(self, order: torch.Tensor, *, steps: int) -> None:
-        """Hear in which order an epoch takes its rows: for tables that read ahead."""
+    def expect(self, rows: torch.Tensor, *, modalities: Sequence[str] | None = None) -> None:
+        """Say which rows `[K]` batches will be of, in that order, so that they are read ahead.
+
+        A matter of speed alone: any rows may be taken at any time.
+        """
 
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
         """Per modality the width, mean and deviation of the present training rows.

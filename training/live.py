@@ -7,9 +7,8 @@ embedding, C outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +32,21 @@ class LiveInput(InputSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Payloads:
+class PreparedPayloads:
     """A live modality of a batch, in the place of its embeddings."""
 
     rows: Tensor
     """int64 `[P]`: which rows of the batch have a payload, ascending."""
     prepared: Sequence[Any]
     """P payloads, as the encoder has prepared them."""
+
+    def narrow(self, dim: int, start: int, length: int) -> PreparedPayloads:
+        """Those of some consecutive rows, as `torch.Tensor.narrow` has it."""
+        assert dim == 0, "payloads are along the rows"
+        first, stop = torch.searchsorted(self.rows, torch.tensor([start, start + length])).tolist()
+        return PreparedPayloads(
+            rows=self.rows[first:stop] - start, prepared=self.prepared[first:stop]
+        )
 
 
 class TunedEncoder(nn.Module):
@@ -56,12 +63,10 @@ class TunedEncoder(nn.Module):
         spec: EncoderSpec,
         tuning: TuningSpec,
         gradient_checkpointing: bool = False,
-        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.spec, self.encoder = spec, encoder
         self.module = encoder.module
-        self._autocast = precision == "bfloat16"
         self._stored = getattr(torch, spec.dtype)
         self.tuning = Tuning(
             self.module, spec=tuning, probe=self._probe, encoder=f"the encoder {spec.type!r}"
@@ -99,9 +104,7 @@ class TunedEncoder(nn.Module):
         return steps_BTD, places_T < lengths[:, None]
 
     def _embed(self, batch: list[Any]) -> list[Tensor]:
-        device = next(self.module.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16) if self._autocast else nullcontext():
-            rows = [row.float() for row in self.encoder.embed(batch)]
+        rows = [row.float() for row in self.encoder.embed(batch)]
         return rows if self.training else [row.to(self._stored).float() for row in rows]
 
     def _probe(self) -> Tensor:
@@ -113,7 +116,7 @@ class TunedEncoder(nn.Module):
 
 
 class LiveModel(nn.Module):
-    """A head on embeddings of which some are computed here, from `Payloads`.
+    """A head on embeddings of which some are computed here, from `PreparedPayloads`.
 
     Its state is what is tuned, and the head's: weights that stay as they were loaded are left
     out of it.
@@ -137,7 +140,7 @@ class LiveModel(nn.Module):
         presence: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
     ) -> Tensor:
-        """The outputs `[B, C]`; of the live modalities `embeddings` are `Payloads`.
+        """The outputs `[B, C]`; of the live modalities `embeddings` are `PreparedPayloads`.
 
         A payload whose modality is not present (any more, after modality dropout) is not embedded.
         """
@@ -199,7 +202,7 @@ class LiveModel(nn.Module):
 
 
 def _embedded(
-    payloads: Payloads, *, presence: Tensor, encoder: nn.Module
+    payloads: PreparedPayloads, *, presence: Tensor, encoder: nn.Module
 ) -> tuple[Tensor, Tensor | None]:
     """A modality's `[B, D]`, zero where it is not, or `[B, T, D]` with the mask of its steps."""
     assert isinstance(encoder, TunedEncoder)

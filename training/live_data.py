@@ -16,24 +16,22 @@ from features.prepare import THREADS
 from features.snapshot import Snapshot
 from features.store import Store
 from training.batch import Batch
-from training.data import EmbeddingTable, step_rows, worker_slice
-from training.live import LiveInput, Payloads
+from training.data import EmbeddingTable
+from training.live import LiveInput, PreparedPayloads
 from training.live_payloads import PayloadRows, PayloadSource
 from training.spec import InputSpec
 from training.targets import ABSENT
-from training.workers import worker_count, worker_rank
 
-STEPS_AHEAD = 2
+BATCHES_AHEAD = 2
 """Batches of payloads that are prepared before they are asked for."""
 
 
 @dataclass(kw_only=True)
 class _Position:
-    """Where an epoch is, so that what comes next is known."""
+    """The rows that batches will be of, int64, and how many of them have been taken."""
 
-    order: Tensor | None = None
-    steps: int = 0
-    step: int = 0
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    taken: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class LiveTable(EmbeddingTable):
         modalities: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> Batch:
-        """As ever; in the place of a live modality's embeddings stand its `Payloads`."""
+        """As ever; in the place of a live modality's embeddings stand its `PreparedPayloads`."""
         wanted = tuple(self.embeddings) if modalities is None else tuple(modalities)
         stored = [m for m in wanted if m not in self.live]
         batch = super().batch(rows, modalities=stored, device=device)
@@ -63,17 +61,18 @@ class LiveTable(EmbeddingTable):
             if modality in self.live:
                 there = self.index[modality][rows] != ABSENT
                 presence[modality] = there.to(device)
-                embeddings[modality] = Payloads(
+                embeddings[modality] = PreparedPayloads(
                     rows=there.nonzero()[:, 0],
                     prepared=self.live[modality].take(rows[there].tolist()),
                 )
         self._read_ahead(rows)
         return replace(batch, embeddings=embeddings, presence=presence)
 
-    def announce(self, order: Tensor, *, steps: int) -> None:
-        """Prepare the payloads of an epoch's steps ahead of them."""
-        self.position.order, self.position.steps, self.position.step = order, steps, 0
-        self._expect(range(1))
+    def expect(self, rows: Tensor, *, modalities: Sequence[str] | None = None) -> None:
+        """As ever; of live modalities, the payloads of the next batches."""
+        wanted = tuple(self.embeddings) if modalities is None else tuple(modalities)
+        super().expect(rows, modalities=[m for m in wanted if m not in self.live])
+        self.position.rows, self.position.taken = rows, 0
 
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
         """As ever; with a live modality comes its encoder, with the weights of stage 1."""
@@ -87,24 +86,15 @@ class LiveTable(EmbeddingTable):
         return found
 
     def _read_ahead(self, rows: Tensor) -> None:
-        """If these are the rows of an epoch's next step, begin with those of the steps after it."""
+        """If these are the next of the rows that were told, begin with those that follow them."""
         at = self.position
-        if at.order is None or at.step >= at.steps or not torch.equal(rows, self._part(at.step)):
+        taken = at.taken + len(rows)
+        if not torch.equal(rows, at.rows[at.taken : taken]):
             return
-        at.step += 1
-        self._expect(range(at.step, min(at.step + STEPS_AHEAD, at.steps)))
-
-    def _expect(self, steps: range) -> None:
-        for step in steps:
-            part = self._part(step)
-            for modality, feed in self.live.items():
-                feed.expect(part[self.index[modality][part] != ABSENT].tolist())
-
-    def _part(self, step: int) -> Tensor:
-        """This worker's rows of a step."""
-        assert self.position.order is not None
-        rows = step_rows(self.position.order, step=step, steps=self.position.steps)
-        return rows[worker_slice(len(rows), rank=worker_rank(), workers=worker_count())]
+        at.taken = taken
+        following = at.rows[taken : taken + BATCHES_AHEAD * len(rows)]
+        for modality, payloads in self.live.items():
+            payloads.expect(following[self.index[modality][following] != ABSENT].tolist())
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from training.checkpoint import FitState, load_optimizer, optimizer_tensors
-from training.data import EmbeddingTable, epoch_order, step_count, step_rows
+from training.data import EmbeddingTable, epoch_order, step_count, step_rows, worker_slice
 from training.faults import own_code
 from training.spec import CandidateSpec, Objective
 from training.step import (
@@ -39,7 +39,7 @@ from training.step import (
 )
 from training.targets import Untrainable
 from training.training_spec import TrainingSpec
-from training.workers import sum_over_workers
+from training.workers import sum_over_workers, worker_count, worker_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,11 @@ def fit_candidate(
 
     def start_epoch(engine: Engine) -> None:
         fitting.order = epoch_order(rows["train"], seed=spec.seed, epoch=engine.state.epoch)
-        table.announce(fitting.order, steps=fitting.steps)
+        parts = [
+            step_rows(fitting.order, step=s, steps=fitting.steps) for s in range(fitting.steps)
+        ]
+        own = [p[worker_slice(len(p), rank=worker_rank(), workers=worker_count())] for p in parts]
+        table.expect(torch.cat(own), modalities=modalities)
         fitting.epoch_started = time.perf_counter()
 
     trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)

@@ -118,8 +118,6 @@ class FinetuneSpec(CandidateSpec):
     gradient_checkpointing: Annotated[bool, Execution] = False
     """Whether an encoder's layers are computed again in the backward pass, instead of what they
     have computed being kept: less memory, a third more time. It changes no result."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type in which the encoders multiply; weights, sums and the head stay in float32."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -204,7 +202,6 @@ class FinetuneSpec(CandidateSpec):
                     spec=source.spec,
                     tuning=self.encoders[m],
                     gradient_checkpointing=self.gradient_checkpointing,
-                    precision=self.precision,
                 )
                 for m, source in live.items()
             },

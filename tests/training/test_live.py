@@ -22,7 +22,7 @@ from tests.training import live_worker
 from tests.training.live_world import ROWS, TASK, LiveWorld, finetune
 from training.candidate import load_model, predict, read_predictions
 from training.data import step_rows
-from training.live import LiveInput, LiveModel, Payloads, TunedEncoder
+from training.live import LiveInput, LiveModel, PreparedPayloads, TunedEncoder
 from training.loop import fit_candidate
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
@@ -124,7 +124,9 @@ def test_what_is_not_present_is_not_embedded_and_has_no_influence(world) -> None
         batch = table.batch(rows, modalities=BOTH)
         presence = {**batch.presence, "caption": torch.zeros(12, dtype=torch.bool)}
         prepared = batch.embeddings["caption"].prepared
-        spoilt = Payloads(rows=batch.embeddings["caption"].rows, prepared=[None] * len(prepared))
+        spoilt = PreparedPayloads(
+            rows=batch.embeddings["caption"].rows, prepared=[None] * len(prepared)
+        )
         with torch.no_grad():
             expected = model(batch.embeddings, presence, {})
             found = model({**batch.embeddings, "caption": spoilt}, presence, {})
@@ -248,16 +250,27 @@ def test_recomputed_layers_change_no_result(world) -> None:
         torch.testing.assert_close(recomputed[name], value, atol=1e-6, rtol=0)
 
 
-def test_bfloat16_is_what_the_encoders_multiply_in(world) -> None:
-    exact, rounded = (finetune(precision=p) for p in ("float32", "bfloat16"))
-    with world.live("caption") as table:
-        losses = []
-        for spec in (exact, rounded):
+def test_in_mixed_precision_the_weights_stay_in_float32(world) -> None:
+    spec = finetune(encoders=dict.fromkeys(BOTH, "full"))
+    losses = []
+    for mixed in (False, True):
+        # Around several steps: what it has cast once must not outlive a step.
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False)
+        with world.live() as table, autocast:
             model = model_of(spec, table)
             losses.append([step.loss for step in step_once(model, table, spec, steps=3)])
             assert all(p.dtype == torch.float32 for p in model.parameters())
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+
+
+def test_a_part_of_a_batch_has_the_payloads_of_its_rows(world) -> None:
+    with world.live("caption") as table:
+        whole = table.batch(torch.arange(20), modalities=("caption",)).embeddings["caption"]
+        part = table.batch(torch.arange(4, 17), modalities=("caption",)).embeddings["caption"]
+    found = whole.narrow(0, 4, 13)
+    assert found.rows.tolist() == part.rows.tolist()
+    assert [t.ids for t in found.prepared] == [t.ids for t in part.prepared]
 
 
 # ---------------------------------------------------------------- the loop
@@ -269,7 +282,7 @@ def test_payloads_are_prepared_ahead_of_their_step(world) -> None:
     order = torch.arange(0, ROWS, 2)
     parts = [step_rows(order, step=step, steps=4) for step in range(4)]
     with world.live("caption") as table:
-        table.announce(order, steps=4)
+        table.expect(order)
         for step, rows in enumerate(parts):
             wanted = {row for part in parts[step : step + 2] for row in part.tolist()}
             batch = table.batch(rows, modalities=("caption",))

@@ -52,7 +52,6 @@ def test_a_record_of_it_is_read_again_as_it_was() -> None:
     [
         ({"name": "other"}, True),
         ({"gradient_checkpointing": True}, True),
-        ({"precision": "bfloat16"}, False),
         ({"encoder_learning_rate": 1e-4}, False),
         ({"head": {"type": "early", "width": 9}}, False),
         ({"encoders": {"caption": "lora"}}, False),
