@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from features.fingerprint import fingerprint
+from features.sources import SourceError
 from features.storage import open_storage
 from features.store import Store
 from training.built_in import parse_candidate
@@ -35,6 +36,7 @@ from training.candidate import (
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
+from training.live_data import table_for
 from training.live_payloads import PayloadSource
 from training.loop import Epoch
 from training.produce import produce_candidate
@@ -260,20 +262,26 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
             training=training,
         )
         try:
-            record = produce_candidate(
-                candidate,
+            with table_for(
+                candidate.spec,
+                table=table,
                 store=store,
                 snapshot=snapshot,
-                task=task,
-                training=training,
-                table=table,
                 payloads=config.get("payloads"),
-                device=device,
-                resume=_checkpoint_of(candidate.fingerprint),
-                on_epoch=report.epoch,
-                save=partial(_save, candidate=candidate),
-            )
-        except CandidateFault as fault:
+            ) as own:
+                record = produce_candidate(
+                    candidate,
+                    store=store,
+                    snapshot=snapshot,
+                    task=task,
+                    training=training,
+                    table=own,
+                    device=device,
+                    resume=_checkpoint_of(candidate.fingerprint),
+                    on_epoch=report.epoch,
+                    save=partial(_save, candidate=candidate),
+                )
+        except (CandidateFault, SourceError) as fault:
             if not all_workers_agree(group):
                 raise
             faults.append(f"candidate {candidate.spec.name!r} cannot be fitted: {fault}")

@@ -19,8 +19,9 @@ from training.batch import Batch
 from training.data import EmbeddingTable
 from training.live import LiveInput, PreparedPayloads
 from training.live_payloads import PayloadRows, PayloadSource
-from training.spec import InputSpec
+from training.spec import CandidateSpec, InputSpec
 from training.targets import ABSENT
+from training.tuning_spec import FinetuneSpec
 
 BATCHES_AHEAD = 2
 """Batches of payloads that are prepared before they are asked for."""
@@ -98,18 +99,24 @@ class LiveTable(EmbeddingTable):
 
 
 @contextmanager
-def live_table(
-    table: EmbeddingTable,
+def table_for(
+    spec: CandidateSpec,
     *,
-    modalities: Sequence[str],
+    table: EmbeddingTable,
     store: Store,
     snapshot: Snapshot,
-    payloads: PayloadSource,
-) -> Iterator[LiveTable]:
-    """A table whose modalities of some names come from their payloads, for the time of a block.
+    payloads: PayloadSource | None,
+) -> Iterator[EmbeddingTable]:
+    """The table that a candidate is fitted to, for the time of a block.
 
-    SourceError if a payload or an encoder is not the one of the snapshot.
+    It is the one that is given, unless the candidate tunes encoders: then a `LiveTable`, for which
+    `payloads` are read. SourceError if a payload or an encoder is not the one of the snapshot.
     """
+    if not isinstance(spec, FinetuneSpec):
+        yield table
+        return
+    if payloads is None:
+        raise ValueError(f"candidate {spec.name!r} tunes encoders; give `payloads`")
     snapshot = store.placed(snapshot.id)
     with (
         tempfile.TemporaryDirectory(prefix="payloads-") as folder,
@@ -125,7 +132,7 @@ def live_table(
                 folder=folder,
                 pool=pool,
             )
-            for modality in modalities
+            for modality in spec.encoders
         }
-        inherited = {f.name: getattr(table, f.name) for f in fields(EmbeddingTable)}
-        yield LiveTable(**inherited, live=live)
+        given = {f.name: getattr(table, f.name) for f in fields(EmbeddingTable) if f.init}
+        yield LiveTable(**given, live=live)

@@ -12,17 +12,24 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+from torch import nn
+
 from features.store import Store
 from training.candidate import CandidateRecord, candidate_path
 from training.live import LiveModel, TunedEncoder
 
 
-def write_encoders(store: Store, record: CandidateRecord, *, model: LiveModel) -> CandidateRecord:
-    """Write a fitted model's encoders; the record that names them.
+def write_encoders(
+    store: Store, record: CandidateRecord, *, model: nn.Module
+) -> tuple[CandidateRecord, nn.Module]:
+    """Write the encoders that a fitted model has tuned; the record that names them, and the rest.
 
-    Per tuned modality the record gets `tuned`: the encoder's spec, whose `model` is the folder as
-    seen from the candidate's own, its fingerprint, and the folder's files.
+    A model that has none is the rest itself. Per tuned modality the record gets `tuned`: the
+    encoder's spec, whose `model` is the folder as seen from the candidate's own, its fingerprint,
+    and the folder's files.
     """
+    if not isinstance(model, LiveModel):
+        return record, model
     modalities = {name: dict(part) for name, part in record.modalities.items()}
     for modality, encoder in model.encoders.items():
         assert isinstance(encoder, TunedEncoder)
@@ -43,4 +50,4 @@ def write_encoders(store: Store, record: CandidateRecord, *, model: LiveModel) -
             "encoder_fingerprint": fingerprint,
             "files": [f"{folder}/{name}" for name in files],
         }
-    return dataclasses.replace(record, modalities=modalities)
+    return dataclasses.replace(record, modalities=modalities), model.head

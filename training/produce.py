@@ -7,26 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from features.snapshot import Snapshot
-from features.sources import SourceError
 from features.store import Store
 from training.alignment import Alignment
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState
 from training.data import EmbeddingTable
 from training.evaluate import evaluate, fit_probe, retrieval
-from training.faults import CandidateFault, own_code
-from training.live import LiveModel
-from training.live_data import live_table
+from training.faults import own_code
 from training.live_files import write_encoders
-from training.live_payloads import PayloadSource
 from training.loop import Epoch, Failure, Fit, fit_candidate
 from training.targets import Untrainable
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
-from training.tuning_spec import FinetuneSpec
 from training.workers import worker_count, worker_rank
 
 
@@ -38,7 +32,6 @@ def produce_candidate(
     task: TaskSpec,
     training: TrainingSpec,
     table: EmbeddingTable,
-    payloads: PayloadSource | None = None,
     device: torch.device | str = "cpu",
     resume: FitState | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -49,48 +42,10 @@ def produce_candidate(
     All workers take part, with equal arguments; the first alone knows the record's files. A
     candidate whose loss is not finite, or which its data do not allow, gets a record that says
     so, and neither weights nor predictions; one whose own code raises gets no record, but a
-    CandidateFault, as does one whose payloads are no longer there. `payloads` is for one whose
-    encoders are tuned.
+    CandidateFault.
     """
-    options: dict[str, Any] = {
-        "store": store,
-        "snapshot": snapshot,
-        "task": task,
-        "training": training,
-        "device": device,
-        "resume": resume,
-        "on_epoch": on_epoch,
-        "save": save,
-    }
-    own = table.select(candidate.modalities)
-    if not isinstance(candidate.spec, FinetuneSpec):
-        return _produce(candidate, own=own, **options)
-    if payloads is None:
-        raise ValueError(f"{candidate.spec.name!r} is fitted to payloads; give `payloads`")
-    live = tuple(candidate.spec.encoders)
-    try:
-        with live_table(
-            own, modalities=live, store=store, snapshot=snapshot, payloads=payloads
-        ) as of_payloads:
-            return _produce(candidate, own=of_payloads, **options)
-    except SourceError as error:
-        raise CandidateFault(str(error)) from error
-
-
-def _produce(
-    candidate: PlannedCandidate,
-    *,
-    own: EmbeddingTable,
-    store: Store,
-    snapshot: Snapshot,
-    task: TaskSpec,
-    training: TrainingSpec,
-    device: torch.device | str,
-    resume: FitState | None,
-    on_epoch: Callable[[Epoch], None] | None,
-    save: Callable[[FitState], None] | None,
-) -> CandidateRecord:
     modalities = candidate.modalities
+    own = table.select(modalities)
     fit: Fit | None = None
     try:
         fit = fit_candidate(
@@ -112,7 +67,7 @@ def _produce(
         snapshot=snapshot,
         task=task,
         training=training,
-        table=own,
+        table=table,
     )
     if fit is None or failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
@@ -125,10 +80,7 @@ def _produce(
     record = dataclasses.replace(record, metrics=answers.metrics(), retrieval=found)
     if worker_rank() != 0:
         return record
-    model: nn.Module = fit.model
-    if isinstance(model, LiveModel):
-        record = write_encoders(store, record, model=model)
-        model = model.head
+    record, model = write_encoders(store, record, model=fit.model)
     return write_candidate(store, record, model=model, predictions=answers.table())
 
 

@@ -24,7 +24,7 @@ from tests.features.world import World
 from training.built_in import parse_candidate
 from training.candidate import plan_candidates
 from training.data import EmbeddingTable, load_table
-from training.live_data import LiveTable, live_table
+from training.live_data import LiveTable, table_for
 from training.live_payloads import PayloadSource
 from training.spec import CandidateSpec
 from training.task import TaskSpec
@@ -115,15 +115,16 @@ class LiveWorld:
         return load_table(self.store, self.snapshot, task=TASK, modalities=tuple(self.specs))
 
     @contextmanager
-    def live(self, *modalities: str, **options: Any) -> Iterator[LiveTable]:
-        """The table with some modalities as payloads."""
-        with live_table(
-            self.table,
-            modalities=modalities or tuple(self.specs),
+    def live(self, *modalities: str, payloads: PayloadSource | None = None) -> Iterator[LiveTable]:
+        """The table with some modalities, or all, as payloads."""
+        with table_for(
+            finetune(encoders=dict.fromkeys(modalities or self.specs, "full")),
+            table=self.table,
             store=self.store,
             snapshot=self.snapshot,
-            payloads=options.get("payloads", self.payloads),
+            payloads=payloads or self.payloads,
         ) as table:
+            assert isinstance(table, LiveTable)
             yield table
 
     def planned(self, spec: CandidateSpec, *, training: TrainingSpec) -> Any:

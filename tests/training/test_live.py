@@ -322,15 +322,15 @@ def test_a_resumed_fit_ends_as_an_uninterrupted_one(world, tuning) -> None:
 def test_the_kept_folder_gives_in_stage_1_what_the_live_encoder_gave(world, tuning) -> None:
     spec = spec_of(tuning, encoder_learning_rate=3e-3)
     planned = world.planned(spec, training=TRAINING)
-    record = produce_candidate(
-        planned,
-        store=world.store,
-        snapshot=world.snapshot,
-        task=TASK,
-        training=TRAINING,
-        table=world.table,
-        payloads=world.payloads,
-    )
+    with world.live() as table:
+        record = produce_candidate(
+            planned,
+            store=world.store,
+            snapshot=world.snapshot,
+            task=TASK,
+            training=TRAINING,
+            table=table,
+        )
     assert record.status == "fitted"
     answers = read_predictions(world.store, record.fingerprint)
     rows = answers["row"].to_pylist()
