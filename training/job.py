@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from features.fingerprint import fingerprint
+from features.sources import SourceError
 from features.storage import open_storage
 from features.store import Store
 from training.built_in import parse_candidate
@@ -35,6 +36,8 @@ from training.candidate import (
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
+from training.live_data import table_for
+from training.live_payloads import PayloadSource
 from training.loop import Epoch
 from training.memory import memory_bytes
 from training.produce import produce_candidate
@@ -82,6 +85,7 @@ def fit(
     task: TaskSpec,
     candidates: Sequence[CandidateSpec],
     training: TrainingSpec,
+    payloads: PayloadSource | None = None,
     on_progress: Callable[[FitProgress], None] | None = None,
 ) -> list[CandidateRecord]:
     """Fit the candidates that are not in the store yet; returns all their records, in order.
@@ -90,7 +94,8 @@ def fit(
     Ray must be connected. A candidate whose loss is not finite, or which its data do not allow,
     is recorded as failed, and the others go on. TrainingError if the cluster is too small or
     no candidate can be trained on the data; and, after the others, if a candidate's own code
-    raises: it is not recorded, so that it is tried again once the code is mended.
+    raises: it is not recorded, so that it is tried again once the code is mended. `payloads` is
+    for candidates whose encoders are tuned.
     """
     store = Store(open_storage(store_root))
     snapshot = store.read_snapshot(snapshot_id)
@@ -116,6 +121,7 @@ def fit(
                     "training": training.model_dump(mode="json"),
                     "candidates": [c.spec.model_dump(mode="json") for c in planned],
                     "mailbox": mailbox,
+                    "payloads": payloads,
                 },
                 store=store,
                 workers=training.workers,
@@ -266,19 +272,26 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
             training=training,
         )
         try:
-            record = produce_candidate(
-                candidate,
+            with table_for(
+                candidate.spec,
+                table=table,
                 store=store,
                 snapshot=snapshot,
-                task=task,
-                training=training,
-                table=table,
-                device=device,
-                resume=_checkpoint_of(candidate.fingerprint),
-                on_epoch=report.epoch,
-                save=partial(_save, candidate=candidate),
-            )
-        except CandidateFault as fault:
+                payloads=config.get("payloads"),
+            ) as own:
+                record = produce_candidate(
+                    candidate,
+                    store=store,
+                    snapshot=snapshot,
+                    task=task,
+                    training=training,
+                    table=own,
+                    device=device,
+                    resume=_checkpoint_of(candidate.fingerprint),
+                    on_epoch=report.epoch,
+                    save=partial(_save, candidate=candidate),
+                )
+        except (CandidateFault, SourceError) as fault:
             if not all_workers_agree(group):
                 raise
             faults.append(f"candidate {candidate.spec.name!r} cannot be fitted: {fault}")

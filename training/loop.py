@@ -298,7 +298,7 @@ def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:
         highest=spec.learning_rate,
     )
     for group in fitting.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
     rows = step_rows(fitting.order, step=step, steps=fitting.steps)
     batch = train_batch(
         spec,

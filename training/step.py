@@ -105,8 +105,11 @@ def learning_rate(step: int, *, steps: int, warmup: float, highest: float) -> fl
 def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> torch.optim.AdamW:
     """AdamW, in which matrices alone decay.
 
-    Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
+    Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101. A model may say by
+    `parameter_groups(spec)` which of its parameters learn at which `scale` of the rate.
     """
+    if hasattr(model, "parameter_groups"):
+        return torch.optim.AdamW(model.parameter_groups(spec), lr=spec.learning_rate)  # type: ignore[operator]
     parameters = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(
         [
