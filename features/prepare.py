@@ -89,7 +89,7 @@ def prepared_windows(
             window.bad.append(item)
         else:
             window.prepared.append(item)
-            window.bytes += _bytes_of(item.payload)
+            window.bytes += bytes_of(item.payload)
             _count(item, encoder=opening.encoder, into=window.counts)
         if len(window.prepared) + len(window.bad) >= most or window.bytes >= WINDOW_BYTES:
             yield window
@@ -209,7 +209,7 @@ def _count(item: Prepared, *, encoder: Encoder, into: dict[str, int]) -> None:
             into[name] = into.get(name, 0) + int(number)
 
 
-def _bytes_of(prepared: Any) -> int:
+def bytes_of(prepared: Any) -> int:
     """About how much memory a prepared payload takes."""
     match prepared:
         case np.ndarray():
@@ -217,9 +217,9 @@ def _bytes_of(prepared: Any) -> int:
         case str() | bytes():
             return len(prepared)
         case dict():
-            return sum(_bytes_of(value) for value in prepared.values())
+            return sum(bytes_of(value) for value in prepared.values())
         case list() | tuple() if prepared and isinstance(prepared[0], np.ndarray | dict | list):
-            return sum(_bytes_of(value) for value in prepared)
+            return sum(bytes_of(value) for value in prepared)
         case list() | tuple():
             return 8 * len(prepared)
     return int(getattr(prepared, "nbytes", 64))

@@ -63,7 +63,7 @@ class Alone:
             device=self.device,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = member.rate(steps_taken=member.steps_taken)
+            group["lr"] = member.rate(steps_taken=member.steps_taken) * group.get("scale", 1.0)
         seed_step(
             self.model, seed=self.spec.seed, epoch=member.epoch, step=member.step, rows=len(own)
         )

@@ -13,7 +13,8 @@ class Batch:
     """Some rows of a table, modality by modality."""
 
     embeddings: Mapping[str, Tensor]
-    """Per modality float32 `[B, D]`; rows that are not present hold anything."""
+    """Per modality float32 `[B, D]`; rows that are not present hold anything. (Of a modality that
+    is embedded anew at each step, its `training.live.PreparedPayloads`.)"""
     presence: Mapping[str, Tensor]
     """Per modality bool `[B]`."""
     targets: Tensor

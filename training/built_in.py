@@ -22,6 +22,7 @@ from training.fusion_spec import (
 )
 from training.spec import CandidateSpec
 from training.translation_spec import TranslationSpec
+from training.tuning_spec import FinetuneSpec
 
 BUILT_IN: Mapping[str, type[CandidateSpec]] = {
     spec.model_fields["type"].default: spec
@@ -38,6 +39,7 @@ BUILT_IN: Mapping[str, type[CandidateSpec]] = {
         AlignmentSpec,
         CorrelationSpec,
         TranslationSpec,
+        FinetuneSpec,
     )
 }
 

@@ -55,7 +55,9 @@ class CandidateRecord:
     classes: Sequence[Any]
     """The labels as they stand in the table; a class index is a place in this list."""
     modalities: Mapping[str, Mapping[str, Any]]
-    """Per modality: `kind`, `dim`, `encoder_fingerprint`, and whether it is a `sequence`."""
+    """Per modality: `kind`, `dim`, `encoder_fingerprint`, and whether it is a `sequence`; and
+    `tuned`, of one whose encoder was tuned: its `encoder` and `encoder_fingerprint` from then on,
+    and its `files`."""
     parameters: int
     status: Literal["fitted", "failed"]
     failure: Mapping[str, Any] | None

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from features.fingerprint import fingerprint
+from features.sources import SourceError
 from features.storage import open_storage
 from features.store import Store
 from training.allocator import keep_freed_memory
@@ -39,6 +40,8 @@ from training.checkpoint import FitState, read_about, read_checkpoints, write_ch
 from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.grouping import group
+from training.live_data import table_for
+from training.live_payloads import PayloadSource
 from training.loop import Epoch
 from training.memory import memory_bytes
 from training.produce import produce_together
@@ -86,6 +89,7 @@ def fit(
     task: TaskSpec,
     candidates: Sequence[CandidateSpec],
     training: TrainingSpec,
+    payloads: PayloadSource | None = None,
     on_progress: Callable[[FitProgress], None] | None = None,
 ) -> list[CandidateRecord]:
     """Fit the candidates that are not in the store yet; returns all their records, in order.
@@ -94,7 +98,8 @@ def fit(
     Ray must be connected. A candidate whose loss is not finite, or which its data do not allow,
     is recorded as failed, and the others go on. TrainingError if the cluster is too small or
     no candidate can be trained on the data; and, after the others, if a candidate's own code
-    raises: it is not recorded, so that it is tried again once the code is mended.
+    raises: it is not recorded, so that it is tried again once the code is mended. `payloads` is
+    for candidates whose encoders are tuned.
     """
     store = Store(open_storage(store_root))
     snapshot = store.read_snapshot(snapshot_id)
@@ -120,6 +125,7 @@ def fit(
                     "training": training.model_dump(mode="json"),
                     "candidates": [c.spec.model_dump(mode="json") for c in planned],
                     "mailbox": mailbox,
+                    "payloads": payloads,
                 },
                 store=store,
                 workers=training.workers,
@@ -279,19 +285,27 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
             for candidate in together
         ]
         try:
-            records = produce_together(
-                together,
+            # A table of payloads is of one candidate, which is fitted by itself.
+            with table_for(
+                together[0].spec,
+                table=table,
                 store=store,
                 snapshot=snapshot,
-                task=task,
-                training=training,
-                table=table,
-                device=device,
-                resume=None if interrupted is None else interrupted.states_of(together),
-                on_epoch=partial(_report_epoch, reporters),
-                save=partial(_save, candidates=together),
-            )
-        except CandidateFault as fault:
+                payloads=config.get("payloads"),
+            ) as own:
+                records = produce_together(
+                    together,
+                    store=store,
+                    snapshot=snapshot,
+                    task=task,
+                    training=training,
+                    table=own,
+                    device=device,
+                    resume=None if interrupted is None else interrupted.states_of(together),
+                    on_epoch=partial(_report_epoch, reporters),
+                    save=partial(_save, candidates=together),
+                )
+        except (CandidateFault, SourceError) as fault:
             if not all_workers_agree(agreement):
                 raise
             if len(together) > 1:

@@ -18,6 +18,7 @@ from training.data import EmbeddingTable
 from training.evaluate import evaluate
 from training.evaluate_space import fit_probe, retrieval, space_metrics
 from training.faults import own_code
+from training.live_files import write_encoders
 from training.loop import Epoch, Failure, Fit, fit_together
 from training.probed import Probed
 from training.shared_space import SharedSpace
@@ -156,7 +157,8 @@ def _judge_and_write(
     record = dataclasses.replace(record, metrics=metrics, retrieval=found)
     if worker_rank() != 0:
         return record
-    return write_candidate(store, record, model=fit.model, predictions=answers.table())
+    record, model = write_encoders(store, record, model=fit.model)
+    return write_candidate(store, record, model=model, predictions=answers.table())
 
 
 def _class_names(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from features.encoders import EncoderSpec
+
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -120,6 +122,12 @@ class CandidateSpec(Spec):
         resolved = tuple(sorted(named or available))
         self._check_modalities(resolved)
         return resolved
+
+    def check_encoders(
+        self, encoders: Mapping[str, EncoderSpec]
+    ) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """What keeps the model from taking these modalities' encoders: place in the spec, text."""
+        return iter(())
 
     def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         """A new model with its first weights drawn from torch's global generator."""

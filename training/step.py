@@ -196,7 +196,13 @@ def learning_rate(step: int, *, steps: int, warmup: float, highest: float) -> fl
 
 
 def make_optimizer(model: nn.Module, *, spec: CandidateSpec) -> AdamW:
-    """AdamW, in which matrices alone decay."""
+    """AdamW, in which matrices alone decay.
+
+    A model may say by `parameter_groups(spec)` which of its parameters learn at which `scale` of
+    the rate.
+    """
+    if hasattr(model, "parameter_groups"):
+        return AdamW(model.parameter_groups(spec), lr=spec.learning_rate)  # type: ignore[operator]
     parameters = [p for p in model.parameters() if p.requires_grad]
     return adamw(
         matrices=[p for p in parameters if p.ndim >= 2],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from features.columns import PayloadColumns
@@ -87,10 +87,23 @@ def input_from(value: Mapping[str, Any]) -> Input:
 def inputs_of(
     record: CandidateRecord, *, features: Mapping[str, FeatureSpec], snapshot: Snapshot
 ) -> dict[str, Input]:
-    """The inputs of a candidate, by modality: its part of the pipeline's features."""
-    return {
-        name: input_of(name, features=features, snapshot=snapshot) for name in record.modalities
-    }
+    """The inputs of a candidate, by modality: its part of the pipeline's features.
+
+    The encoder of one that was tuned with it is the tuned one, in a folder beside its weights.
+    """
+
+    def tuned(name: str) -> Input:
+        known = input_of(name, features=features, snapshot=snapshot)
+        found = record.modalities[name].get("tuned")
+        if found is None:
+            return known
+        return replace(
+            known,
+            encoder=dict(found["encoder"]),
+            encoder_fingerprint=found["encoder_fingerprint"],
+        )
+
+    return {name: tuned(name) for name in record.modalities}
 
 
 def input_of(name: str, *, features: Mapping[str, FeatureSpec], snapshot: Snapshot) -> Input:

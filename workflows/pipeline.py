@@ -240,6 +240,9 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                     f"there is no modality {modality!r}; {nearest_hint(modality, spec.features)}"
                     f"features: {', '.join(spec.features)}",
                 )
+        encoders = {name: feature.encoder for name, feature in spec.features.items()}
+        for where, text in candidate.check_encoders(encoders):
+            yield ("candidates", i, *where), text
 
 
 def _explain(error: pydantic.ValidationError) -> Iterator[tuple[Location, str]]:

@@ -82,9 +82,12 @@ def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Inp
         place = Path(folder)
         files = place / "candidate"
         files.mkdir()
-        weights = record.files["model"]
-        body = store.storage.read(candidate_path(record.fingerprint, weights))
-        (files / weights).write_bytes(body)
+        tuned = [
+            name for m in record.modalities.values() for name in m.get("tuned", {}).get("files", ())
+        ]
+        for name in (record.files["model"], *tuned):
+            (files / name).parent.mkdir(parents=True, exist_ok=True)
+            (files / name).write_bytes(store.storage.read(candidate_path(record.fingerprint, name)))
         (files / RECORD_FILE).write_text(json.dumps(record.to_json(), indent=1))
         values = {name: dataclasses.asdict(item) for name, item in inputs.items()}
         (place / INPUTS).write_text(json.dumps(values, indent=1))
@@ -220,7 +223,8 @@ class SensoriumModel(PythonModel):
             if name not in self._encoders:
                 item = self.inputs[name]
                 try:
-                    spec = parse_encoder(item.encoder)
+                    # That of an encoder which was tuned with the model starts from its folder.
+                    spec = parse_encoder(item.encoder, context={"folder": str(self._folder)})
                     here = spec.fingerprint()
                 except (ValueError, OSError, ImportError) as error:
                     raise EncoderMismatch(

@@ -20,6 +20,7 @@ from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from training.grouping import group
 from training.training_spec import TrainingSpec
+from training.tuning_spec import FinetuneSpec
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, table
 from workflows.findings import Estimate
@@ -199,6 +200,7 @@ def _fit(
     console: Console,
 ) -> None:
     from training.job import FitProgress, TrainingError, fit
+    from training.live_payloads import PayloadSource
 
     begun = time.perf_counter()
     store: Store = pipeline.open_store()
@@ -226,6 +228,14 @@ def _fit(
                 task=pipeline.spec.task,
                 candidates=pipeline.spec.candidates,
                 training=pipeline.spec.training,
+                payloads=PayloadSource(
+                    source=pipeline.open_source(),
+                    columns={m: f.payload_columns for m, f in pipeline.spec.features.items()},
+                    key_by=pipeline.spec.dataset.payload_key,
+                    limits=pipeline.spec.dataset.limits,
+                )
+                if any(isinstance(c, FinetuneSpec) for c in pipeline.spec.candidates)
+                else None,
                 on_progress=on_progress,
             )
         except TrainingError as error:

@@ -13,7 +13,15 @@ from pydantic_core import core_schema
 
 from features.by_name import spec_class
 from features.encoders.audio import AudioStatisticsSpec
-from features.encoders.base import Encoder, EncoderSpec, Kind, Series, Sound, Video
+from features.encoders.base import (
+    Encoder,
+    EncoderSpec,
+    Kind,
+    Series,
+    Sound,
+    TrainableEncoder,
+    Video,
+)
 from features.encoders.huggingface_audio import HuggingFaceAudioSpec
 from features.encoders.huggingface_image import HuggingFaceImageSpec
 from features.encoders.huggingface_text import HuggingFaceTextSpec
@@ -100,6 +108,7 @@ __all__ = [
     "Kind",
     "Series",
     "Sound",
+    "TrainableEncoder",
     "Video",
     "parse_encoder",
 ]

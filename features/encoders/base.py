@@ -7,12 +7,16 @@ import importlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pydantic
 
 from features.fingerprint import Execution, Spec, fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 Kind = Literal["text", "image", "audio", "video", "series", "table", "vector"]
 
@@ -152,6 +156,26 @@ class Encoder(Protocol):
         """
 
 
+class TrainableEncoder(Encoder, Protocol):
+    """A loaded encoder whose weights can be tuned: `embed` is `encode`, differentiably."""
+
+    @property
+    def module(self) -> nn.Module:
+        """All weights, in evaluation mode; what is done to them in place counts from then on."""
+
+    def embed(self, batch: list[Any]) -> torch.Tensor | list[torch.Tensor]:
+        """B prepared payloads → float32 `[B, D]`; of sequences a list of B tensors `[T, D]`.
+
+        On the module's device, with gradients, and equal to what `encode` gives.
+        """
+
+    def save(self, folder: str, *, module: nn.Module | None = None) -> None:
+        """Write a folder that the spec, with it as `model`, can load the encoder from.
+
+        With the weights of another module of the same kind, if one is given.
+        """
+
+
 class EncoderSpec(Spec):
     """Base of all encoder specs. A subclass is one encoder's name, options and loader.
 
@@ -185,6 +209,18 @@ class EncoderSpec(Spec):
     def load(self) -> Encoder:
         """Load the weights and return the encoder. Slow; called once a process."""
         raise NotImplementedError(f"{type(self).__name__} has no load(); an encoder needs one")
+
+    @property
+    def trainable(self) -> bool:
+        """Whether its weights can be tuned with the model that takes its embeddings."""
+        return False
+
+    def load_trainable(self) -> TrainableEncoder:
+        """Load the weights in float32, to be tuned; ValueError if there is nothing to tune."""
+        raise ValueError(
+            f"the encoder {self.type!r} has no weights that can be tuned; "
+            "`huggingface_text` and `huggingface_image` have"
+        )
 
     def caution(self) -> str | None:
         """What to tell, before work begins on this machine, the one who has chosen the options.

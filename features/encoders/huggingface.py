@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -176,6 +178,11 @@ class HuggingFaceSpec(ModelFolderSpec):
     """Whether weights that are no safetensors may be loaded. A pickle can run any code."""
 
     @property
+    def in_float32(self) -> Self:
+        """The same, computing in float32: what is tuned loses too much in anything less."""
+        return self.model_copy(update={"precision": "float32"})
+
+    @property
     def tolerance(self) -> float:
         return 1e-4 if self.precision == "float32" else 5e-2
 
@@ -246,19 +253,38 @@ class LoadedModel:
     folder: str
     device: str
     normalize: bool
+    spec: HuggingFaceSpec
 
     def with_model(self, model: Any) -> LoadedModel:
         """The same with another module, such as the encoder of an encoder and decoder."""
         return replace(self, model=model)
 
-    def finish(self, pooled_BD: Any) -> np.ndarray:
-        """Tensor `[B, D]` → float32 array, of length 1 if the spec says so."""
+    def scaled(self, pooled_BD: Any) -> Any:
+        """The tensor `[B, D]`, its rows of length 1 if the spec says so."""
         import torch
 
-        if self.normalize:
-            pooled_BD = torch.nn.functional.normalize(pooled_BD, dim=1)
-        array: np.ndarray = pooled_BD.cpu().numpy()
+        return torch.nn.functional.normalize(pooled_BD, dim=1) if self.normalize else pooled_BD
+
+    def finish(self, pooled_BD: Any) -> np.ndarray:
+        """The same as a float32 array."""
+        array: np.ndarray = self.scaled(pooled_BD).cpu().numpy()
         return array
+
+    def save(self, folder: str, *, module: Any | None = None) -> None:
+        """The model in a folder as the hub has them, with all files that it was loaded with.
+
+        The weights are those of `module` if one is given, a copy of the model.
+        """
+        patterns, weights = self.spec._patterns(), self.spec._weight_patterns()
+        for path in glob.iglob(os.path.join(self.folder, "**"), recursive=True):
+            name = os.path.relpath(path, self.folder)
+            if not os.path.isfile(path) or not _matches(name, tuple(patterns)):
+                continue
+            if name != "config.json" and not _matches(name, tuple(weights)):
+                os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
+                shutil.copyfile(path, os.path.join(folder, name))
+        with quiet_loading():
+            (self.model if module is None else module).save_pretrained(folder)
 
 
 def load_model(spec: HuggingFaceSpec) -> LoadedModel:
@@ -290,7 +316,9 @@ def load_model(spec: HuggingFaceSpec) -> LoadedModel:
     model = model.eval().requires_grad_(False).to(device)
     if device == "cpu" and spec.precision == "bfloat16":
         mend_convolutions(model)
-    return LoadedModel(model=model, folder=folder, device=device, normalize=spec.normalize)
+    return LoadedModel(
+        model=model, folder=folder, device=device, normalize=spec.normalize, spec=spec
+    )
 
 
 @contextmanager

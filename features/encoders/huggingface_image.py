@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 import pydantic
 
-from features.encoders.base import Encoder, Kind, import_extra
+from features.encoders.base import Encoder, Kind, TrainableEncoder, import_extra
 from features.encoders.huggingface import HuggingFaceSpec, LoadedModel, load_model, quiet_loading
 from features.encoders.image_processing import ImageProcessing
 from features.fingerprint import Execution
@@ -61,9 +61,16 @@ class HuggingFaceImageSpec(HuggingFaceSpec):
     def load(self) -> Encoder:
         return _HuggingFaceImage(self)
 
+    @property
+    def trainable(self) -> bool:
+        return True
+
+    def load_trainable(self) -> TrainableEncoder:
+        return _HuggingFaceImage(self.in_float32, whole=True)
+
 
 class _HuggingFaceImage:
-    def __init__(self, spec: HuggingFaceImageSpec) -> None:
+    def __init__(self, spec: HuggingFaceImageSpec, *, whole: bool = False) -> None:
         import torch
 
         transformers = import_extra("transformers", extra="image")
@@ -81,7 +88,7 @@ class _HuggingFaceImage:
         # What one channel needs of its neighbours lies side by side: up to 2 x for convolutions.
         model = self._loaded.model.to(memory_format=torch.channels_last)
         self._two_sided = hasattr(model, "get_image_features")
-        if self._two_sided and getattr(model, "text_model", None) is not None:
+        if self._two_sided and not whole and getattr(model, "text_model", None) is not None:
             model.text_model = None  # half of the memory, of which no use is made
         if (
             not self._two_sided
@@ -111,31 +118,52 @@ class _HuggingFaceImage:
         """Pixels."""
         return int(prepared.size) // 3
 
+    @property
+    def module(self) -> Any:
+        """The model."""
+        return self._loaded.model
+
+    def save(self, folder: str, *, module: Any | None = None) -> None:
+        """See `LoadedModel.save`."""
+        self._loaded.save(folder, module=module)
+
     def encode(self, batch: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
         """As ever; images of unlike shapes go through the model shape by shape."""
+        import torch
+
+        with torch.inference_mode():
+            found = self.embed(batch)
+            if isinstance(found, list):
+                return [patches_TD.cpu().numpy() for patches_TD in found]
+            array_BD: np.ndarray = found.cpu().numpy()
+            return array_BD
+
+    def embed(self, batch: list[np.ndarray]) -> Any:
+        """What `encode` gives as tensors on the model's device, with gradients if it has any."""
+        import torch
+
         found: list[Any] = [None] * len(batch)
         for shape in dict.fromkeys(pixels.shape for pixels in batch):
             places = [i for i, pixels in enumerate(batch) if pixels.shape == shape]
-            rows = self._encode_alike([batch[i] for i in places])
+            rows = self._embed_alike([batch[i] for i in places])
             for place, row in zip(places, rows, strict=True):
                 found[place] = row
-        return found if self._spec.sequence else np.stack(found)
+        return found if self._spec.sequence else torch.stack(found)
 
-    def _encode_alike(self, batch: list[np.ndarray]) -> np.ndarray:
+    def _embed_alike(self, batch: list[np.ndarray]) -> Any:
         """`[B, D]`, or `[B, T, D]` where a sequence is asked for."""
         import torch
 
         model = self._loaded.model
         # Without this, convolutions on a GPU round float32 to 10 bits.
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.inference_mode(), exact:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             pixels_B3HW = self._processing.batch(batch, dtype=model.dtype)
             forward = model.get_image_features if self._two_sided else model
             output = forward(pixel_values=pixels_B3HW, **self._options(len(batch)))
             if not self._spec.sequence:
-                return self._loaded.finish(self._pooled(output).float())
+                return self._loaded.scaled(self._pooled(output).float())
             states_BTD = self._patches(output)
-            rows = self._loaded.finish(states_BTD.flatten(0, 1))
+            rows = self._loaded.scaled(states_BTD.flatten(0, 1))
             return rows.reshape(*states_BTD.shape)
 
     def _pooled(self, output: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
-from features.encoders.base import Encoder, Kind
+from features.encoders.base import Kind, TrainableEncoder
 from features.encoders.huggingface import HuggingFaceSpec, load_model
 from features.encoders.sentence_folders import (
     LENGTH,
@@ -139,7 +139,7 @@ class HuggingFaceTextSpec(HuggingFaceSpec):
             special_tokens=self.special_tokens,
         )
 
-    def load(self) -> Encoder:
+    def load(self) -> TextModel:
         choices = self.choices()
         # A model's own pooled output has to be trained if it is what is asked for.
         update = {"pooling": choices.pooling, "normalize": choices.normalize}
@@ -149,6 +149,13 @@ class HuggingFaceTextSpec(HuggingFaceSpec):
             remote=self.trust_remote_code,
             batch_tokens=self.batch_tokens,
         )
+
+    @property
+    def trainable(self) -> bool:
+        return True
+
+    def load_trainable(self) -> TrainableEncoder:
+        return self.in_float32.load()
 
     def _modules(self, folder: str) -> Modules | None:
         return read_modules(folder) if self.pooling == "auto" and not self.sequence else None

@@ -108,6 +108,7 @@ class TextModel:
         transformers = import_extra("transformers", extra="text")
         self._choices = choices
         self._sequence = choices.pooling == "none"
+        self._whole = loaded
         config = loaded.model.config
         self._tower = hasattr(loaded.model, "get_text_features")
         if not self._tower and config.is_encoder_decoder:
@@ -169,23 +170,38 @@ class TextModel:
         """Tokens that are read, and whether the text has more."""
         return {"tokens": len(prepared.ids), "truncated": int(prepared.truncated)}
 
+    @property
+    def module(self) -> Any:
+        """The whole model, of which more may be there than texts go through."""
+        return self._whole.model
+
+    def save(self, folder: str, *, module: Any | None = None) -> None:
+        """See `LoadedModel.save`."""
+        self._whole.save(folder, module=module)
+
     def encode(self, batch: list[Tokens]) -> np.ndarray | list[np.ndarray]:
         """As ever; a sequence has the states of the last layer, in float32."""
         import torch
 
         with torch.inference_mode():
-            output, mask_BT = self._forward(batch)
-            if self._sequence:
-                return self._sequences(output.last_hidden_state, mask_BT, batch=batch)
-            if self._choices.pooling == "pooler":
-                pooled_BD = _pooler_output(output)
-            else:
-                pooled_BD = pool(
-                    output.last_hidden_state, mask_BT=mask_BT, how=self._choices.pooling
-                )
-            for layer in self._dense:
-                pooled_BD = layer(pooled_BD)
-            return self._loaded.finish(pooled_BD)
+            found = self.embed(batch)
+            if isinstance(found, list):
+                return [states_TD.cpu().numpy() for states_TD in found]
+            array_BD: np.ndarray = found.cpu().numpy()
+            return array_BD
+
+    def embed(self, batch: list[Tokens]) -> Any:
+        """What `encode` gives as tensors on the model's device, with gradients if it has any."""
+        output, mask_BT = self._forward(batch)
+        if self._sequence:
+            return self._sequences(output.last_hidden_state, mask_BT, batch=batch)
+        if self._choices.pooling == "pooler":
+            pooled_BD = _pooler_output(output)
+        else:
+            pooled_BD = pool(output.last_hidden_state, mask_BT=mask_BT, how=self._choices.pooling)
+        for layer in self._dense:
+            pooled_BD = layer(pooled_BD)
+        return self._loaded.scaled(pooled_BD)
 
     def _forward(self, batch: Sequence[Tokens]) -> tuple[Any, Any]:
         """The model's output for a batch, and bool `[B, T]`, true where there are tokens."""
@@ -214,20 +230,19 @@ class TextModel:
             return self._loaded.model.get_text_features(**inputs), mask_BT
         return self._loaded.model(**inputs), mask_BT
 
-    def _sequences(
-        self, hidden_BTD: Any, mask_BT: Any, *, batch: Sequence[Tokens]
-    ) -> list[np.ndarray]:
+    def _sequences(self, hidden_BTD: Any, mask_BT: Any, *, batch: Sequence[Tokens]) -> list[Any]:
+        import torch
+
         hidden_ND = hidden_BTD[mask_BT].float()
         if self._choices.normalize:
-            import torch
-
             hidden_ND = torch.nn.functional.normalize(hidden_ND, dim=1)
-        states_ND: np.ndarray = hidden_ND.cpu().numpy()
-        ends = np.cumsum([len(tokens.ids) for tokens in batch])
-        rows = np.split(states_ND, ends[:-1])
+        rows = list(hidden_ND.split([len(tokens.ids) for tokens in batch]))
         if self._choices.special_tokens:
             return rows
-        return [row[np.array(tokens.special) == 0] for row, tokens in zip(rows, batch, strict=True)]
+        return [
+            row[torch.tensor(tokens.special, device=row.device) == 0]
+            for row, tokens in zip(rows, batch, strict=True)
+        ]
 
 
 def _pooler_output(output: Any) -> Any:

@@ -26,7 +26,10 @@ class Holder(Spec):
 
 def test_every_built_in_is_parsed_by_its_type() -> None:
     for name, kind in BUILT_IN.items():
-        options = {"modality": "speech"} if name == "single" else {}
+        options = {
+            "single": {"modality": "speech"},
+            "finetune": {"head": {"type": "early"}, "encoders": {"caption": "full"}},
+        }.get(name, {})
         assert type(parse_candidate({"type": name, **options})) is kind
 
 
@@ -103,7 +106,8 @@ def test_fusions_take_modalities_away_while_training() -> None:
     for name, kind in BUILT_IN.items():
         fuses = issubclass(kind, FusionSpec)
         assert kind.model_fields["modality_dropout"].default == (0.2 if fuses else 0.0), name
-        assert kind.least_modalities == (1 if name == "single" else 2), name
+        alone = name in ("single", "finetune")  # of a head that takes one
+        assert kind.least_modalities == (1 if alone else 2), name
 
 
 def test_named_modalities_say_where_they_stand() -> None:

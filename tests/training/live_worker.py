@@ -1,0 +1,57 @@
+"""One of several real gloo workers: `python live_worker.py RANK WORKERS FOLDER`.
+
+Takes two steps with tuned encoders, and writes what this worker came to as FOLDER/live-RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.distributed as dist
+
+from tests.training.live_world import ROWS, LiveWorld, finetune
+from training.step import make_model, make_optimizer, seed_step, train_batch, train_step
+
+BOTH = ("caption", "photo")
+
+
+def steps(world: LiveWorld) -> dict[str, Any]:
+    """Losses, gradient norms and tuned weights of two steps, the second on three rows."""
+    spec = finetune(encoders=dict.fromkeys(BOTH, "full"), head={"modality_dropout": 0.3})
+    found: dict[str, Any] = {"losses": [], "norms": []}
+    with world.live() as table:
+        model = make_model(spec, table=table, modalities=BOTH)
+        optimizer = make_optimizer(model, spec=spec)
+        for step, rows in enumerate([torch.arange(ROWS - 3), torch.tensor([4, 5, 9])]):
+            batch = train_batch(spec, table=table, rows=rows, modalities=BOTH, epoch=1, step=step)
+            seed_step(model, seed=0, epoch=1, step=step, rows=len(rows))
+            done = train_step(model, optimizer=optimizer, batch=batch)
+            found["losses"].append(done.loss)
+            found["norms"].append(done.gradient_norm)
+    found["weights"] = {
+        name: p.flatten().tolist() for name, p in model.named_parameters() if p.requires_grad
+    }
+    return found
+
+
+def main() -> None:
+    rank, workers, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    # Before: of several workers, transformers lets the first alone save a model.
+    world = LiveWorld(folder / f"world-{rank}")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
+    )
+    found = steps(world)
+    (folder / f"live-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
