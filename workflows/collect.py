@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 LISTED_PAYLOADS = 50
 LISTED_REASONS = 20
-LIBRARIES = ("sensorium", "torch", "ray", "mlflow", "pytorch-ignite", "pyarrow", "numpy")
+LIBRARIES = ("sensorium", "torch", "ray", "mlflow", "pyarrow", "numpy")
 """What the report names the versions of; all of them decide what comes out of a run."""
 
 
