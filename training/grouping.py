@@ -13,8 +13,9 @@ OWN = ("name", "seed", "learning_rate", "weight_decay", "dropout", "modality_dro
 """What candidates of one architecture may differ in."""
 LARGEST = 16
 """Candidates in a stack, if `training.together` does not say: more gain nothing on a CPU."""
-LARGEST_BATCH = 2**19
-"""Hidden numbers (batch size × width × members) beyond which a stack outgrows a CPU's caches."""
+LARGEST_BATCH = 2**15
+"""Hidden numbers of one (batch size × width) beyond which a step is all computing, and a stack
+gains nothing on a CPU."""
 
 Item = TypeVar("Item")
 
@@ -58,4 +59,4 @@ def most_together(spec: CandidateSpec, *, training: TrainingSpec) -> int:
     if training.together is not None:
         return training.together
     numbers = training.batch_size // training.accumulate * spec.width
-    return max(1, min(LARGEST, LARGEST_BATCH // max(1, numbers)))
+    return LARGEST if numbers <= LARGEST_BATCH else 1

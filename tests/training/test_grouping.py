@@ -58,7 +58,7 @@ def test_candidates_of_one_architecture_are_grouped_where_the_first_stands() -> 
         ({"together": 1}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
         ({"together": 2}, [["a", "b"], ["c", "d"], ["e"]]),
         ({"compile": True}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
-        # Where the hidden numbers of two would not fit the caches, nothing is gained.
+        # Where a step is large, nothing is gained.
         ({"batch_size": 2**14}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
         ({"batch_size": 2**14, "together": 4}, [["a", "b", "c", "d"], ["e"]]),
     ],
