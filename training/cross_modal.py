@@ -81,9 +81,10 @@ class CrossModalFusion(FusionModel):
     Tsai et al. 2019 (MulT), https://arxiv.org/abs/1906.00295, section 3: in every layer
     `Z = Z + CM(LN(Z), LN(S))`, `Z = Z + f(LN(Z))`, where CM is attention whose queries are the
     target's tokens and whose keys and values are the source's low-level ones `S`; so the
-    sequences need not be aligned nor of one length. What all sources say to a target stands side by side and goes
-    through self-attention. A row's vector of a modality is the mean over its steps (the paper
-    takes the last), or a learned token where it is missing; a missing source adds nothing.
+    sequences need not be aligned nor of one length. What all sources say to a target stands side
+    by side and goes through self-attention. A row's vector of a modality is the mean over its
+    steps (the paper takes the last), or a learned token where it is missing; a missing source
+    adds nothing. A pooled source is one key, which is heard whatever the query.
     """
 
     def __init__(
