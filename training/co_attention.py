@@ -48,11 +48,11 @@ class CoAttentionLayer(nn.Module):
 class CoAttentionFusion(FusionModel):
     """A stream of tokens a modality, in co-attentional layers.
 
-    Lu et al. 2019 (ViLBERT), https://arxiv.org/abs/1908.02265, figure 2: in each
-    layer the queries are a stream's own and the keys and values the other's, and a layer of
-    self-attention follows; with more than two, the keys are those of all others. Norms come
-    first. The fused vector is the mean of the present streams' class tokens (the paper, which
-    has two, multiplies them).
+    Lu et al. 2019 (ViLBERT), https://arxiv.org/abs/1908.02265, figure 2: in each layer the
+    queries are a stream's own and the keys and values the other's, and a layer of self-attention
+    follows; with more than two, the keys are those of all others. Norms come first. The fused
+    vector is the mean of the present streams' class tokens (the paper, which has two, multiplies
+    them).
     """
 
     def __init__(
