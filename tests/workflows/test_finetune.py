@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
+from features.storage import LocalStorage
+from features.store import Store
 from tests.training.live_world import LiveWorld
 from tests.workflows import command
 from training.candidate import read_predictions
@@ -55,9 +57,7 @@ def test_a_champion_scores_through_the_encoder_that_was_tuned(
     code, out, err = command.sensorium(capsys, "run", path)
     assert code == 0, out + err
     pipeline = load_pipeline(path)
-    from workflows.embed import open_store
-
-    store = open_store(pipeline)
+    store = Store(LocalStorage(tmp_path / "store-of-words"))
     snapshot = store.latest("words")
     assert snapshot is not None
     (done,) = planned(pipeline, snapshot=snapshot)
