@@ -71,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _before.update(os.listdir(ROOT))
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_slow)
     for item in items:
