@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ELSEWHERE:
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
+    os.environ.pop("COLUMNS", None)  # set by some that start tests: what is printed is as wide
     if REAL_S3 not in os.environ:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             del os.environ[name]

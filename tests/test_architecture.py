@@ -49,8 +49,10 @@ TORCH_ALONE = tuple(
         "positives",
         "sigmoid",
         "grad_cache",
+        "probed",
         "shared_space",
         "correlation",
+        "translation",
         "metrics",
         "retrieval",
     ]

@@ -12,6 +12,7 @@ import pytest
 import ray
 import ray.train.torch
 
+from features.stored_embeddings import read_embeddings
 from training.built_in import parse_candidate
 from training.candidate import plan_candidates, read_record
 from training.data import load_table
@@ -212,7 +213,7 @@ def test_embeddings_that_do_not_fit_are_streamed_to_the_same_end(ray_cluster, ma
     training = TrainingSpec(batch_size=50, max_epochs=2, shuffle_buffer=60)
     spec = parse_candidate({"type": "late", "width": 8})
     size = sum(
-        store.read_embeddings(snapshot, modality=m).values.nbytes for m in snapshot.modalities
+        read_embeddings(store, snapshot, modality=m).values.nbytes for m in snapshot.modalities
     )
     job = {"store_root": store.storage.root, "snapshot_id": snapshot.id, "task": TASK}
     with pytest.raises(TrainingError, match=r"training\.memory: .* raise training\.memory"):

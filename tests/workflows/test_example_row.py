@@ -121,14 +121,14 @@ def test_the_model_takes_the_row_that_the_report_shows(
 ) -> None:
     model = SensoriumModel()
     model.inputs, model._encoders, model._proven = inputs(name), {}, {}
-    model._lock = threading.Lock()
+    model._lock, model._folder = threading.Lock(), Path(files)
     rows = frame_of(snippet(model.inputs), monkeypatch)
     columns = model.inputs[name].columns
     assert list(rows.columns) == list(columns.names) and len(rows) == 1
     problems: list[list[str]] = [[]]
     values = _payloads(rows, columns=columns)
-    _, presence = model._embed(name, values=values, base=files, problems=problems)
-    assert problems == [[]] and presence.all()
+    embedded = model._embed(name, values=values, base=files, problems=problems)
+    assert problems == [[]] and set(embedded) == {0}
     # The example that MLflow keeps beside the model is of the same form.
     example = _example(model.inputs)
     assert example.iloc[0].to_dict() == rows.iloc[0].to_dict()

@@ -121,12 +121,18 @@ def work_here(plan: Any, *, work: Any, storage: Any, actors: Any) -> Iterator[An
             yield features.job._RESULT.validate_json(result)
 
 
+def load_here(actor: Any, modality: str, *, encoder: str) -> Any:
+    """An encoder, loaded without an account of it."""
+    return actor._features[modality].encoder.load()
+
+
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features.job, "_run", work_here)
     node = {"Alive": True, "Resources": {"CPU": 2}}
     monkeypatch.setattr(features.job.ray, "nodes", lambda: [node])
     monkeypatch.setattr(features.job.ShardEncoder, "_killers", lambda self, work: {})
+    monkeypatch.setattr(features.job.ShardEncoder, "_load", load_here)
     sleep = faulty_disk.time_sleep
     monkeypatch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.001)))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes most of the time
