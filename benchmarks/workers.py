@@ -77,6 +77,8 @@ def fit(folder: Path, *, workers: int) -> None:
     ]
     for process in processes:
         process.start()
+    for _, theirs in ends:
+        theirs.close()  # so that a worker which fails is heard of
     times = [ours.recv() for ours, _ in ends]
     for process in processes:
         process.join()
