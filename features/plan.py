@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from features.donors import DonorSearch
 from features.encoders import EncoderSpec
 from features.integrity import Integrity, Marks, Repeats
-from features.sample_rows import SampleColumns
+from features.sample_rows import SampleColumns, TargetKind
 from features.samples import SampleShard
 from features.scan import ScannedShard
 from features.scan_record import Derived, ScanRecord
@@ -111,7 +111,7 @@ class Plan:
         return self.columns.dataset
 
     @property
-    def target(self) -> str | None:
+    def target(self) -> str | tuple[str, ...] | None:
         return self.columns.target
 
     @property
@@ -125,7 +125,8 @@ def make_plan(
     source: Source,
     dataset: DatasetSpec,
     features: Mapping[str, FeatureSpec],
-    target: str | None,
+    target: str | tuple[str, ...] | None,
+    target_kind: TargetKind = "class",
     store: Store,
     run: Run | None = None,
 ) -> Plan:
@@ -143,6 +144,7 @@ def make_plan(
         dataset=dataset,
         payloads={m: feature.payload_columns for m, feature in features.items()},
         target=target,
+        target_kind=target_kind,
         strata=strata,
     )
     donors = store.donors(name)

@@ -9,6 +9,7 @@ keys cannot be remembered, since those files change by themselves), and one reco
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -271,14 +272,19 @@ def read_rows(ranges: Sequence[RowRange], *, reader: RowReader, columns: SampleC
 
 
 def _scanned(shard: SampleShard, *, rows: pa.Table, cut: bool, in_files: bool) -> ScannedShard:
-    target = next((name for name in rows.column_names if name.startswith("target.")), None)
+    targets = [name for name in rows.column_names if name.startswith("target.")]
     return ScannedShard(
         shard=shard,
         splits=_counts(rows["split"]),
-        labelled={} if target is None else _counts(rows["split"].filter(rows[target].is_valid())),
+        labelled={} if not targets else _counts(rows["split"].filter(_valid(rows, names=targets))),
         cut=cut,
         in_files=in_files,
     )
+
+
+def _valid(rows: pa.Table, *, names: Sequence[str]) -> pa.ChunkedArray:
+    """Whether a row has a value in each of some columns."""
+    return functools.reduce(pc.and_, (rows[name].is_valid() for name in names))
 
 
 def _counts(splits: pa.ChunkedArray) -> dict[str, int]:

@@ -22,8 +22,9 @@ from features.spec import SPLITS
 from features.store import Store
 from training.batch import Batch
 from training.spec import InputSpec
-from training.targets import ABSENT, Untrainable, class_indices, classes_of
-from training.task import TaskSpec
+from training.targets import ABSENT, Column, Untrainable, is_labelled
+from training.task import ClassificationSpec, TaskSpec
+from training.tasks import Task, read_targets
 
 CONSTANT = 1e-4
 """A dimension whose deviation is below this share of the modality's largest is left unscaled."""
@@ -40,20 +41,25 @@ class EmbeddingTable:
     index: Mapping[str, torch.Tensor]
     """Per modality int64 `[N]`: where a row's embedding stands, -1 if it has none."""
     targets: torch.Tensor
-    """int64 `[N]`: class index, -1 for an unlabelled row."""
+    """As the task takes them: class indices int64 `[N]`, -1 for an unlabelled row, or numbers
+    float32 `[N, O]`, NaN for it."""
     split: Mapping[str, torch.Tensor]
     """Row numbers of each split, int64, ascending; labelled and unlabelled."""
-    classes: tuple[Any, ...]
-    """The labels as they stand in the table, sorted."""
+    task: Task
 
     @property
     def rows(self) -> int:
         return len(self.targets)
 
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """What the task's outputs stand for: classes or labels, or columns of numbers."""
+        return self.task.names
+
     def labelled(self, split: str) -> torch.Tensor:
         """Numbers of a split's labelled rows, ascending."""
         rows = self.split[split]
-        return rows[self.targets[rows] != ABSENT]
+        return rows[is_labelled(self.targets[rows])]
 
     def with_modalities(self, split: str, *, modalities: Sequence[str], least: int) -> torch.Tensor:
         """Numbers of a split's rows that have at least so many of the modalities, ascending."""
@@ -120,18 +126,18 @@ def load_table(
 ) -> EmbeddingTable:
     """Read a snapshot's samples and the embeddings of some modalities, once.
 
-    Untrainable if a split has no labelled row, or there are fewer than two classes.
+    Untrainable if a split has no labelled row, or the labels leave nothing to learn.
     """
-    column = f"target.{task.target}"
-    samples = store.read_samples(snapshot, columns=["sample_id", "split", column])
+    columns = [f"target.{name}" for name in task.targets]
+    samples = store.read_samples(snapshot, columns=["sample_id", "split", *columns])
     return table_of(
         sample_ids=samples["sample_id"],
         split=samples["split"],
-        labels=samples[column],
+        labels={name: samples[f"target.{name}"] for name in task.targets},
         embeddings={
             modality: store.read_embeddings(snapshot, modality=modality) for modality in modalities
         },
-        target=task.target,
+        task=task,
     )
 
 
@@ -139,28 +145,25 @@ def table_of(
     *,
     sample_ids: pa.ChunkedArray | pa.Array,
     split: pa.ChunkedArray | pa.Array,
-    labels: pa.ChunkedArray | pa.Array,
+    labels: Column | Mapping[str, Column],
     embeddings: Mapping[str, Embeddings],
-    target: str = "label",
+    task: TaskSpec | None = None,
 ) -> EmbeddingTable:
-    """A table of columns in row order and embeddings with their row numbers."""
-    classes = classes_of(labels, target=target)
-    targets = class_indices(labels, classes=classes)
+    """A table of columns in row order and embeddings with their row numbers.
+
+    `labels` are the columns of the task's targets by name; one column alone is that of a
+    classification, unless `task` says otherwise.
+    """
+    task = task or ClassificationSpec(target="label")
+    if not isinstance(labels, Mapping):
+        labels = {task.targets[0]: labels}
     names = np.asarray(split.to_pylist(), dtype=object)
     splits = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLITS}
-    for name, rows in splits.items():
-        if not (targets[rows] != ABSENT).any():
-            raise Untrainable(
-                f"the {name} split has no row with a label in column {target!r} "
-                f"({len(rows)} rows without); all of {', '.join(SPLITS)} need some"
-            )
-    met = targets[splits["train"]].unique()
-    if len(met[met != ABSENT]) < 2:
-        raise Untrainable(f"all labelled training rows are of one class in column {target!r}")
+    targets = read_targets(task, labels, split=splits, rows=len(names))
     index = {}
     values = {}
     for modality, part in embeddings.items():
-        place = np.full(len(targets), ABSENT, np.int64)
+        place = np.full(len(names), ABSENT, np.int64)
         place[part.rows] = np.arange(len(part.rows))
         index[modality] = torch.from_numpy(place)
         values[modality] = torch.from_numpy(part.values.astype(np.float32))
@@ -170,9 +173,9 @@ def table_of(
         else sample_ids,
         embeddings=values,
         index=index,
-        targets=targets,
+        targets=targets.values,
         split=splits,
-        classes=classes,
+        task=targets.task,
     )
 
 

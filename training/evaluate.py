@@ -20,13 +20,11 @@ from torch import Tensor, nn
 
 from training.alignment import Alignment
 from training.batch import Batch
+from training.bootstrap import metric_interval
 from training.data import EmbeddingTable, worker_slice
-from training.metrics import (
-    accuracy,
-    negative_log_likelihood,
-    retrieval_recall,
-    top_k_accuracy,
-)
+from training.metrics import CLASSIFICATION, metrics_of
+from training.retrieval import retrieval_recall
+from training.tasks import Task
 from training.workers import gather_rows, worker_count, worker_rank
 
 EVALUATION_SPLITS = ("validation", "test")
@@ -34,51 +32,64 @@ BATCH_ROWS = 1024
 PROBE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 """Inverse regularisation of the linear probe; the one with the best validation loss is taken."""
 RECALL_AT = (1, 5, 10)
-TOP_K = 3
+LOG_LOSS = {metric.name: metric for metric in CLASSIFICATION}["log_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A split's metrics, and the interval of each at 95 % confidence."""
+
+    metrics: Mapping[str, float]
+    """And `rows`, their number. A metric that is not defined on these rows is left out."""
+    intervals: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A classifier's answers for the labelled validation and test rows, in that order."""
+    """A model's answers for the labelled validation and test rows, in that order."""
 
+    task: Task
     rows: np.ndarray
     """int64 `[R]`: row numbers within the snapshot, ascending in each split."""
     splits: np.ndarray
     """Text `[R]`."""
     targets: np.ndarray
-    """int32 `[R]`: class indices."""
-    probabilities: np.ndarray
-    """float32 `[R, C]`."""
+    """Class indices int32 `[R]`, labels bool `[R, K]`, or numbers float64 `[R, K]`."""
+    answers: np.ndarray
+    """Probabilities float32 `[R, C]` or `[R, K]`, or numbers float64 `[R, K]`."""
     without: Mapping[str, np.ndarray]
-    """Per modality, if there are several: float32 `[R, C]` with it taken away from every row."""
+    """Per modality, if there are several: answers with it taken away from every row."""
 
     def table(self) -> pa.Table:
         """The predictions as they are stored; see `training.candidate.read_predictions`."""
         columns = {
             "row": pa.array(self.rows, pa.int64()),
             "split": pa.array(self.splits.tolist(), pa.string()),
-            "target": pa.array(self.targets, pa.int32()),
-            "probabilities": _lists(self.probabilities),
+            "target": pa.array(self.targets) if self.targets.ndim == 1 else _lists(self.targets),
+            self.task.spec.answer_column: _lists(self.answers),
         }
-        for modality, probabilities in self.without.items():
-            columns[f"without.{modality}"] = _lists(probabilities)
+        for modality, answers in self.without.items():
+            columns[f"without.{modality}"] = _lists(answers)
         return pa.table(columns)
 
-    def metrics(self) -> dict[str, dict[str, float]]:
-        """Per split: accuracy, loss (negative log likelihood), top-3 accuracy, and rows."""
-        return {split: self._metrics(self.splits == split) for split in EVALUATION_SPLITS}
+    def measured(self) -> dict[str, Measured]:
+        """Per split all metrics of the task with their intervals."""
+        return {split: self._measured(self.splits == split) for split in EVALUATION_SPLITS}
 
-    def _metrics(self, chosen: np.ndarray) -> dict[str, float]:
-        scores = torch.from_numpy(self.probabilities[chosen])
-        targets = torch.from_numpy(self.targets[chosen]).long()
-        metrics = {
-            "accuracy": accuracy(scores, targets_N=targets),
-            "loss": negative_log_likelihood(scores, targets_N=targets),
-            "rows": int(chosen.sum()),
-        }
-        if scores.shape[1] > TOP_K:
-            metrics[f"top_{TOP_K}_accuracy"] = top_k_accuracy(scores, targets_N=targets, k=TOP_K)
-        return metrics
+    def _measured(self, chosen: np.ndarray) -> Measured:
+        targets, answers = self.targets[chosen], self.answers[chosen]
+        metrics: dict[str, float] = {"rows": int(chosen.sum())}
+        intervals = {}
+        for name, metric in metrics_of(self.task.spec).items():
+            if not metric.applies(self.task.outputs):
+                continue
+            found = metric_interval(metric, targets=targets, answers=answers)
+            if not math.isfinite(found.mean):
+                continue
+            metrics[name] = found.mean
+            if math.isfinite(found.low):
+                intervals[name] = (found.low, found.high)
+        return Measured(metrics=metrics, intervals=intervals)
 
 
 def evaluate(
@@ -93,23 +104,24 @@ def evaluate(
     rows = torch.cat(parts)
 
     def answer(masked: str | None = None) -> np.ndarray:
-        def probabilities(batch: Batch) -> Tensor:
+        def answer_batch(batch: Batch) -> Tensor:
             presence = {
                 m: torch.zeros_like(present) if m == masked else present
                 for m, present in batch.presence.items()
             }
-            return model(batch.embeddings, presence, batch.masks).float().softmax(dim=1)
+            return table.task.answers(model(batch.embeddings, presence, batch.masks))
 
         answers = map_rows(
-            probabilities, model=model, table=table, rows=rows, modalities=modalities, device=device
+            answer_batch, model=model, table=table, rows=rows, modalities=modalities, device=device
         )
         return answers.cpu().numpy()
 
     return Predictions(
+        task=table.task,
         rows=rows.numpy(),
         splits=np.repeat(EVALUATION_SPLITS, [len(part) for part in parts]),
-        targets=table.targets[rows].numpy().astype(np.int32),
-        probabilities=answer(),
+        targets=table.task.truths(table.targets[rows]).numpy(),
+        answers=answer(),
         without={m: answer(m) for m in modalities} if len(modalities) > 1 else {},
     )
 
@@ -245,9 +257,7 @@ def _best_probe(
         logits = torch.from_numpy(validation[0] @ weight.T + bias)
         loss = math.inf
         if len(logits):
-            loss = negative_log_likelihood(
-                logits.softmax(dim=1), targets_N=torch.from_numpy(validation[1])
-            )
+            loss = LOG_LOSS.value(validation[1], logits.softmax(dim=1).numpy())
         if best is None or loss < best[0]:
             best = (loss, weight, bias)
     assert best is not None
@@ -272,5 +282,5 @@ def _by_text(values: Mapping[int, float]) -> dict[str, float]:
 
 
 def _lists(values: np.ndarray) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from ignite.metrics import Metric
@@ -52,7 +51,7 @@ class Epoch:
     """Mean over the rows as they were met, with dropout."""
     validation_loss: float
     validation_accuracy: float | None
-    """None for an alignment, whose classifier is fitted afterwards."""
+    """None for an alignment, whose classifier is fitted afterwards, and for tasks without one."""
     learning_rate: float
     """Of the last step."""
     seconds: float
@@ -87,12 +86,14 @@ class Fit:
 
 
 class RowMean(Metric):
-    """Mean over the rows of all workers, of outputs (sum over this worker's rows, rows)."""
+    """Mean over the rows of all workers, of outputs (sum over this worker's rows, rows or the
+    sum of their weights).
+    """
 
     def reset(self) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64)
 
-    def update(self, output: tuple[float, int]) -> None:
+    def update(self, output: tuple[float, float]) -> None:
         self._sums += torch.tensor(output, dtype=torch.float64)
 
     @sync_all_reduce("_sums")
@@ -267,6 +268,7 @@ def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:
             optimizer=fitting.optimizer,
             batch=batch,
             objective=spec.objective,
+            task_loss=fitting.table.task.loss_share,
             gradient_clip=training.gradient_clip,
         )
     if not outcome.finite:
@@ -283,16 +285,16 @@ def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:
 
 
 def _evaluator(fitting: _Fitting) -> Engine:
-    """An engine over the validation rows, with the metrics `loss` and `accuracy`.
+    """An engine over the validation rows, with `loss` and what else the task measures.
 
     Global batches in row order, each divided among the workers: no row is left out or counted
-    twice. The accuracy is that of a classifier; an alignment has none yet.
+    twice. An accuracy is that of a classifier; an alignment has none yet.
     """
-    spec = fitting.spec
+    spec, task = fitting.spec, fitting.table.task
 
     @torch.no_grad()
     @own_code()
-    def evaluate(_: Engine, step: int) -> dict[str, tuple[float, int]]:
+    def evaluate(_: Engine, step: int) -> dict[str, tuple[float, float]]:
         rows = step_rows(fitting.validation_rows, step=step, steps=fitting.validation_steps)
         batch = worker_batch(
             fitting.table, rows=rows, modalities=fitting.modalities, device=fitting.device
@@ -301,13 +303,10 @@ def _evaluator(fitting: _Fitting) -> Engine:
         if spec.objective == "own":
             share = loss_share(fitting.model, batch=batch, objective=spec.objective)
             return {"loss": (float(sum_over_workers(share)) * batch.rows, batch.rows)}
-        logits = fitting.model(*batch.inputs)
-        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
-        right = (logits.argmax(dim=1) == batch.targets).sum()
-        return {"loss": (float(loss), batch.rows), "accuracy": (int(right), batch.rows)}
+        return task.validation(fitting.model(*batch.inputs), batch.targets)
 
     engine = Engine(evaluate)
-    names = ("loss", "accuracy") if spec.objective == "task" else ("loss",)
+    names = task.validation_metrics if spec.objective == "task" else ("loss",)
     for name in names:
         RowMean(lambda output, name=name: output[name]).attach(engine, name)
     return engine

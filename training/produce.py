@@ -70,13 +70,19 @@ def produce_candidate(
     )
     if fit is None or failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
-    found = None
+    recall = None
     with own_code():
         if isinstance(fit.model, Alignment):
             fit_probe(fit.model, table=own, modalities=modalities, device=device)
-            found = retrieval(fit.model, table=own, modalities=modalities, device=device)
+            recall = retrieval(fit.model, table=own, modalities=modalities, device=device)
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
-    record = dataclasses.replace(record, metrics=answers.metrics(), retrieval=found)
+    measured = answers.measured()
+    record = dataclasses.replace(
+        record,
+        metrics={split: found.metrics for split, found in measured.items()},
+        intervals={split: found.intervals for split, found in measured.items()},
+        retrieval=recall,
+    )
     if worker_rank() != 0:
         return record
     return write_candidate(store, record, model=fit.model, predictions=answers.table())
@@ -120,5 +126,6 @@ def _record(
         seconds=fit.seconds if fit else 0.0,
         workers=worker_count(),
         metrics=None,
+        target_scale=table.task.scale,
         retrieval=None,
     )

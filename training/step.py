@@ -7,7 +7,7 @@ are summed over the workers, so the step is that of one worker on the whole batc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,14 @@ from training.layers import seed_dropout
 from training.losses import cross_entropy
 from training.spec import CandidateSpec, Objective
 from training.workers import sum_over_workers, worker_count, worker_rank
+
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs `[B, O]` and targets of labelled rows → this worker's share of the task's loss."""
+
+
+def cross_entropy_of(outputs_BC: Tensor, targets_B: Tensor) -> Tensor:
+    """The loss of a plain classification."""
+    return cross_entropy(outputs_BC, targets_B=targets_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     objective: Objective = "task",
+    task_loss: TaskLoss = cross_entropy_of,
     gradient_clip: float = 1.0,
 ) -> Step:
     """One optimizer step on this worker's part of a global batch; all workers take it together.
@@ -51,7 +60,7 @@ def train_step(
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    share = loss_share(model, batch=batch, objective=objective)
+    share = loss_share(model, batch=batch, objective=objective, task_loss=task_loss)
     share.backward()
     loss = sum_gradients(model, share=share)
     norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
@@ -64,12 +73,18 @@ def train_step(
     return step
 
 
-def loss_share(model: nn.Module, *, batch: Batch, objective: Objective) -> Tensor:
+def loss_share(
+    model: nn.Module,
+    *,
+    batch: Batch,
+    objective: Objective,
+    task_loss: TaskLoss = cross_entropy_of,
+) -> Tensor:
     """This worker's share of the loss over the global batch: the shares sum to it."""
     if objective == "own":
         own: Tensor = model.loss_share(batch)  # type: ignore[operator]
         return own
-    return cross_entropy(model(*batch.inputs), targets_B=batch.targets)
+    return task_loss(model(*batch.inputs), batch.targets)
 
 
 def sum_gradients(model: nn.Module, *, share: Tensor) -> float:
@@ -127,7 +142,7 @@ def make_model(
     """A new model with first weights drawn from the spec's seed, equal on all workers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = spec.build(inputs=table.inputs(modalities), outputs=len(table.classes))
+        model = spec.build(inputs=table.inputs(modalities), outputs=table.task.outputs)
     model = model.to(device)
     if worker_count() > 1:
         for value in model.state_dict().values():

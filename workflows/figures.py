@@ -102,13 +102,13 @@ def slice_plots(data: ReportData) -> list[dict[str, Any]]:
     for group, items in groups.items():
         kept = items
         if len(items) > MOST_SLICES:
-            by_weakness = sorted(items, key=lambda s: (s.accuracy.n < FEW_ROWS, s.accuracy.value))
+            by_weakness = sorted(items, key=lambda s: (s.score.n < FEW_ROWS, s.score.value))
             kept = by_weakness[:MOST_SLICES]
         title = "By what is missing" if group is None else f"By {group}"
         note = "In brackets: how many test rows."
         if len(kept) < len(items):
             note = f"The {len(kept)} weakest of {len(items)}. {note}"
-        rows = [row(f"{item.value} ({item.accuracy.n})", item.accuracy) for item in kept]
+        rows = [row(f"{item.value} ({item.score.n})", item.score) for item in kept]
         svg = plots.intervals(
             rows,
             label=f"{best.name}: accuracy {title[:1].lower()}{title[1:]}",

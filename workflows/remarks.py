@@ -232,11 +232,11 @@ def on_failures(data: ReportData) -> list[Markup]:
                 count(total, "test row"),
             )
         )
-    groups = [item for item in data.slices if item.group is not None and item.accuracy.n >= 10]
+    groups = [item for item in data.slices if item.group is not None and item.score.n >= 10]
     if len(groups) > 1:
-        worst = min(groups, key=lambda item: item.accuracy.value)
+        worst = min(groups, key=lambda item: item.score.value)
         name = f"{worst.group} {worst.value}"
-        lines.append(say("Weakest slice: {}, with {}.", name, score(worst.accuracy.value)))
+        lines.append(say("Weakest slice: {}, with {}.", name, score(worst.score.value)))
     best = data.candidate(data.winner)
     if best is not None and best.masked:
         dear = min(best.masked, key=lambda item: item.difference.value)

@@ -161,7 +161,8 @@ class SensoriumModel(PythonModel):
                 name, values=values, base=base, problems=problems
             )
         probabilities = np.asarray(
-            predict(self.fitted(), embeddings=embeddings, presence=presence), dtype=np.float32
+            predict(self.fitted(), record=self.record, embeddings=embeddings, presence=presence),
+            dtype=np.float32,
         ).reshape(count, len(self.record.classes))
         best = probabilities.argmax(axis=1) if count else np.empty(0, dtype=np.int64)
         return pd.DataFrame(

@@ -35,7 +35,7 @@ from training.loop import fit_candidate  # noqa: E402
 from training.losses import cross_entropy  # noqa: E402
 from training.produce import produce_candidate  # noqa: E402
 from training.step import seed_step, sum_gradients, train_step  # noqa: E402
-from training.task import TaskSpec  # noqa: E402
+from training.task import ClassificationSpec  # noqa: E402
 from training.training_spec import TrainingSpec  # noqa: E402
 from training.workers import gather_rows, sum_over_workers, worker_rank  # noqa: E402
 
@@ -155,7 +155,7 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
         "weights": weights,
         "resumed alike": weights == again,
         "rows": answers.rows.tolist(),
-        "probabilities": answers.probabilities.tolist(),
+        "probabilities": answers.answers.tolist(),
         "without": {m: p.tolist() for m, p in answers.without.items()},
         "retrieval": found,
     }
@@ -220,7 +220,7 @@ def produce(job: dict[str, Any]) -> None:
     """What the Ray job does, on this process group."""
     store = Store(LocalStorage(job["store_root"]))
     snapshot = store.read_snapshot(job["snapshot_id"])
-    task, training = TaskSpec(**job["task"]), TrainingSpec(**job["training"])
+    task, training = ClassificationSpec(**job["task"]), TrainingSpec(**job["training"])
     options: dict[str, Any] = {"snapshot": snapshot, "task": task, "training": training}
     specs = [parse_candidate(spec) for spec in job["candidates"]]
     planned = plan_candidates(store, candidates=specs, **options)

@@ -29,10 +29,10 @@ from training.faults import CandidateFault
 from training.fusion import LateFusion
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
-TASK = TaskSpec(target="label")
+TASK = ClassificationSpec(target="label")
 TRAINING = TrainingSpec(batch_size=64, max_epochs=3)
 
 
@@ -72,7 +72,7 @@ def test_identity_is_what_can_change_the_result(make_store) -> None:
         candidate_fingerprint(
             parse_candidate({"type": "late"}),
             snapshot=snapshot,
-            task=TaskSpec(target="other"),
+            task=ClassificationSpec(target="other"),
             training=TRAINING,
         ),
     ]

@@ -16,14 +16,14 @@ from training.data import (
     worker_slice,
 )
 from training.targets import Untrainable
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 
 
 def test_table_read_from_a_store_is_that_of_its_columns(make_store, make_table) -> None:
     store, snapshot = make_store()
     direct = make_table()
     table = load_table(
-        store, snapshot, task=TaskSpec(target="label"), modalities=["caption", "speech"]
+        store, snapshot, task=ClassificationSpec(target="label"), modalities=["caption", "speech"]
     )
     assert list(table.embeddings) == ["caption", "speech"]
     assert table.sample_ids.equals(direct.sample_ids)

@@ -1,0 +1,189 @@
+"""Metrics over many bootstrap resamples at once, from how often each holds each row.
+
+`counts_RN` says how often a row is in a resample. A metric that is a function of means over rows is
+that function of the resampled means; one of ranks sorts the rows once, and a resample's ranks are
+running sums of its counts. NaN stands for a metric that a resample does not define.
+
+Suffixes of arrays: N rows, C classes, K labels or numbers, R resamples, M means, G groups of rows
+with equal scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+
+def of_means(
+    targets: np.ndarray,
+    answers: np.ndarray,
+    counts_RN: np.ndarray,
+    *,
+    columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    metric: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """float64 `[R]`: `metric([R, M])` of the means over each resample of `columns(targets,
+    answers)` `[N, M]`.
+    """
+    means_RM = counts_RN @ columns(targets, answers) / counts_RN.sum(axis=1, keepdims=True)
+    return metric(means_RM)
+
+
+def class_counts(targets_N: np.ndarray, answers_NC: np.ndarray) -> np.ndarray:
+    """Per class: hits, answers, targets, `[N, 3 C]`."""
+    classes = np.arange(answers_NC.shape[1])
+    is_target = targets_N[:, None] == classes
+    is_answer = answers_NC.argmax(axis=1)[:, None] == classes
+    return np.concatenate([is_target & is_answer, is_answer, is_target], axis=1).astype(float)
+
+
+def label_counts(targets_NK: np.ndarray, answers_NK: np.ndarray, *, threshold: float) -> np.ndarray:
+    """As `class_counts`, per label."""
+    is_target, is_answer = targets_NK.astype(bool), answers_NK >= threshold
+    return np.concatenate([is_target & is_answer, is_answer, is_target], axis=1).astype(float)
+
+
+def recall_of_counts(means_RM: np.ndarray) -> np.ndarray:
+    """Mean recall over the classes that occur."""
+    hits, _, there = np.split(means_RM, 3, axis=1)
+    return _mean_of_known(_ratio(hits, there))
+
+
+def f1_of_counts(means_RM: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes that occur or are answered."""
+    hits, answered, there = np.split(means_RM, 3, axis=1)
+    return _mean_of_known(_ratio(2 * hits, answered + there))
+
+
+def micro_f1_of_counts(means_RM: np.ndarray) -> np.ndarray:
+    """F1 over all labels together."""
+    hits, answered, there = (part.sum(axis=1) for part in np.split(means_RM, 3, axis=1))
+    return _ratio(2 * hits, answered + there)
+
+
+def squared_errors(targets_NK: np.ndarray, answers_NK: np.ndarray) -> np.ndarray:
+    """Squared errors, `[N, K]`."""
+    return (answers_NK.astype(np.float64) - targets_NK) ** 2
+
+
+def moments(targets_NK: np.ndarray, answers_NK: np.ndarray) -> np.ndarray:
+    """x, y, x², y², xy of each number, `[N, 5 K]`; centred, which correlations do not notice."""
+    x = targets_NK.astype(np.float64) - targets_NK.mean(axis=0)
+    y = answers_NK.astype(np.float64) - answers_NK.mean(axis=0)
+    return np.concatenate([x, y, x * x, y * y, x * y], axis=1)
+
+
+def pearson_of_moments(means_RM: np.ndarray) -> np.ndarray:
+    """Mean over the numbers of Pearson's correlation."""
+    x, y, xx, yy, xy = np.split(means_RM, 5, axis=1)
+    variances = (xx - x * x).clip(min=0) * (yy - y * y).clip(min=0)
+    return _mean_of_known(_ratio(xy - x * y, np.sqrt(variances)))
+
+
+def scaled_errors(targets_NK: np.ndarray, answers_NK: np.ndarray) -> np.ndarray:
+    """e², y, y² of each number, `[N, 3 K]`, with y centred."""
+    y = targets_NK.astype(np.float64) - targets_NK.mean(axis=0)
+    return np.concatenate([squared_errors(targets_NK, answers_NK), y, y * y], axis=1)
+
+
+def r2_of_errors(means_RM: np.ndarray) -> np.ndarray:
+    """Mean over the numbers of the share of the variance that is explained."""
+    errors, y, yy = np.split(means_RM, 3, axis=1)
+    return _mean_of_known(1 - _ratio(errors, yy - y * y))
+
+
+# Of ranks: rows are sorted once, and a resample's ranks are running sums of its counts.
+
+
+class _Curve(Protocol):
+    def __call__(self, positive_RG: np.ndarray, negative_RG: np.ndarray) -> np.ndarray: ...
+
+
+def roc_area(positive_RG: np.ndarray, negative_RG: np.ndarray) -> np.ndarray:
+    """Probability that a positive row is above a negative one, a tie counting as half.
+
+    Hanley and McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747. G groups of equal
+    scores, lowest first.
+    """
+    below = np.cumsum(negative_RG, axis=1) - negative_RG / 2
+    pairs = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
+    return _ratio((positive_RG * below).sum(axis=1), pairs)
+
+
+def average_precision(positive_RG: np.ndarray, negative_RG: np.ndarray) -> np.ndarray:
+    """Mean over the positive rows of the precision at their score, as scikit-learn defines it."""
+    found = np.cumsum(positive_RG[:, ::-1], axis=1)
+    taken = found + np.cumsum(negative_RG[:, ::-1], axis=1)
+    precision = np.divide(found, taken, out=np.zeros_like(taken), where=taken > 0)
+    return _ratio((positive_RG[:, ::-1] * precision).sum(axis=1), positive_RG.sum(axis=1))
+
+
+def mean_areas(
+    targets: np.ndarray, answers: np.ndarray, counts_RN: np.ndarray, *, curve: _Curve
+) -> np.ndarray:
+    """Mean over the classes or labels of the area under a curve."""
+    positive_NK, scores_NK = one_against_rest(targets, answers)
+    areas = []
+    for positive_N, scores_N in zip(positive_NK.T, scores_NK.T, strict=True):
+        order, starts = _groups(scores_N)
+        sorted_RN = counts_RN[:, order]
+        all_RG = np.add.reduceat(sorted_RN, starts, axis=1)
+        positive_RG = np.add.reduceat(sorted_RN * positive_N[order], starts, axis=1)
+        areas.append(curve(positive_RG, all_RG - positive_RG))
+    return _mean_of_known(np.stack(areas, axis=1))
+
+
+def one_against_rest(targets: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether rows are of each class or have each label, bool `[N, K]`, and its score; of two
+    classes the second alone, since the first says the same.
+    """
+    if targets.ndim == 2:
+        return targets.astype(bool), answers
+    first = 1 if answers.shape[1] == 2 else 0
+    classes = np.arange(first, answers.shape[1])
+    return targets[:, None] == classes, answers[:, first:]
+
+
+def spearman_of_ranks(
+    targets_NK: np.ndarray, answers_NK: np.ndarray, counts_RN: np.ndarray
+) -> np.ndarray:
+    """float64 `[R]`: mean over the numbers of Pearson's correlation of the ranks."""
+    total_R1 = counts_RN.sum(axis=1, keepdims=True)
+    found = []
+    for x_N, y_N in zip(targets_NK.T, answers_NK.T, strict=True):
+        x_RN, y_RN = (_ranks(values, counts_RN) - (total_R1 + 1) / 2 for values in (x_N, y_N))
+        products = ((counts_RN * a * b).sum(axis=1) for a, b in ((x_RN, y_RN), (x_RN, x_RN)))
+        xy, xx = products
+        yy = (counts_RN * y_RN * y_RN).sum(axis=1)
+        found.append(_ratio(xy, np.sqrt(xx * yy)))
+    return _mean_of_known(np.stack(found, axis=1))
+
+
+def _ranks(values_N: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
+    """Mean rank of each row within each resample, `[R, N]`, from 1."""
+    order, starts = _groups(values_N)
+    sizes_RG = np.add.reduceat(counts_RN[:, order], starts, axis=1)
+    ranks_RG = np.cumsum(sizes_RG, axis=1) - sizes_RG + (sizes_RG + 1) / 2
+    group_N = np.empty(len(order), np.int64)
+    group_N[order] = np.repeat(np.arange(len(starts)), np.diff([*starts, len(order)]))
+    return ranks_RG[:, group_N]
+
+
+def _groups(values_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows by value, ascending, and where each run of equal values starts."""
+    order = np.argsort(values_N, kind="stable")
+    sorted_N = values_N[order]
+    return order, np.flatnonzero(np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]]))
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b; NaN where b is 0."""
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+
+
+def _mean_of_known(values_RK: np.ndarray) -> np.ndarray:
+    """Mean over those that are not NaN; NaN where all are."""
+    known = ~np.isnan(values_RK)
+    return _ratio(np.where(known, values_RK, 0).sum(axis=1), known.sum(axis=1))
