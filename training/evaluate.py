@@ -22,17 +22,15 @@ from training.alignment import Alignment
 from training.batch import Batch
 from training.bootstrap import metric_interval
 from training.data import EmbeddingTable, worker_slice
-from training.metrics import CLASSIFICATION, metrics_of
+from training.metrics import metrics_of
+from training.probes import best_probe, prior_of
 from training.retrieval import retrieval_recall
 from training.tasks import Task
 from training.workers import gather_rows, worker_count, worker_rank
 
 EVALUATION_SPLITS = ("validation", "test")
 BATCH_ROWS = 1024
-PROBE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-"""Inverse regularisation of the linear probe; the one with the best validation loss is taken."""
 RECALL_AT = (1, 5, 10)
-LOG_LOSS = {metric.name: metric for metric in CLASSIFICATION}["log_loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +157,9 @@ def fit_probe(
 ) -> None:
     """Fit the linear probe of an alignment on its training rows, and put it into the model.
 
-    Logistic regression on the mean of a row's present unit vectors, as CLIP's linear probe
-    (Radford et al. 2021, appendix A.3). Where these rows are not of two classes there is nothing
-    to tell apart, and the probe answers the prior. All workers take part; the first one fits.
+    On the mean of a row's present unit vectors; see `training.probes`. Where these rows are all
+    alike there is nothing to tell apart, and the probe answers the prior. All workers take part;
+    the first one fits.
     """
     joint = {}
     for split in ("train", "validation"):
@@ -177,15 +175,14 @@ def fit_probe(
             device=device,
         )
         joint[split] = (vectors.cpu().double().numpy(), table.targets[rows].numpy())
-    counts = torch.bincount(table.targets[table.labelled("train")], minlength=len(table.classes))
-    prior_C = ((counts + 1) / (counts + 1).sum()).log()
+    prior_C = prior_of(table.task, table.targets[table.labelled("train")])
     if len(np.unique(joint["train"][1])) < 2:
         model.set_probe(
             weight_CS=torch.zeros_like(model.probe_weight_CS), bias_C=prior_C, prior_C=prior_C
         )
         return
     if worker_rank() == 0:
-        weight, bias = _best_probe(**joint, classes=len(table.classes))
+        weight, bias = best_probe(table.task, **joint)
         model.set_probe(
             weight_CS=torch.from_numpy(weight), bias_C=torch.from_numpy(bias), prior_C=prior_C
         )
@@ -239,42 +236,6 @@ def retrieval(
             }
         )
     return found
-
-
-def _best_probe(
-    *,
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
-    classes: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `[C, S]` and biases `[C]` of the probe with the lowest validation loss."""
-    from sklearn.linear_model import LogisticRegression
-
-    best: tuple[float, np.ndarray, np.ndarray] | None = None
-    for strength in PROBE_STRENGTHS:
-        fitted = LogisticRegression(C=strength, max_iter=2000).fit(*train)
-        weight, bias = _all_classes(fitted, classes=classes)
-        logits = torch.from_numpy(validation[0] @ weight.T + bias)
-        loss = math.inf
-        if len(logits):
-            loss = LOG_LOSS.value(validation[1], logits.softmax(dim=1).numpy())
-        if best is None or loss < best[0]:
-            best = (loss, weight, bias)
-    assert best is not None
-    return best[1], best[2]
-
-
-def _all_classes(fitted: Any, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax weights for all classes, of a fit that has met some; of two classes it keeps one."""
-    coefficients, intercepts = fitted.coef_, fitted.intercept_
-    if len(fitted.classes_) == 2:
-        coefficients = np.concatenate([-coefficients, coefficients]) / 2
-        intercepts = np.concatenate([-intercepts, intercepts]) / 2
-    weight = np.zeros((classes, coefficients.shape[1]))
-    # A class that was never met is never answered.
-    bias = np.full(classes, -50.0)
-    weight[fitted.classes_], bias[fitted.classes_] = coefficients, intercepts
-    return weight, bias
 
 
 def _by_text(values: Mapping[int, float]) -> dict[str, float]:

@@ -100,7 +100,10 @@ class Contest:
         features = self.pipeline.spec.features
         try:
             with scoring.loaded(uri, base=source.folder) as model:
-                theirs, ours = model.record.task.get("type"), self.pipeline.spec.task.type
+                theirs, ours = (
+                    model.record.task.get("type", "classification"),
+                    self.pipeline.spec.task.type,
+                )
                 if theirs != ours:
                     raise StageError(
                         f"{champion.name} version {champion.version}, the champion, is of a "

@@ -19,6 +19,7 @@ from workflows.findings import (
 from workflows.wording import (
     NO_BREAK,
     count,
+    few,
     interval,
     number,
     percent,
@@ -104,17 +105,44 @@ def _capital(text: str) -> str:
 
 def _reached(best: CandidateFindings, data: ReportData) -> Markup:
     if best.test is None:
-        return say("Its accuracy is not known: no test row has a label.")
+        return say(f"Its {data.metric.title} is not known: no test row has a label.")
     if best.gain is None or best.name == data.best_single:
-        return say("Test accuracy {} {}.", score(best.test.value), quiet(best.test))
-    return say(
-        "Test accuracy {} {}, {} {} over the best single modality, {}.",
+        reached = say(
+            f"Test {data.metric.title} {{}} {{}}.", score(best.test.value), quiet(best.test)
+        )
+        return _join(reached, _standing(data))
+    reached = say(
+        f"Test {data.metric.title} {{}} {{}}, {{}} {{}} over the best single modality, {{}}.",
         score(best.test.value),
         quiet(best.test),
         score(best.gain.value, True),
         quiet(best.gain, True),
         data.best_single,
     )
+    return _join(reached, _standing(data))
+
+
+def _standing(data: ReportData) -> Markup | None:
+    """Over how many of the others the winner's lead is real."""
+    leads = {item.name: item.lead for item in data.candidates if item.lead is not None}
+    if not leads:
+        return None
+    behind = [name for name, lead in leads.items() if lead.sure and lead.gain.value > 0]
+    ahead = [name for name, lead in leads.items() if lead.sure and lead.gain.value < 0]
+    level = [name for name in leads if name not in behind + ahead]
+    if len(behind) == len(leads):
+        others = "the other candidate" if len(leads) == 1 else f"all {len(leads)} other candidates"
+        return say(f"Its lead over {others} is real.")
+    found = []
+    if behind:
+        found.append(
+            say("Its lead over {} of the {} others is real.", str(len(behind)), str(len(leads)))
+        )
+    if level:
+        found.append(say("It cannot be told from {}.", few(level)))
+    if ahead:
+        found.append(say("On the test rows {} is surely better.", few(ahead)))
+    return _join(*found)
 
 
 def _refusal(gate: GateFindings) -> Markup | None:
@@ -146,7 +174,11 @@ def tiles(data: ReportData) -> list[Tile]:
     found = []
     if best is not None and best.test is not None:
         found.append(
-            Tile(label="Test accuracy", value=score(best.test.value), note=interval(best.test))
+            Tile(
+                label=f"Test {data.metric.title}",
+                value=score(best.test.value),
+                note=interval(best.test),
+            )
         )
         if best.gain is not None and best.name != data.best_single:
             note = f"{interval(best.gain, True)} {data.best_single}"
@@ -170,7 +202,7 @@ def tiles(data: ReportData) -> list[Tile]:
         Tile(
             label="Samples",
             value=number(data.samples),
-            note=count(len(data.classes), "class", "classes"),
+            note=_outputs(data),
         ),
         Tile(
             label="Embedded",
@@ -186,12 +218,40 @@ def tiles(data: ReportData) -> list[Tile]:
     return found
 
 
+def _outputs(data: ReportData) -> str:
+    """What is predicted, in number."""
+    nouns = {
+        "classification": ("class", "classes"),
+        "multilabel": ("label", "labels"),
+        "regression": ("number to predict", "numbers to predict"),
+    }
+    if data.task not in nouns:
+        return ""
+    return count(len(data.classes), *nouns[data.task])
+
+
 def on_candidates(data: ReportData) -> list[Markup]:
     """What the comparison of the candidates says."""
     fitted = [item.test for item in data.candidates if item.test is not None]
     if not fitted:
         return [say("No candidate has been measured on test rows.")]
-    lines = [say("Accuracy on {}, which no candidate has seen.", count(fitted[0].n, "test row"))]
+    lines = [
+        say(
+            f"{data.metric.heading} on {{}}, which no candidate has seen.",
+            count(fitted[0].n, "test row"),
+        )
+    ]
+    if not data.metric.higher_is_better:
+        lines.append(say("Less is better; a gain is by how much less it is."))
+    tests = {item.lead.test for item in data.candidates if item.lead is not None}
+    if tests:
+        lines.append(
+            say(
+                "Whether the winner's lead is real is tested on the same rows ({}), and corrected "
+                "for the number of candidates (Holm).",
+                ", ".join(sorted(tests)),
+            )
+        )
     best = data.candidate(data.winner)
     if best is None:
         return lines
@@ -234,7 +294,8 @@ def on_failures(data: ReportData) -> list[Markup]:
         )
     groups = [item for item in data.slices if item.group is not None and item.score.n >= 10]
     if len(groups) > 1:
-        worst = min(groups, key=lambda item: item.score.value)
+        sign = 1 if data.metric.higher_is_better else -1
+        worst = min(groups, key=lambda item: sign * item.score.value)
         name = f"{worst.group} {worst.value}"
         lines.append(say("Weakest slice: {}, with {}.", name, score(worst.score.value)))
     best = data.candidate(data.winner)

@@ -36,6 +36,7 @@ from training.candidate import (
     parse_record,
     predict,
 )
+from training.task import MultilabelSpec, RegressionSpec, parse_task
 from workflows.inputs import Input, column_names, input_from
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Inp
             name=record.name,
             python_model=str(place / "model.py"),
             artifacts={"candidate": str(files), "inputs": str(place / INPUTS)},
-            signature=_signature(inputs, classes=record.classes),
+            signature=_signature(inputs, record=record),
             input_example=_example(inputs),
             pip_requirements=_requirements(),
             tags={"sensorium.candidate": record.fingerprint},
@@ -122,16 +123,15 @@ class SensoriumModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Classify raw rows, one column per modality: text; paths, URIs or bytes of files.
+        """Answer raw rows, one column per modality: text; paths, URIs or bytes of files.
 
         None, NaN or an absent column is a missing modality. A payload that cannot be used is
         treated as missing, and said so. `params["base"]` is the folder that relative paths
         start from; without it, the working directory.
 
-        Returns, in the input's order and with its index: `prediction` (a class as it stood in
-        the table), `confidence` (its probability), `probabilities` (of all classes, in order),
-        `missing` (names of the modalities that the answer had to do without) and `problems`
-        (why a payload was not used, or None).
+        Returns, in the input's order and with its index, the answers of the task (see
+        `said`), `missing` (names of the modalities that the answer had to do without)
+        and `problems` (why a payload was not used, or None).
 
         Raises ValueError if none of the model's columns is there, TypeError for a value that is
         no payload, and EncoderMismatch if an encoder is not here, or its weights or options are
@@ -160,16 +160,12 @@ class SensoriumModel(PythonModel):
             embeddings[name], presence[name] = self._embed(
                 name, values=values, base=base, problems=problems
             )
-        probabilities = np.asarray(
-            predict(self.fitted(), record=self.record, embeddings=embeddings, presence=presence),
-            dtype=np.float32,
+        answers = predict(
+            self.fitted(), record=self.record, embeddings=embeddings, presence=presence
         ).reshape(count, len(self.record.classes))
-        best = probabilities.argmax(axis=1) if count else np.empty(0, dtype=np.int64)
         return pd.DataFrame(
             {
-                "prediction": [self.record.classes[i] for i in best],
-                "confidence": [float(p[i]) for p, i in zip(probabilities, best, strict=True)],
-                "probabilities": [p.tolist() for p in probabilities],
+                **said(answers, record=self.record),
                 "missing": [
                     [name for name in self.inputs if not presence[name][row]]
                     for row in range(count)
@@ -298,6 +294,55 @@ def loaded(uri: str, *, base: str) -> Iterator[LoadedModel]:
         yield LoadedModel(pyfunc=mlflow.pyfunc.load_model(uri, dst_path=folder), base=base)
 
 
+def said(answers: np.ndarray, *, record: CandidateRecord) -> dict[str, list[Any]]:
+    """A model's answers `[B, C]` as columns of what is returned.
+
+    Classification: `prediction` (a class as it stood in the table), `confidence` (its
+    probability), `probabilities` (of all classes, in order). Multilabel: `prediction` (a list of
+    the labels whose probability is at least the task's threshold) and `probabilities`. Regression:
+    `prediction` (a number, or a list of them if there are several) and `values` (always a list).
+    """
+    task, names = parse_task(record.task), list(record.classes)
+    lists = [row.tolist() for row in answers]
+    if isinstance(task, RegressionSpec):
+        numbers = [row[0] for row in lists] if len(names) == 1 else lists
+        return {"prediction": numbers, "values": lists}
+    if isinstance(task, MultilabelSpec):
+        held = [
+            [n for n, p in zip(names, row, strict=True) if p >= task.threshold] for row in lists
+        ]
+        return {"prediction": held, "probabilities": lists}
+    best = answers.argmax(axis=1) if len(answers) else np.empty(0, dtype=np.int64)
+    return {
+        "prediction": [names[i] for i in best],
+        "confidence": [float(p[i]) for p, i in zip(answers, best, strict=True)],
+        "probabilities": lists,
+    }
+
+
+def answer_columns(record: CandidateRecord) -> list[Any]:
+    """The columns that `said` gives, in MLflow's types."""
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import Array
+
+    task, numbers = parse_task(record.task), Array(DataType.double)
+    if isinstance(task, RegressionSpec):
+        one = len(record.classes) == 1
+        return [
+            ColSpec(DataType.double if one else numbers, "prediction"),
+            ColSpec(numbers, "values"),
+        ]
+    if isinstance(task, MultilabelSpec):
+        return [ColSpec(Array(DataType.string), "prediction"), ColSpec(numbers, "probabilities")]
+    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
+    kind = kinds.get(type(record.classes[0]), DataType.string)
+    return [
+        ColSpec(kind, "prediction"),
+        ColSpec(DataType.double, "confidence"),
+        ColSpec(numbers, "probabilities"),
+    ]
+
+
 def _payloads(rows: pd.DataFrame, *, columns: PayloadColumns) -> list[Any]:
     """The payload of each row; None where it is missing, or its column is not there."""
 
@@ -334,7 +379,7 @@ def _cell(value: Any, *, column: str, columns: PayloadColumns) -> Any:
     )
 
 
-def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
+def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
     """One optional column per modality.
 
     Of type `any`: MLflow's `string` and `binary` refuse a column that pandas has made float64
@@ -344,15 +389,12 @@ def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array
 
-    label = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
     columns = column_names(inputs)
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
         outputs=Schema(
             [
-                ColSpec(label.get(type(classes[0]), DataType.string), "prediction"),
-                ColSpec(DataType.double, "confidence"),
-                ColSpec(Array(DataType.double), "probabilities"),
+                *answer_columns(record),
                 ColSpec(Array(DataType.string), "missing"),
                 ColSpec(DataType.string, "problems", required=False),
             ]

@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from features.shard import Embeddings
 from training.built_in import parse_candidate
 from training.data import EmbeddingTable, table_of
-from training.evaluate import PROBE_STRENGTHS, evaluate, fit_probe, map_rows, retrieval
+from training.evaluate import evaluate, fit_probe, map_rows, retrieval
 from training.loop import Fit, fit_candidate
+from training.probes import STRENGTHS
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=10)
@@ -130,7 +131,7 @@ def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
     train, validation, test = (some(split) for split in ("train", "validation", "test"))
     fits = [
         LogisticRegression(C=c, max_iter=2000).fit(joint(train), table.targets[train])
-        for c in PROBE_STRENGTHS
+        for c in STRENGTHS
     ]
     losses = [
         sklearn.metrics.log_loss(table.targets[validation], f.predict_proba(joint(validation)))

@@ -108,7 +108,7 @@ def test_data_that_allow_no_training_say_what_they_lack(columns) -> None:
         table_of(**{**raw, "labels": pa.array(["x"] * 240)})
     no_test = pa.array(["validation" if s == "test" else s for s in raw["split"].to_pylist()])
     with pytest.raises(Untrainable, match="the test split has no row with a label in column 'l'"):
-        table_of(**{**raw, "split": no_test, "target": "l"})
+        table_of(**{**raw, "split": no_test, "task": ClassificationSpec(target="l")})
     one_class = ["x" if s == "train" else "y" for s in raw["split"].to_pylist()]
     with pytest.raises(Untrainable, match="training rows are of one class"):
         table_of(**{**raw, "labels": pa.array(one_class)})
