@@ -22,7 +22,7 @@ from training.alignment import Alignment
 from training.batch import Batch
 from training.bootstrap import metric_interval
 from training.data import EmbeddingTable, worker_slice
-from training.metrics import metrics_of
+from training.metrics import Metric, metrics_of
 from training.probes import best_probe, prior_of
 from training.retrieval import retrieval_recall
 from training.tasks import Task
@@ -31,15 +31,6 @@ from training.workers import gather_rows, worker_count, worker_rank
 EVALUATION_SPLITS = ("validation", "test")
 BATCH_ROWS = 1024
 RECALL_AT = (1, 5, 10)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A split's metrics, and the interval of each at 95 % confidence."""
-
-    metrics: Mapping[str, float]
-    """And `rows`, their number. A metric that is not defined on these rows is left out."""
-    intervals: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +61,32 @@ class Predictions:
             columns[f"without.{modality}"] = _lists(answers)
         return pa.table(columns)
 
-    def measured(self) -> dict[str, Measured]:
-        """Per split all metrics of the task with their intervals."""
-        return {split: self._measured(self.splits == split) for split in EVALUATION_SPLITS}
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Per split all metrics of the task that its rows define, and `rows`, their number."""
+        return {split: self._metrics(self.splits == split) for split in EVALUATION_SPLITS}
 
-    def _measured(self, chosen: np.ndarray) -> Measured:
+    def _metrics(self, chosen: np.ndarray) -> dict[str, float]:
         targets, answers = self.targets[chosen], self.answers[chosen]
-        metrics: dict[str, float] = {"rows": int(chosen.sum())}
-        intervals = {}
-        for name, metric in metrics_of(self.task.spec).items():
-            if not metric.applies(self.task.outputs):
-                continue
-            found = metric_interval(metric, targets=targets, answers=answers)
-            if not math.isfinite(found.mean):
-                continue
-            metrics[name] = found.mean
-            if math.isfinite(found.low):
-                intervals[name] = (found.low, found.high)
-        return Measured(metrics=metrics, intervals=intervals)
+        found = {name: m.value(targets, answers) for name, m in self._applying().items()}
+        known = {name: value for name, value in found.items() if math.isfinite(value)}
+        return {**known, "rows": int(chosen.sum())}
+
+    def intervals(self) -> dict[str, dict[str, list[float]]]:
+        """Per split and metric the ends of its interval at 95 % confidence."""
+        return {split: self._intervals(self.splits == split) for split in EVALUATION_SPLITS}
+
+    def _intervals(self, chosen: np.ndarray) -> dict[str, list[float]]:
+        targets, answers = self.targets[chosen], self.answers[chosen]
+        found = {}
+        for name, metric in self._applying().items():
+            interval = metric_interval(metric, targets=targets, answers=answers)
+            if math.isfinite(interval.mean) and math.isfinite(interval.low):
+                found[name] = [interval.low, interval.high]
+        return found
+
+    def _applying(self) -> dict[str, Metric]:
+        known = metrics_of(self.task.spec)
+        return {name: m for name, m in known.items() if m.applies(self.task.outputs)}
 
 
 def evaluate(

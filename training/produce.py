@@ -76,11 +76,10 @@ def produce_candidate(
             fit_probe(fit.model, table=own, modalities=modalities, device=device)
             recall = retrieval(fit.model, table=own, modalities=modalities, device=device)
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
-    measured = answers.measured()
     record = dataclasses.replace(
         record,
-        metrics={split: found.metrics for split, found in measured.items()},
-        intervals={split: found.intervals for split, found in measured.items()},
+        metrics=answers.metrics(),
+        intervals=answers.intervals(),
         retrieval=recall,
     )
     if worker_rank() != 0:

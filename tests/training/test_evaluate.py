@@ -54,8 +54,7 @@ def test_taking_a_modality_away_is_what_never_having_it_gives(table, columns, ki
 
 def test_metrics_are_those_of_scikit_learn_per_split(table) -> None:
     answers = evaluate(fit(table, type="early").model, table=table, modalities=list(table.index))
-    measured = answers.measured()
-    metrics = {split: found.metrics for split, found in measured.items()}
+    metrics = answers.metrics()
     for split in ("validation", "test"):
         chosen = answers.splits == split
         p, y = answers.answers[chosen].astype(np.float64), answers.targets[chosen]
@@ -68,7 +67,7 @@ def test_metrics_are_those_of_scikit_learn_per_split(table) -> None:
         assert metrics[split]["top_3_accuracy"] == pytest.approx(expected)
         expected = sklearn.metrics.roc_auc_score(y, p, multi_class="ovr")
         assert metrics[split]["auroc"] == pytest.approx(expected)
-        intervals = measured[split].intervals
+        intervals = answers.intervals()[split]
         assert set(intervals) == set(metrics[split]) - {"rows"}
         assert all(low <= metrics[split][m] <= high for m, (low, high) in intervals.items())
 
@@ -80,7 +79,7 @@ def test_one_modality_is_not_taken_away_and_two_classes_have_no_top_3(columns) -
     model = fit(table, type="single", modality="photo").model
     answers = evaluate(model, table=table, modalities=["photo"])
     assert answers.without == {}
-    assert "top_3_accuracy" not in answers.measured()["test"].metrics
+    assert "top_3_accuracy" not in answers.metrics()["test"]
 
 
 def test_table_of_predictions_keeps_all(table) -> None:

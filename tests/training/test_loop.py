@@ -159,7 +159,7 @@ def test_epochs_tell_what_happened(table) -> None:
     assert fit.seconds == pytest.approx(sum(epoch.seconds for epoch in seen))
     best = fit.epochs[(fit.best_epoch or 0) - 1]
     answers = evaluate(fit.model, table=table, modalities=tuple(table.embeddings))
-    metrics = answers.measured()["validation"].metrics
+    metrics = answers.metrics()["validation"]
     assert metrics["accuracy"] == pytest.approx(best.validation_accuracy)
     assert metrics["log_loss"] == pytest.approx(best.validation_loss, rel=1e-5)
 
