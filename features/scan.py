@@ -13,6 +13,7 @@ import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -276,15 +277,16 @@ def _scanned(shard: SampleShard, *, rows: pa.Table, cut: bool, in_files: bool) -
     return ScannedShard(
         shard=shard,
         splits=_counts(rows["split"]),
-        labelled={} if not targets else _counts(rows["split"].filter(_valid(rows, names=targets))),
+        labelled=_counts(rows["split"].filter(_valid(rows, names=targets))),
         cut=cut,
         in_files=in_files,
     )
 
 
 def _valid(rows: pa.Table, *, names: Sequence[str]) -> pa.ChunkedArray:
-    """Whether a row has a value in each of some columns."""
-    return functools.reduce(pc.and_, (rows[name].is_valid() for name in names))
+    """Whether a row has a value in each of some columns; all have, if there are none."""
+    everything = pa.chunked_array([np.ones(rows.num_rows, dtype=bool)])
+    return functools.reduce(pc.and_, (rows[name].is_valid() for name in names), everything)
 
 
 def _counts(splits: pa.ChunkedArray) -> dict[str, int]:

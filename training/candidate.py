@@ -260,7 +260,8 @@ def predict(
     masks: Mapping[str, np.ndarray | torch.Tensor] | None = None,
 ) -> np.ndarray:
     """A candidate's answers for embeddings `{modality: [B, D]}` of any float type: probabilities
-    float32 `[B, C]`, or numbers float64 `[B, K]`.
+    float32 `[B, C]`, numbers float64 `[B, K]`, or, of a retrieval, ranks among these very rows
+    float32 `[B, P]`.
 
     `presence` `{modality: bool [B]}` says which rows have the modality; what stands in the
     embeddings of the others has no influence. Of sequences, `[B, T, D]`, `masks` bool `[B, T]`
@@ -268,14 +269,39 @@ def predict(
     """
     import torch
 
+    from training.ranks import ranks_of
+
     def tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
         return values if isinstance(values, torch.Tensor) else torch.tensor(values)
 
     device = next(model.parameters()).device
+    inputs = (
+        {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
+        {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
+        {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
+    )
     with torch.inference_mode():
-        outputs = model.eval()(
-            {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
-            {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
-            {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
+        if record.task.get("type") == "retrieval":
+            vectors, present = model.eval().embed_all(*inputs)  # type: ignore[operator]
+            return ranks_of(vectors, presence_NM=present).numpy()
+        return task_of(record).answers(model.eval()(*inputs)).cpu().numpy()
+
+
+def embed(
+    model: nn.Module,
+    *,
+    embeddings: Mapping[str, np.ndarray],
+    presence: Mapping[str, np.ndarray],
+) -> Mapping[str, np.ndarray]:
+    """Per modality the unit vectors float32 `[B, S]` of an alignment; zero in rows without it."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        vectors, _ = model.eval().embed_all(  # type: ignore[operator]
+            {m: torch.tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
+            {m: torch.tensor(x).to(device, torch.bool) for m, x in presence.items()},
+            {},
         )
-        return task_of(record).answers(outputs).cpu().numpy()
+    # In the model's order, which is not that of what it is given.
+    return {m: vectors[:, i].float().cpu().numpy() for i, m in enumerate(sorted(embeddings))}

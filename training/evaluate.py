@@ -24,8 +24,9 @@ from training.bootstrap import metric_interval
 from training.data import EmbeddingTable, worker_slice
 from training.metrics import Metric, metrics_of
 from training.probes import best_probe, prior_of
+from training.ranks import ranks_of
 from training.retrieval import retrieval_recall
-from training.tasks import Task
+from training.tasks import Retrieval, Task
 from training.workers import gather_rows, worker_count, worker_rank
 
 EVALUATION_SPLITS = ("validation", "test")
@@ -96,7 +97,12 @@ def evaluate(
     modalities: Sequence[str],
     device: torch.device | str = "cpu",
 ) -> Predictions:
-    """Answers for all labelled validation and test rows; all workers take part."""
+    """Answers for all labelled validation and test rows; all workers take part.
+
+    A retrieval's are ranks, of all rows: see `training.ranks`.
+    """
+    if isinstance(table.task, Retrieval):
+        return _evaluate_ranks(model, table=table, modalities=modalities, device=device)
     parts = [table.labelled(split) for split in EVALUATION_SPLITS]
     rows = torch.cat(parts)
 
@@ -120,6 +126,37 @@ def evaluate(
         targets=table.task.truths(table.targets[rows]).numpy(),
         answers=answer(),
         without={m: answer(m) for m in modalities} if len(modalities) > 1 else {},
+    )
+
+
+def _evaluate_ranks(
+    model: nn.Module,
+    *,
+    table: EmbeddingTable,
+    modalities: Sequence[str],
+    device: torch.device | str,
+) -> Predictions:
+    """The ranks within each evaluation split of all its rows."""
+    parts, ranks = [table.split[split] for split in EVALUATION_SPLITS], []
+    for rows in parts:
+        vectors = map_rows(
+            lambda batch: model.embed_all(*batch.inputs)[0],  # type: ignore[operator]
+            model=model,
+            table=table,
+            rows=rows,
+            modalities=modalities,
+            device=device,
+        )
+        present = torch.stack([table.index[m][rows] >= 0 for m in modalities], dim=1)
+        ranks.append(ranks_of(vectors, presence_NM=present.to(vectors.device)))
+    rows = torch.cat(parts)
+    return Predictions(
+        task=table.task,
+        rows=rows.numpy(),
+        splits=np.repeat(EVALUATION_SPLITS, [len(part) for part in parts]),
+        targets=table.task.truths(rows).numpy(),
+        answers=torch.cat(ranks).numpy(),
+        without={},
     )
 
 
@@ -217,7 +254,7 @@ def retrieval(
         recall = retrieval_recall(
             vectors[place, query],
             gallery_NS=vectors[place, target],
-            classes_N=table.targets[rows][both].to(vectors.device),
+            classes_N=table.task.class_indices(table.targets[rows][both]).to(vectors.device),
             ks=RECALL_AT,
         )
         found.append(

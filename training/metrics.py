@@ -20,6 +20,7 @@ from training.resampling import (
     average_precision,
     class_counts,
     f1_of_counts,
+    hits_at,
     label_counts,
     mean_areas,
     micro_f1_of_counts,
@@ -29,16 +30,24 @@ from training.resampling import (
     pearson_of_moments,
     r2_of_errors,
     recall_of_counts,
+    recall_of_hits,
     roc_area,
     scaled_errors,
     spearman_of_ranks,
     squared_errors,
 )
-from training.task import ClassificationSpec, MultilabelSpec, RegressionSpec, TaskSpec
+from training.task import (
+    ClassificationSpec,
+    MultilabelSpec,
+    RegressionSpec,
+    RetrievalSpec,
+    TaskSpec,
+)
 
 SMALLEST_PROBABILITY = 1e-12
 """What a probability of zero counts as in a logarithm."""
 TOP_K = 3
+RECALL_AT = (1, 5, 10)
 MOST_CLASSES = 100
 """Areas under curves are not taken of more classes or labels: it would cost minutes."""
 
@@ -49,6 +58,8 @@ class Metric:
 
     Classification: targets are class indices `[N]`, answers probabilities `[N, C]`. Multilabel:
     targets bool `[N, K]`, answers probabilities `[N, K]`. Regression: both are numbers `[N, K]`.
+    Retrieval: answers are ranks `[N, P]` of the true counterpart per directed pair of modalities,
+    from 0 and NaN where there is none; targets are of no account.
     """
 
     name: str
@@ -295,6 +306,27 @@ REGRESSION = (
 )
 
 
+def _recall(k: int) -> Metric:
+    """Share of queries whose counterpart is among the k nearest, mean over the pairs."""
+    return Metric(
+        name=f"recall_at_{k}",
+        title=f"recall@{k}",
+        library=partial(_value_of_means, columns=partial(hits_at, k=k), metric=recall_of_hits),
+        resampled=partial(of_means, columns=partial(hits_at, k=k), metric=recall_of_hits),
+    )
+
+
+def _value_of_means(
+    targets: np.ndarray,
+    answers: np.ndarray,
+    *,
+    columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    metric: Callable[[np.ndarray], np.ndarray],
+) -> float:
+    whole = np.ones((1, len(targets)))
+    return float(of_means(targets, answers, whole, columns=columns, metric=metric)[0])
+
+
 def _multilabel(threshold: float) -> tuple[Metric, ...]:
     counts = partial(label_counts, threshold=threshold)
     return (
@@ -337,4 +369,6 @@ def metrics_of(task: TaskSpec) -> Mapping[str, Metric]:
         found = _multilabel(task.threshold)
     elif isinstance(task, RegressionSpec):
         found = REGRESSION
+    elif isinstance(task, RetrievalSpec):
+        found = tuple(_recall(k) for k in RECALL_AT)
     return {metric.name: metric for metric in found}

@@ -19,6 +19,7 @@ from training.faults import own_code
 from training.loop import Epoch, Failure, Fit, fit_candidate
 from training.targets import Untrainable
 from training.task import TaskSpec
+from training.tasks import Retrieval
 from training.training_spec import TrainingSpec
 from training.workers import worker_count, worker_rank
 
@@ -73,7 +74,8 @@ def produce_candidate(
     recall = None
     with own_code():
         if isinstance(fit.model, Alignment):
-            fit_probe(fit.model, table=own, modalities=modalities, device=device)
+            if not isinstance(table.task, Retrieval):
+                fit_probe(fit.model, table=own, modalities=modalities, device=device)
             recall = retrieval(fit.model, table=own, modalities=modalities, device=device)
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
     record = dataclasses.replace(

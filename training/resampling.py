@@ -68,6 +68,20 @@ def squared_errors(targets_NK: np.ndarray, answers_NK: np.ndarray) -> np.ndarray
     return (answers_NK.astype(np.float64) - targets_NK) ** 2
 
 
+def hits_at(targets_N: np.ndarray, ranks_NP: np.ndarray, *, k: int) -> np.ndarray:
+    """Per directed pair: whether a row is found among the first k, and is there, `[N, 2 P]`."""
+    there = ~np.isnan(ranks_NP)
+    return np.concatenate([there & (np.nan_to_num(ranks_NP, nan=k) < k), there], axis=1).astype(
+        float
+    )
+
+
+def recall_of_hits(means_RM: np.ndarray) -> np.ndarray:
+    """Mean over the pairs of the share of rows that are found."""
+    found, there = np.split(means_RM, 2, axis=1)
+    return _mean_of_known(_ratio(found, there))
+
+
 def moments(targets_NK: np.ndarray, answers_NK: np.ndarray) -> np.ndarray:
     """x, y, x², y², xy of each number, `[N, 5 K]`; centred, which correlations do not notice."""
     x = targets_NK.astype(np.float64) - targets_NK.mean(axis=0)

@@ -116,6 +116,8 @@ class RetrievalSpec(TaskSpec):
     Candidates are alignments, judged by recall.
     """
 
+    answer_column: ClassVar[str] = "ranks"
+
     type: Literal["retrieval"] = "retrieval"
     target: str | None = None
     """Column of classes, if there is one: it is told how often an answer is of the same class."""

@@ -91,6 +91,10 @@ class Task:
         """
         raise NotImplementedError(f"a {self.spec.type} task has no answers")
 
+    def class_indices(self, targets: Tensor) -> Tensor:
+        """The class of each row, int64 `[N]`; -1 where there is none, as of a task without."""
+        return targets.new_full((len(targets),), ABSENT, dtype=torch.int64)
+
     def truths(self, targets: Tensor) -> Tensor:
         """Targets of labelled rows as metrics take them: class indices int32 `[B]`, labels bool
         `[B, O]`, or numbers float64 `[B, O]` in their unit.
@@ -128,6 +132,9 @@ class Classification(Task):
 
     def answers(self, outputs_BO: Tensor) -> Tensor:
         return outputs_BO.float().softmax(dim=-1)
+
+    def class_indices(self, targets: Tensor) -> Tensor:
+        return targets
 
     def truths(self, targets: Tensor) -> Tensor:
         return targets.int()
@@ -185,6 +192,13 @@ class Retrieval(Task):
     """No target but, if there is a column of classes, their indices, to be told of."""
 
     spec: RetrievalSpec
+
+    def truths(self, targets: Tensor) -> Tensor:
+        """Of no account: the right answer to a row is the row itself."""
+        return torch.zeros(len(targets), dtype=torch.int32)
+
+    def class_indices(self, targets: Tensor) -> Tensor:
+        return targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +299,12 @@ class Known:
     in the other rows."""
 
 
-def known_targets(spec: TaskSpec, labels: Mapping[str, Column], *, names: tuple[Any, ...]) -> Known:
-    """Some columns of labels, for a model whose outputs are called `names`."""
+def known_targets(
+    spec: TaskSpec, labels: Mapping[str, Column], *, names: tuple[Any, ...], rows: int
+) -> Known:
+    """Some columns of labels of so many rows, for a model whose outputs are called `names`."""
+    if isinstance(spec, RetrievalSpec):
+        return Known(known=np.ones(rows, bool), values=np.zeros(rows, np.int64))
     if isinstance(spec, MultilabelSpec):
         values = label_matrix(labels, names=names)
     elif isinstance(spec, RegressionSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -138,7 +139,9 @@ class Answers:
             values = samples[f"slice.{column}"].take(pa.array(self.rows)).to_pylist()
             texts = np.array([NO_VALUE if value is None else str(value) for value in values])
             for value in np.unique(texts):
-                yield findings(column, str(value), texts == value)
+                found = findings(column, str(value), texts == value)
+                if math.isfinite(found.score.value):
+                    yield found
         lacking = {
             f"{name} missing": ~np.isin(self.rows, store.read_rows(snapshot, modality=name))
             for name in snapshot.modalities
@@ -146,8 +149,11 @@ class Answers:
         whole = ~np.any(list(lacking.values()), axis=0)
         if not whole.all():
             for value, chosen in {"nothing missing": whole, **lacking}.items():
-                if chosen.any():
-                    yield findings(None, value, chosen)
+                if not chosen.any():
+                    continue
+                found = findings(None, value, chosen)
+                if math.isfinite(found.score.value):
+                    yield found
 
 
 def estimate(found: Interval, *, rows: int) -> Estimate:

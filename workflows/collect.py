@@ -290,7 +290,7 @@ def _retrieval(
                 rows=item["rows"],
                 gallery=item["gallery"],
                 same_sample=_by_k(item.get("recall")),
-                same_class=_by_k(item.get("class_recall")),
+                same_class=_by_k(item.get("class_recall")) if item.get("class_rows", 1) else {},
                 chance_sample=_by_k(item.get("chance")),
                 chance_class=_by_k(item.get("class_chance")),
             )

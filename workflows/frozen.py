@@ -53,7 +53,7 @@ def frozen_rows(
         snapshot, columns=[*columns, *(f"target.{name}" for name in task.targets)]
     )
     labels = {name: table[f"target.{name}"] for name in task.targets}
-    found = known_targets(task, labels, names=names)
+    found = known_targets(task, labels, names=names, rows=len(table))
     tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
     rows = np.flatnonzero(tested & found.known)
     return FrozenRows(
@@ -104,6 +104,12 @@ def champion_predictions(
         answers = predict(
             model.fitted(), record=model.record, embeddings=embeddings, presence=presence
         )
+    elif model.record.task.get("type") == "retrieval":
+        raise StageError(
+            "the champion finds samples through other encoders or columns than this snapshot's, "
+            "and cannot be asked for its ranks; name another `tracking.model`, or embed with its "
+            "encoders"
+        )
     else:
         said = model.predict(raw_rows(rows))
         answers = np.array(said[parse_task(model.record.task).answer_column].tolist())
@@ -117,6 +123,8 @@ def aligned(answers: np.ndarray, *, record: CandidateRecord, names: tuple[Any, .
     last column that is never right. StageError if the two answer unlike questions.
     """
     own, task = list(record.classes), parse_task(record.task)
+    if task.type == "retrieval":
+        return answers
     if isinstance(task, RegressionSpec) and set(own) != set(names):
         raise StageError(
             f"the champion answers the numbers {', '.join(own)}, and the challenger "

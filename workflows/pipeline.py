@@ -236,6 +236,14 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
         problem = ("metric", str(error))
     if problem is not None:
         yield ("promotion", problem[0]), problem[1]
+    if spec.task.type == "retrieval":
+        for i, candidate in enumerate(spec.candidates):
+            if candidate.objective == "task":
+                yield (
+                    ("candidates", i, "type"),
+                    f"a retrieval task has no classes to answer, and {candidate.type!r} answers "
+                    "nothing else; give alignments",
+                )
     seen: dict[str, int] = {}
     for i, candidate in enumerate(spec.candidates):
         if candidate.name in seen:

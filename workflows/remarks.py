@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from workflows.findings import (
     CandidateFindings,
@@ -104,15 +104,15 @@ def _capital(text: str) -> str:
 
 
 def _reached(best: CandidateFindings, data: ReportData) -> Markup:
+    metric = escape(data.metric.title)
     if best.test is None:
-        return say(f"Its {data.metric.title} is not known: no test row has a label.")
+        return say("Its {} is not known: no test row has a label.", metric)
     if best.gain is None or best.name == data.best_single:
-        reached = say(
-            f"Test {data.metric.title} {{}} {{}}.", score(best.test.value), quiet(best.test)
-        )
+        reached = say("Test {} {} {}.", metric, score(best.test.value), quiet(best.test))
         return _join(reached, _standing(data))
     reached = say(
-        f"Test {data.metric.title} {{}} {{}}, {{}} {{}} over the best single modality, {{}}.",
+        "Test {} {} {}, {} {} over the best single modality, {}.",
+        metric,
         score(best.test.value),
         quiet(best.test),
         score(best.gain.value, True),
@@ -131,8 +131,9 @@ def _standing(data: ReportData) -> Markup | None:
     ahead = [name for name, lead in leads.items() if lead.sure and lead.gain.value < 0]
     level = [name for name in leads if name not in behind + ahead]
     if len(behind) == len(leads):
-        others = "the other candidate" if len(leads) == 1 else f"all {len(leads)} other candidates"
-        return say(f"Its lead over {others} is real.")
+        if len(leads) == 1:
+            return say("Its lead over the other candidate is real.")
+        return say("Its lead over all {} other candidates is real.", str(len(leads)))
     found = []
     if behind:
         found.append(
@@ -235,12 +236,9 @@ def on_candidates(data: ReportData) -> list[Markup]:
     fitted = [item.test for item in data.candidates if item.test is not None]
     if not fitted:
         return [say("No candidate has been measured on test rows.")]
-    lines = [
-        say(
-            f"{data.metric.heading} on {{}}, which no candidate has seen.",
-            count(fitted[0].n, "test row"),
-        )
-    ]
+    rows = count(fitted[0].n, "test row")
+    heading = escape(data.metric.heading)
+    lines = [say("{} on {}, which no candidate has seen.", heading, rows)]
     if not data.metric.higher_is_better:
         lines.append(say("Less is better; a gain is by how much less it is."))
     tests = {item.lead.test for item in data.candidates if item.lead is not None}

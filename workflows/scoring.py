@@ -32,11 +32,12 @@ from training.candidate import (
     RECORD_FILE,
     CandidateRecord,
     candidate_path,
+    embed,
     load_model_files,
     parse_record,
     predict,
 )
-from training.task import MultilabelSpec, RegressionSpec, parse_task
+from training.task import MultilabelSpec, RegressionSpec, RetrievalSpec, parse_task
 from workflows.inputs import Input, column_names, input_from
 
 if TYPE_CHECKING:
@@ -160,12 +161,9 @@ class SensoriumModel(PythonModel):
             embeddings[name], presence[name] = self._embed(
                 name, values=values, base=base, problems=problems
             )
-        answers = predict(
-            self.fitted(), record=self.record, embeddings=embeddings, presence=presence
-        ).reshape(count, len(self.record.classes))
         return pd.DataFrame(
             {
-                **said(answers, record=self.record),
+                **self._answers(embeddings, presence),
                 "missing": [
                     [name for name in self.inputs if not presence[name][row]]
                     for row in range(count)
@@ -177,6 +175,22 @@ class SensoriumModel(PythonModel):
             },
             index=rows.index,
         )
+
+    def _answers(
+        self, embeddings: Mapping[str, np.ndarray], presence: Mapping[str, np.ndarray]
+    ) -> dict[str, list[Any]]:
+        if self.record.task.get("type") != "retrieval":
+            answers = predict(
+                self.fitted(), record=self.record, embeddings=embeddings, presence=presence
+            )
+            return said(answers.reshape(-1, len(self.record.classes)), record=self.record)
+        vectors = embed(self.fitted(), embeddings=embeddings, presence=presence)
+        return {
+            "vectors": [
+                {m: x[row].tolist() for m, x in vectors.items() if presence[m][row]}
+                for row in range(len(next(iter(presence.values()))))
+            ]
+        }
 
     def _embed(
         self, name: str, *, values: Sequence[Any], base: str, problems: list[list[str]]
@@ -301,6 +315,7 @@ def said(answers: np.ndarray, *, record: CandidateRecord) -> dict[str, list[Any]
     probability), `probabilities` (of all classes, in order). Multilabel: `prediction` (a list of
     the labels whose probability is at least the task's threshold) and `probabilities`. Regression:
     `prediction` (a number, or a list of them if there are several) and `values` (always a list).
+    (A retrieval's model gives `vectors` instead: per present modality a unit vector of the space.)
     """
     task, names = parse_task(record.task), list(record.classes)
     lists = [row.tolist() for row in answers]
@@ -323,7 +338,7 @@ def said(answers: np.ndarray, *, record: CandidateRecord) -> dict[str, list[Any]
 def answer_columns(record: CandidateRecord) -> list[Any]:
     """The columns that `said` gives, in MLflow's types."""
     from mlflow.types import ColSpec, DataType
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import Array, Map
 
     task, numbers = parse_task(record.task), Array(DataType.double)
     if isinstance(task, RegressionSpec):
@@ -332,6 +347,8 @@ def answer_columns(record: CandidateRecord) -> list[Any]:
             ColSpec(DataType.double if one else numbers, "prediction"),
             ColSpec(numbers, "values"),
         ]
+    if isinstance(task, RetrievalSpec):
+        return [ColSpec(Map(numbers), "vectors")]
     if isinstance(task, MultilabelSpec):
         return [ColSpec(Array(DataType.string), "prediction"), ColSpec(numbers, "probabilities")]
     kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}

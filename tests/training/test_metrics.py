@@ -196,5 +196,11 @@ def test_no_rows_are_refused() -> None:
         CLASSIFICATION["accuracy"].value(np.zeros(0), np.zeros((0, 3)))
 
 
-def test_a_retrieval_has_no_metrics_of_answers() -> None:
-    assert not metrics_of(RetrievalSpec())
+def test_recall_is_the_share_of_known_ranks_below_k() -> None:
+    ranks = np.array([[0, 3, np.nan], [1, np.nan, np.nan], [0, 0, np.nan]])
+    found = metrics_of(RetrievalSpec())
+    targets = np.zeros(3)
+    # Pair by pair, then over the pairs that any row has.
+    assert found["recall_at_1"].value(targets, ranks) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["recall_at_5"].value(targets, ranks) == 1.0
+    assert math.isnan(found["recall_at_1"].value(targets, np.full((3, 3), np.nan)))

@@ -244,9 +244,51 @@ def check_answers(
     assert np.isfinite(np.array(nothing[task.answer_column].tolist())).all()
 
 
+def test_a_retrieval_needs_no_labels_and_gives_vectors(tmp_path: Path, mlflow_uri: str) -> None:
+    candidates = [
+        {"type": "alignment", "width": 16, "dim": 8, "learning_rate": 0.02},
+        {"type": "alignment", "name": "untaught", "learning_rate": 1e-9, "seed": 5, "dim": 3},
+    ]
+    options = {"task": {"type": "retrieval"}, "candidates": candidates}
+    pipeline = pipeline_of(tmp_path, **options)
+    store = Store(LocalStorage(pipeline.store_root))
+    snapshot = embedded(pipeline, store)
+    records = fitted(pipeline, store, snapshot)
+    assert [record.status for record in records] == ["fitted"] * 2
+    metrics = records[0].metrics
+    assert metrics is not None
+    # The mean of what retrieval is told of, pair by pair.
+    told = [item["recall"]["5"] for item in records[0].retrieval or ()]
+    assert metrics["test"]["recall_at_5"] == pytest.approx(np.mean(told))
+    assert metrics["test"]["rows"] == 60
+    assert metrics["test"]["recall_at_10"] > 0.3, "of 46 rows that have both"
+    assert pipeline.metric.name == "recall_at_1"
+
+    promotion = promote(pipeline=pipeline, store=store, snapshot=snapshot, records=records)
+    assert promotion.promoted
+    data = collect(
+        pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion
+    )
+    page = render(data)
+    assert "recall@1" in page
+    model = mlflow.pyfunc.load_model("models:/things@champion")
+    table = pd.DataFrame(rows()).iloc[180:220]
+    vectors = model.predict(table[["text", "senses"]])["vectors"]
+    for (_, row), found in zip(table.iterrows(), vectors, strict=True):
+        there = {"caption": row["text"] is not None, "senses": row["senses"] is not None}
+        assert {name for name, here in there.items() if here} == set(found)
+        for vector in found.values():
+            assert np.linalg.norm(vector) == pytest.approx(1, rel=1e-5)
+    both = [found for found in vectors if len(found) == 2]
+    a, b = (np.array([found[name] for found in both]) for name in ("caption", "senses"))
+    own = np.diag(a @ b.T).mean()
+    assert own > (a @ b.T).mean() + 0.2
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ({"task": {"type": "retrieval"}}, r"candidates\.0.*'single' answers nothing else"),
         ({"task": {"target": "price", "gamma": 1}}, "`gamma` belongs to `loss: focal`"),
         ({"task": {"type": "regresion", "target": "price"}}, "did you mean 'regression'"),
         ({"task": {"type": "regression", "target": "prize"}}, "did you mean 'price'"),
