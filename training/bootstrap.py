@@ -15,7 +15,7 @@ from training.metrics import Metric
 
 RESAMPLES = 2000
 LEAST_RESAMPLES = 100
-DRAWS = 2**26
+DRAWS = 2**25
 """Of how many rows and outputs, over all resamples, a metric that is no mean is computed; more
 rows are resampled less often, down to `LEAST_RESAMPLES`."""
 BLOCK_DRAWS = 2**22

@@ -225,7 +225,7 @@ AUROC = Metric(
     name="auroc",
     title="AUROC",
     library=_roc,
-    resampled=partial(mean_areas, curve=roc_area),
+    resampled=partial(mean_areas, area=roc_area),
     applies=_few,
 )
 """Area under the ROC curve, one against the rest, mean over the classes or labels."""
@@ -233,7 +233,7 @@ AUPRC = Metric(
     name="auprc",
     title="average precision",
     library=_precision,
-    resampled=partial(mean_areas, curve=average_precision),
+    resampled=partial(mean_areas, area=average_precision),
     applies=_few,
 )
 """Area under the precision–recall curve as average precision, mean over the classes or labels."""

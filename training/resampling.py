@@ -11,7 +11,7 @@ with equal scores.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -111,41 +111,91 @@ def r2_of_errors(means_RM: np.ndarray) -> np.ndarray:
 # Of ranks: rows are sorted once, and a resample's ranks are running sums of its counts.
 
 
-class _Curve(Protocol):
-    def __call__(self, positive_RG: np.ndarray, negative_RG: np.ndarray) -> np.ndarray: ...
-
-
-def roc_area(positive_RG: np.ndarray, negative_RG: np.ndarray) -> np.ndarray:
-    """Probability that a positive row is above a negative one, a tie counting as half.
-
-    Hanley and McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747. G groups of equal
-    scores, lowest first.
+@dataclass(frozen=True, kw_only=True)
+class PositiveRows:
+    """The P positive rows by score, ascending, within each resample: their counts, and how many
+    rows have a lower score, or one that is not higher; `[P, R]` and `[R]`.
     """
-    below = np.cumsum(negative_RG, axis=1) - negative_RG / 2
-    pairs = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
-    return _ratio((positive_RG * below).sum(axis=1), pairs)
+
+    counts: np.ndarray
+    below: np.ndarray
+    not_above: np.ndarray
+    positive_below: np.ndarray
+    positive_not_above: np.ndarray
+    rows: np.ndarray
+    """All rows of each resample, and the positive ones below."""
+    positive: np.ndarray
 
 
-def average_precision(positive_RG: np.ndarray, negative_RG: np.ndarray) -> np.ndarray:
-    """Mean over the positive rows of the precision at their score, as scikit-learn defines it."""
-    found = np.cumsum(positive_RG[:, ::-1], axis=1)
-    taken = found + np.cumsum(negative_RG[:, ::-1], axis=1)
-    precision = np.divide(found, taken, out=np.zeros_like(taken), where=taken > 0)
-    return _ratio((positive_RG[:, ::-1] * precision).sum(axis=1), positive_RG.sum(axis=1))
+def _positive_rows(
+    positive_N: np.ndarray, scores_N: np.ndarray, counts_NR: np.ndarray
+) -> PositiveRows:
+    order, starts = _groups(scores_N)
+    ends = np.append(starts[1:], len(order))
+    group_N = np.repeat(np.arange(len(starts)), ends - starts)
+    chosen_P = np.flatnonzero(positive_N[order])
+    group_P = group_N[chosen_P]
+    running = _running(counts_NR[order])
+    counts_PR = counts_NR[order[chosen_P]]
+    positive = _running(counts_PR)
+    return PositiveRows(
+        counts=counts_PR,
+        below=running[starts[group_P]],
+        not_above=running[ends[group_P]],
+        positive_below=positive[np.searchsorted(group_P, group_P, side="left")],
+        positive_not_above=positive[np.searchsorted(group_P, group_P, side="right")],
+        rows=running[-1],
+        positive=positive[-1],
+    )
+
+
+def _running(counts_NR: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, … N rows, `[N + 1, R]`; exact in float32 up to 2²⁴ rows."""
+    sums = np.zeros((len(counts_NR) + 1, counts_NR.shape[1]), counts_NR.dtype)
+    np.cumsum(counts_NR, axis=0, out=sums[1:])
+    return sums
+
+
+def roc_area(rows: PositiveRows) -> np.ndarray:
+    """Probability that a positive row is above a negative one, a tie counting as half, `[R]`.
+
+    Hanley and McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747.
+    """
+    below_PR = rows.below - rows.positive_below
+    tied_PR = rows.not_above - rows.positive_not_above - below_PR
+    won_R = (rows.counts * (below_PR + tied_PR / 2)).sum(axis=0, dtype=np.float64)
+    negative_R = (rows.rows - rows.positive).astype(np.float64)
+    return _ratio(won_R, rows.positive * negative_R)
+
+
+def average_precision(rows: PositiveRows) -> np.ndarray:
+    """Mean over the positive rows of the precision at their score, `[R]`, as scikit-learn's."""
+    taken_PR = (rows.rows - rows.below).astype(np.float64)
+    precision_PR = np.divide(
+        rows.positive - rows.positive_below,
+        taken_PR,
+        out=np.zeros_like(taken_PR),
+        where=taken_PR > 0,
+    )
+    return _ratio((rows.counts * precision_PR).sum(axis=0), rows.positive.astype(np.float64))
 
 
 def mean_areas(
-    targets: np.ndarray, answers: np.ndarray, counts_RN: np.ndarray, *, curve: _Curve
+    targets: np.ndarray,
+    answers: np.ndarray,
+    counts_RN: np.ndarray,
+    *,
+    area: Callable[[PositiveRows], np.ndarray],
 ) -> np.ndarray:
-    """Mean over the classes or labels of the area under a curve."""
+    """Mean over the classes or labels of the area under a curve, float64 `[R]`."""
     positive_NK, scores_NK = one_against_rest(targets, answers)
-    areas = []
-    for positive_N, scores_N in zip(positive_NK.T, scores_NK.T, strict=True):
-        order, starts = _groups(scores_N)
-        sorted_RN = counts_RN[:, order]
-        all_RG = np.add.reduceat(sorted_RN, starts, axis=1)
-        positive_RG = np.add.reduceat(sorted_RN * positive_N[order], starts, axis=1)
-        areas.append(curve(positive_RG, all_RG - positive_RG))
+    # Rows first, so that sorting them moves whole lines of memory.
+    kind = np.float32 if len(targets) < 2**24 else np.float64
+    counts_NR = np.ascontiguousarray(counts_RN.T, dtype=kind)
+    areas = [
+        area(_positive_rows(positive_N, scores_N, counts_NR))
+        for positive_N, scores_N in zip(positive_NK.T, scores_NK.T, strict=True)
+    ]
     return _mean_of_known(np.stack(areas, axis=1))
 
 

@@ -147,6 +147,16 @@ def parse_task(value: object) -> TaskSpec:
 TaskField = Annotated[
     pydantic.SerializeAsAny[TaskSpec],
     pydantic.BeforeValidator(parse_task),
-    pydantic.WithJsonSchema({"oneOf": [spec.model_json_schema() for spec in TASKS.values()]}),
+    pydantic.WithJsonSchema(
+        {
+            "oneOf": [
+                schema
+                # What names no type is a classification, and nothing else.
+                if name == "classification"
+                else {**schema, "required": sorted({"type", *schema.get("required", ())})}
+                for name, schema in ((n, spec.model_json_schema()) for n, spec in TASKS.items())
+            ]
+        }
+    ),
 ]
 """A field of a spec that holds any task."""
