@@ -294,7 +294,7 @@ def test_embeddings_are_rounded_as_the_store_rounds_them(
     """Bit for bit, for encoders whose rows do not depend on their neighbours."""
     seen: dict[str, np.ndarray] = {}
 
-    def watched(model: Any, *, embeddings: Any, presence: Any) -> Any:
+    def watched(model: Any, *, record: Any, embeddings: Any, presence: Any) -> Any:
         seen.update({name: values[presence[name]] for name, values in embeddings.items()})
         return np.full((len(presence["photo"]), 3), 1 / 3)
 
