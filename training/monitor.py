@@ -6,19 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from training.spec import Objective
 from training.targets import Untrainable
+from training.tasks import Task
 from training.training_spec import TrainingSpec
 
 
-def validation_metrics(outputs_RC: Tensor, *, targets_R: Tensor) -> dict[str, float]:
-    """Metrics of the answers for all validation rows, `loss` among them."""
-    loss = F.cross_entropy(outputs_RC.float(), targets_R)
-    right = (outputs_RC.argmax(dim=1) == targets_R).double().mean()
-    return {"loss": float(loss), "accuracy": float(right)}
+def validation_metrics(task: Task, outputs_RO: Tensor, *, targets_R: Tensor) -> dict[str, float]:
+    """What a task measures of the outputs for all validation rows, `loss` among it."""
+    found = task.validation(outputs_RO.float(), targets_R)
+    return {name: total / weight if weight else 0.0 for name, (total, weight) in found.items()}
 
 
 @dataclass(kw_only=True)

@@ -22,11 +22,11 @@ from training.class_names import embed_class_names
 from training.data import table_of
 from training.produce import produce_candidate
 from training.targets import Untrainable
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
 ENCODER = HashingSpec(dim=32)
-TASK = TaskSpec(target="label")
+TASK = ClassificationSpec(target="label")
 CLASSES = ("cat", "dog", "eel", "fox")
 
 

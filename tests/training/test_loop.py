@@ -322,7 +322,7 @@ def test_epochs_tell_what_happened(table) -> None:
     answers = evaluate(fit.model, table=table, modalities=tuple(table.embeddings))
     metrics = answers.metrics()["validation"]
     assert metrics["accuracy"] == pytest.approx(best.validation_accuracy)
-    assert metrics["loss"] == pytest.approx(best.validation_loss, rel=1e-5)
+    assert metrics["log_loss"] == pytest.approx(best.validation_loss, rel=1e-5)
 
 
 def test_alignment_lowers_its_loss_and_has_no_accuracy_yet(table) -> None:

@@ -45,7 +45,7 @@ def assert_alike(together: Fit, alone: Fit, *, table: EmbeddingTable, tolerance:
         assert ours.validation_accuracy == theirs.validation_accuracy
     if alone.failure is None:
         answers = [
-            evaluate(fit.model, table=table, modalities=tuple(table.embeddings)).probabilities
+            evaluate(fit.model, table=table, modalities=tuple(table.embeddings)).answers
             for fit in (together, alone)
         ]
         np.testing.assert_allclose(*answers, atol=tolerance)
