@@ -49,6 +49,7 @@ TORCH_ALONE = tuple(
         "positives",
         "sigmoid",
         "grad_cache",
+        "probed",
         "shared_space",
         "correlation",
         "resampling",

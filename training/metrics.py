@@ -360,6 +360,14 @@ def _multilabel(threshold: float) -> tuple[Metric, ...]:
     )
 
 
+ERRORS = frozenset(
+    metric.name
+    for metric in (*CLASSIFICATION, *_multilabel(0.5), *REGRESSION)
+    if not metric.higher_is_better
+)
+"""Names of the metrics of which less is better."""
+
+
 def metrics_of(task: TaskSpec) -> Mapping[str, Metric]:
     """The metrics of a task by name, the one that decides unless another is chosen first."""
     found: tuple[Metric, ...] = ()

@@ -24,7 +24,7 @@ from training.probed import Probed
 from training.shared_space import SharedSpace
 from training.targets import Untrainable
 from training.task import TaskSpec
-from training.tasks import Retrieval
+from training.tasks import Classification, Retrieval
 from training.training_spec import TrainingSpec
 from training.translation import Translation
 from training.workers import worker_count, worker_rank
@@ -175,6 +175,9 @@ def _class_names(
     named: ClassNames | None = getattr(candidate.spec, "class_names", None)
     if named is None:
         return None
+    if not isinstance(table.task, Classification):
+        kind = table.task.spec.type
+        raise Untrainable(f"class_names: a {kind} task has no classes to tell apart")
     embedded = embed_class_names(named, snapshot=snapshot, classes=table.classes, device=device)
     return named.modality, embedded
 

@@ -16,8 +16,9 @@ from features.sources import Source, SourceError, folder_hint, open_source
 from features.spec import DatasetSpec, FeatureSpec, Name
 from features.storage import open_storage
 from features.store import Store
+from training.alignment_spec import SpaceSpec
 from training.built_in import CandidateField
-from training.metrics import Metric
+from training.metrics import Metric, metrics_of
 from training.task import TaskField
 from training.training_spec import TrainingSpec
 from workflows.gate import PromotionSpec
@@ -230,13 +231,20 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
         problem = ("metric", str(error))
     if problem is not None:
         yield ("promotion", problem[0]), problem[1]
+    measured = ("loss", *metrics_of(spec.task))
+    if spec.training.monitor not in measured:
+        yield (
+            ("training", "monitor"),
+            f"there is no metric {spec.training.monitor!r} of a {spec.task.type} task; "
+            f"{nearest_hint(spec.training.monitor, measured)}it is one of {', '.join(measured)}",
+        )
     if spec.task.type == "retrieval":
         for i, candidate in enumerate(spec.candidates):
-            if candidate.objective == "task":
+            if not isinstance(candidate, SpaceSpec):
                 yield (
                     ("candidates", i, "type"),
-                    f"a retrieval task has no classes to answer, and {candidate.type!r} answers "
-                    "nothing else; give alignments",
+                    f"a retrieval task has no classes to answer, and {candidate.type!r} has no "
+                    "common space to search; give alignments",
                 )
     seen: dict[str, int] = {}
     for i, candidate in enumerate(spec.candidates):

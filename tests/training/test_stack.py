@@ -85,6 +85,30 @@ def test_each_is_what_it_would_be_alone_under_every_option(table, options) -> No
         assert_alike(fit, alone, table=table, tolerance=1e-5)
 
 
+TASKS: list[dict[str, Any]] = [
+    {"target": "label", "class_weights": {"cat": 5.0}, "label_smoothing": 0.1},
+    {"target": "label", "loss": "focal", "class_weights": "balanced"},
+    {"type": "multilabel", "target": "tags", "positive_weights": "balanced"},
+    {"type": "regression", "target": "size", "loss": "huber"},
+    {"type": "regression", "target": "size", "loss": "mae"},
+]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_each_is_what_it_would_be_alone_by_every_loss(task_table, task, accumulate) -> None:
+    table, specs = task_table(task), specs_of("late", [*OWN[:2], WILD])
+    training = TRAINING.model_copy(update={"max_epochs": 3, "accumulate": accumulate})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits = fit_together(specs, table=table, training=training)
+    whole = training.model_copy(update={"accumulate": 1})
+    for spec, fit in zip(specs, fits, strict=True):
+        for options in (training, whole):
+            alone = fit_candidate(spec, table=table, training=options)
+            assert_alike(fit, alone, table=table, tolerance=1e-4)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_sixteen_bits_agree_to_their_rounding(table, precision) -> None:
     training = TRAINING.model_copy(update={"max_epochs": 2, "precision": precision})

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from features.commit import count_quarantine, make_snapshot
+from features.commit import make_snapshot
 from features.embedding import embed_shard
-from features.plan import make_plan, write_samples
+from features.planning import make_plan
+from features.quarantine import count_quarantine
+from features.sample_shards import write_samples
 from features.snapshot import Snapshot
 from features.sources import RowReader
 from features.storage import LocalStorage
