@@ -315,14 +315,21 @@ def embed(
     return {m: vectors[:, i].float().cpu().numpy() for i, m in enumerate(model.modalities)}  # type: ignore[arg-type]
 
 
-def ranks(vectors: Mapping[str, np.ndarray], *, presence: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What `predict` answers of a retrieval, from what `embed` gives: float32 `[B, P]`."""
+def ranks(
+    vectors: Mapping[str, np.ndarray],
+    *,
+    presence: Mapping[str, np.ndarray],
+    payloads: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """A retrieval's answers float32 `[B, P]`, from what `embed` gives and the numbers of payloads
+    int64 `[B]`; see `training.ranks`.
+    """
     import torch
 
     from training.ranks import ranks_of
 
-    vectors_BMS, present_BM = (
+    vectors_BMS, present_BM, payloads_BM = (
         torch.stack([torch.from_numpy(part[m]) for m in vectors], dim=1)
-        for part in (vectors, presence)
+        for part in (vectors, presence, payloads)
     )
-    return ranks_of(vectors_BMS, presence_NM=present_BM).numpy()
+    return ranks_of(vectors_BMS, presence_NM=present_BM, payloads_NM=payloads_BM).numpy()

@@ -20,6 +20,7 @@ from training.bootstrap import metric_interval
 from training.data import EmbeddingTable, worker_slice
 from training.metrics import Metric, metrics_of
 from training.ranks import ranks_of
+from training.targets import ABSENT
 from training.tasks import Retrieval, Task
 from training.workers import gather_rows, worker_count, worker_rank
 
@@ -142,7 +143,15 @@ def _evaluate_ranks(
             device=device,
         )
         present = torch.stack([table.index[m][rows] >= 0 for m in names], dim=1)
-        ranks.append(ranks_of(vectors, presence_NM=present.to(vectors.device)))
+        none = torch.full_like(rows, ABSENT)
+        numbers = [table.payloads[m][rows] if m in table.payloads else none for m in names]
+        ranks.append(
+            ranks_of(
+                vectors,
+                presence_NM=present.to(vectors.device),
+                payloads_NM=torch.stack(numbers, dim=1),
+            )
+        )
     rows = torch.cat(parts)
     return Predictions(
         task=table.task,

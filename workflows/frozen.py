@@ -5,7 +5,7 @@ A champion is asked again each time; numbers of the day it was promoted are of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,7 +103,23 @@ def champion_predictions(
         for name, item in model.inputs.items()
     ):
         held = {name: read_embeddings(store, snapshot, modality=name) for name in model.inputs}
-        answers = _answers(model, held=held, rows=rows)
+        if model.record.task.get("type") == "retrieval":
+            from training.payload_numbers import read_payload_numbers
+
+            numbers = read_payload_numbers(store, snapshot, modalities=tuple(model.inputs))
+            none = np.full(len(rows), -1)
+            payloads = {
+                name: numbers[name].numpy()[rows] if name in numbers else none
+                for name in model.inputs
+            }
+            answers = _ranks(model, held=held, rows=rows, payloads=payloads)
+        else:
+            answers = np.concatenate(
+                [
+                    predict(model.fitted(), record=model.record, **part)
+                    for part in _parts(held, rows=rows)
+                ]
+            )
     elif model.record.task.get("type") == "retrieval":
         raise StageError(
             "the champion finds samples through other encoders or columns than this snapshot's, "
@@ -177,24 +193,29 @@ def table_rows(
     return read
 
 
-def _answers(model: LoadedModel, *, held: Mapping[str, Embeddings], rows: np.ndarray) -> np.ndarray:
-    """A model's answers to some rows, from embeddings that are in memory, some rows at a time."""
-    fitted, record = model.fitted(), model.record
-    given = (
-        _taken(held, rows=rows[start : start + ANSWERED_ROWS])
-        for start in range(0, max(1, len(rows)), ANSWERED_ROWS)
-    )
-    if record.task.get("type") != "retrieval":
-        return np.concatenate([predict(fitted, record=record, **part) for part in given])
-    # A rank is one among all the rows.
+def _ranks(
+    model: LoadedModel,
+    *,
+    held: Mapping[str, Embeddings],
+    rows: np.ndarray,
+    payloads: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """A retrieval's answers: each is a rank among all the rows."""
     vectors, presence = [], []
-    for part in given:
-        vectors.append(embed(fitted, **part))
+    for part in _parts(held, rows=rows):
+        vectors.append(embed(model.fitted(), **part))
         presence.append(part["presence"])
     return ranks(
         {name: np.concatenate([part[name] for part in vectors]) for name in vectors[0]},
         presence={name: np.concatenate([part[name] for part in presence]) for name in held},
+        payloads=payloads,
     )
+
+
+def _parts(held: Mapping[str, Embeddings], *, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+    """What a model is asked, some rows at a time."""
+    for start in range(0, max(1, len(rows)), ANSWERED_ROWS):
+        yield _taken(held, rows=rows[start : start + ANSWERED_ROWS])
 
 
 def _taken(held: Mapping[str, Embeddings], *, rows: np.ndarray) -> dict[str, Any]:

@@ -290,7 +290,7 @@ def test_a_retrieval_needs_no_labels_and_gives_vectors(tmp_path: Path, mlflow_ur
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"task": {"type": "retrieval"}}, r"candidates\.0.*'single' answers nothing else"),
+        ({"task": {"type": "retrieval"}}, r"candidates\.0.*'single' has no common space"),
         ({"task": {"target": "price", "gamma": 1}}, "`gamma` belongs to `loss: focal`"),
         ({"task": {"type": "regresion", "target": "price"}}, "did you mean 'regression'"),
         ({"task": {"type": "regression", "target": "prize"}}, "did you mean 'price'"),
