@@ -33,7 +33,7 @@ from training.built_in import parse_candidate
 from training.data import EmbeddingTable, load_table
 from training.loop import Epoch, fit_candidate
 from training.step import learning_rate, make_model, make_optimizer
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
 DIMS = {"text": 384, "image": 512, "audio": 768}
@@ -42,7 +42,7 @@ CHUNK = 20_000
 VALIDATION = 0.01
 """Share of the rows that are validated on, and of those that are tested."""
 BATCH, EPOCHS = 1024, 2
-TASK = TaskSpec(target="label")
+TASK = ClassificationSpec(target="label")
 SPEC = parse_candidate({"type": "early", "width": 128})
 TRAINING = TrainingSpec(batch_size=BATCH, max_epochs=EPOCHS, patience=EPOCHS)
 STREAMED_SHARE, SHUFFLED_SHARE = 0.4, 0.15

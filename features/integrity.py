@@ -16,6 +16,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.sample_rows import key_hashes
 from features.samples import SampleShard
@@ -254,8 +255,14 @@ def _hashes(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _labels(column: pa.ChunkedArray, *, codes: np.ndarray) -> np.ndarray:
-    """The labels that there are, each once a split, `[L]`."""
+    """The labels there are, each once a split, `[L]`; of lists what is in them, of numbers none."""
     pairs = pa.table({"label": column, "split": codes}).filter(column.is_valid())
+    labels = pairs["label"].combine_chunks()
+    if pa.types.is_floating(column.type):
+        return np.empty(0, LABELS)
+    if pa.types.is_list(column.type):
+        rows = pc.list_parent_indices(labels)
+        pairs = pa.table({"label": pc.list_flatten(labels), "split": pairs["split"].take(rows)})
     found = pairs.group_by(["label", "split"]).aggregate([])
     records = np.empty(found.num_rows, LABELS)
     records["label"], records["split"] = found["label"].to_pylist(), found["split"].to_numpy()

@@ -89,7 +89,7 @@ class Plan:
         return self.columns.dataset
 
     @property
-    def target(self) -> str | None:
+    def target(self) -> str | tuple[str, ...] | None:
         return self.columns.target
 
     @property

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from features.integrity import Integrity, Marks
 from features.modality_plan import ModalityPlanner
 from features.plan import Plan
-from features.sample_rows import SampleColumns
+from features.sample_rows import SampleColumns, TargetKind
 from features.sample_shards import SampleReader
 from features.samples import SampleShard
 from features.scan import ScannedShard
@@ -33,7 +33,8 @@ def make_plan(
     source: Source,
     dataset: DatasetSpec,
     features: Mapping[str, FeatureSpec],
-    target: str | None,
+    target: str | tuple[str, ...] | None,
+    target_kind: TargetKind = "class",
     store: Store,
     run: Run | None = None,
 ) -> Plan:
@@ -51,6 +52,7 @@ def make_plan(
         dataset=dataset,
         payloads={m: feature.payload_columns for m, feature in features.items()},
         target=target,
+        target_kind=target_kind,
         strata=strata,
     )
     donors = store.donors(name)

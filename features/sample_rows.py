@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,9 @@ from features.spec import DatasetSpec
 from features.split import Strata, splits_of
 
 KEY = pa.binary(DIGEST_BYTES)
+TargetKind = Literal["class", "labels", "number"]
+"""What a target's cells hold: text, an integer or a boolean; a list of such, or a boolean; a
+number."""
 VERSION = 2
 """Raised when rows come out otherwise, so that remembered scans are not used any more."""
 
@@ -29,8 +33,16 @@ class SampleColumns:
     dataset: DatasetSpec
     payloads: Mapping[str, PayloadColumns]
     """Per modality."""
-    target: str | None
+    target: str | tuple[str, ...] | None
+    target_kind: TargetKind = "class"
     strata: Strata | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns of targets; none if nothing is to be predicted."""
+        if self.target is None:
+            return ()
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def names(self) -> list[str]:
@@ -38,7 +50,7 @@ class SampleColumns:
         split = self.dataset.split
         names = [self.dataset.id, *self.dataset.slices]
         names += [name for columns in self.payloads.values() for name in columns.names]
-        names += [n for n in (self.target, split.column, split.group, split.stratify) if n]
+        names += [n for n in (*self.targets, split.column, split.group, split.stratify) if n]
         return list(dict.fromkeys(names))
 
     @property
@@ -62,7 +74,9 @@ class SampleColumns:
                 "payload_key": dataset.payload_key,
                 "shard_rows": dataset.shard_rows,
                 "payloads": self.payloads,
-                "target": self.target,
+                "target": self.target
+                if self.target_kind == "class"
+                else {"columns": self.target, "kind": self.target_kind},
             }
         )
 
@@ -80,8 +94,8 @@ class SampleColumns:
             "sample_id": ids_of(table[dataset.id], name=dataset.id, first_row=first_row, file=file),
             "split": splits_of(table, dataset=dataset, strata=self.strata),
         }
-        if self.target is not None:
-            columns[f"target.{self.target}"] = _labels(table[self.target], name=self.target)
+        for name in self.targets:
+            columns[f"target.{name}"] = _TARGETS[self.target_kind](table[name], name=name)
         for name in dataset.slices:
             columns[f"slice.{name}"] = as_text(table[name], name=name)
         if dataset.split.column is not None and dataset.split.group is not None:
@@ -152,3 +166,46 @@ def _labels(column: pa.ChunkedArray, *, name: str) -> pa.Array:
     if pa.types.is_boolean(found) or pa.types.is_null(found):
         return labels
     raise SourceError(f"column {name!r} holds {found}; a class is text, an integer or a boolean")
+
+
+def _numbers(column: pa.ChunkedArray, *, name: str) -> pa.Array:
+    """Numbers as float64; NaN, which stands for none in pandas, as null."""
+    numbers = plain_array(column)
+    found = numbers.type
+    if pa.types.is_null(found):
+        return numbers
+    if not (
+        pa.types.is_floating(found) or pa.types.is_integer(found) or pa.types.is_decimal(found)
+    ):
+        raise SourceError(f"column {name!r} holds {found}; the target of a regression is a number")
+    numbers = numbers.cast(pa.float64())
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+
+
+def _label_lists(column: pa.ChunkedArray, *, name: str) -> pa.Array:
+    """Lists of labels, each of text, int64 or booleans; or booleans, also as 0 and 1."""
+    cells = plain_array(column)
+    found = cells.type
+    if pa.types.is_boolean(found) or pa.types.is_null(found):
+        return cells
+    if pa.types.is_integer(found) or pa.types.is_floating(found):
+        flags = _labels(column, name=name)
+        if not pc.all(pc.is_in(flags.drop_null(), pa.array([0, 1]))).as_py():
+            raise SourceError(f"column {name!r} holds numbers other than 0 and 1; {_LABELS_ARE}")
+        return flags.cast(pa.bool_())
+    if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
+        raise SourceError(f"column {name!r} holds {found}; {_LABELS_ARE}")
+    if pa.types.is_null(found.value_type):  # empty lists and no others
+        return cells.cast(pa.list_(pa.string()))
+    inner = _labels(pa.chunked_array([pc.list_flatten(cells)]), name=name)
+    if inner.null_count:
+        raise SourceError(f"column {name!r}: a list of labels holds a null; {_LABELS_ARE}")
+    lengths = pc.fill_null(pc.list_value_length(cells), 0).to_numpy()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return pa.ListArray.from_arrays(
+        offsets, inner.cast(pa.string()), mask=cells.is_null() if cells.null_count else None
+    )
+
+
+_LABELS_ARE = "labels are a list (of text or integers), or booleans, a column for each label"
+_TARGETS = {"class": _labels, "labels": _label_lists, "number": _numbers}

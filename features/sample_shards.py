@@ -58,8 +58,7 @@ class SampleReader:
         split = self._columns.dataset.split
         names = ["sample_id", "split", *(f"key.{m}" for m in modalities)]
         names += ["group"] if split.column is not None and split.group is not None else []
-        target = self._columns.target
-        names += [] if target is None else [f"target.{target}"]
+        names += [f"target.{name}" for name in self._columns.targets]
 
         def stored(shard: SampleShard) -> Marks | None:
             try:

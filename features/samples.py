@@ -7,6 +7,7 @@ neither a changed payload nor a changed label moves them.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,6 +107,14 @@ def _column_digest(column: pa.ChunkedArray) -> str:
     """Hash of a column's values and nulls, whatever its chunks and buffers are."""
     array = plain_array(column)
     nulls = np.packbits(array.is_null().to_numpy(zero_copy_only=False))
+    if pa.types.is_list(array.type):
+        array = pa.array([None if cell is None else json.dumps(cell) for cell in array.to_pylist()])
+    if pa.types.is_floating(array.type):
+        exact = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy().astype("<f8")
+        buffers = [None, pa.py_buffer(exact.tobytes())]
+        array = pc.if_else(
+            array.is_valid(), pa.Array.from_buffers(pa.binary(8), len(array), buffers), None
+        )
     values = array if pa.types.is_fixed_size_binary(array.type) else array.cast(pa.string())
     values = pc.fill_null(values.cast(pa.binary()), b"")
     lengths = pc.binary_length(values).to_numpy()

@@ -9,9 +9,11 @@ keys cannot be remembered, since those files change by themselves), and one reco
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -271,14 +273,20 @@ def read_rows(ranges: Sequence[RowRange], *, reader: RowReader, columns: SampleC
 
 
 def _scanned(shard: SampleShard, *, rows: pa.Table, cut: bool, in_files: bool) -> ScannedShard:
-    target = next((name for name in rows.column_names if name.startswith("target.")), None)
+    targets = [name for name in rows.column_names if name.startswith("target.")]
     return ScannedShard(
         shard=shard,
         splits=_counts(rows["split"]),
-        labelled={} if target is None else _counts(rows["split"].filter(rows[target].is_valid())),
+        labelled=_counts(rows["split"].filter(_valid(rows, names=targets))),
         cut=cut,
         in_files=in_files,
     )
+
+
+def _valid(rows: pa.Table, *, names: Sequence[str]) -> pa.ChunkedArray:
+    """Whether a row has a value in each of some columns; all have, if there are none."""
+    everything = pa.chunked_array([np.ones(rows.num_rows, dtype=bool)])
+    return functools.reduce(pc.and_, (rows[name].is_valid() for name in names), everything)
 
 
 def _counts(splits: pa.ChunkedArray) -> dict[str, int]:

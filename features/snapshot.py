@@ -38,7 +38,7 @@ class Snapshot:
     """One version of a dataset with its embeddings, by reference to immutable shards."""
 
     name: str
-    target: str | None
+    target: str | tuple[str, ...] | None
     slices: tuple[str, ...]
     samples: tuple[SampleShard, ...]
     modalities: Mapping[str, ModalityShards]
@@ -113,9 +113,10 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
 
 def snapshot_from(value: Mapping[str, Any]) -> Snapshot:
     """The snapshot that `snapshot_json` described."""
+    target = value["target"]
     return Snapshot(
         name=value["name"],
-        target=value["target"],
+        target=tuple(target) if isinstance(target, list) else target,
         slices=tuple(value["slices"]),
         samples=tuple(
             SampleShard(

@@ -53,7 +53,8 @@ TORCH_ALONE = tuple(
         "shared_space",
         "correlation",
         "translation",
-        "metrics",
+        "resampling",
+        "ranks",
         "retrieval",
     ]
 )
@@ -233,7 +234,8 @@ def test_a_run_with_nothing_to_do_loads_no_heavy_library(tmp_path: Path) -> None
     features = [module_of(path) for path in files() if module_of(path).startswith("features")]
     light = [
         *(module for module in features if module != "features.job"),
-        *existing("training.spec", "training.bootstrap"),
+        *existing("training.spec", "training.task", "training.metrics", "training.bootstrap"),
+        *existing("training.significance"),
         *existing("workflows.pipeline", "workflows.gate", "workflows.cli"),
     ]
     assert loaded_by(light, HEAVY, cwd=tmp_path) == {}

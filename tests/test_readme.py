@@ -16,7 +16,9 @@ from features.encoders import BUILT_IN, parse_encoder
 from features.encoders.conformance import check_encoder
 from training.built_in import BUILT_IN as CANDIDATES
 from training.built_in import parse_candidate
+from training.metrics import metrics_of
 from training.spec import InputSpec
+from training.task import TASKS, parse_task
 from workflows.pipeline import PipelineSpec
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -63,6 +65,15 @@ def test_every_line_of_the_tables_is_valid(tmp_path):
     assert shown == set(BUILT_IN), "the table has a line for every encoder"
     for line in candidates:
         assert parse_candidate(yaml.safe_load(line)).type in line
+
+
+def test_every_task_has_a_line_and_all_its_metrics_are_told():
+    lines = re.findall(r"`task: (\{[^`]+\})`", README)
+    tasks = [parse_task(yaml.safe_load(line)) for line in lines]
+    assert [task.type for task in tasks] == list(TASKS)
+    for task in tasks:
+        names = ", ".join(f"`{name}`" for name in metrics_of(task))
+        assert f"| {task.type} | {names} |" in README
 
 
 def is_encoder(line: str) -> bool:

@@ -74,6 +74,7 @@ class Alone:
             optimizer=self.optimizer,
             batch=batch,
             objective=self.spec.objective,
+            task=self.table.task,
             gradient_clip=self.training.gradient_clip,
             accumulate=self.training.accumulate,
             precision=self.training.precision,
@@ -93,7 +94,7 @@ class Alone:
     def own_losses(self, batch: Batch) -> Tensor:
         """The model's own loss `[1]` over the global batch, of the weights that are validated."""
         with self._validated(), autocast(self.training.precision, device=self.device):
-            share = loss_share(self.model, batch=batch, objective=self.spec.objective)
+            share = loss_share(self.model, batch=batch, weight=None)
         return sum_over_workers(share)[None]
 
     def validated(self, number: int) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ class Batch:
     presence: Mapping[str, Tensor]
     """Per modality bool `[B]`."""
     targets: Tensor
-    """int64 `[B]`, -1 where there is no label."""
+    """Class indices int64 `[B]`, -1 where there is no label, or numbers float32 `[B, O]`, NaN where
+    there is none."""
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     """Of the modalities that are sequences, whose embeddings are `[B, T, D]`, bool `[B, T]`: true
     where a step is."""

@@ -27,15 +27,17 @@ from features.snapshot import Snapshot
 from features.store import Store, parquet_bytes
 from training.built_in import parse_candidate
 from training.spec import CandidateSpec, InputSpec
-from training.task import TaskSpec
+from training.task import TaskSpec, parse_task
 from training.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from training.tasks import Task
+
 RECORD_FILE = "record.json"
-FORMAT = 4
+FORMAT = 5
 """Raised by one whenever training's code changes a result, or how a model is stored."""
 
 
@@ -53,7 +55,8 @@ class CandidateRecord:
     part: str
     """Identity of the samples and modalities that the candidate has seen."""
     classes: Sequence[Any]
-    """The labels as they stand in the table; a class index is a place in this list."""
+    """What the model's outputs stand for: the classes or labels as they stand in the table, or
+    the columns of numbers. A class index is a place in this list."""
     modalities: Mapping[str, Mapping[str, Any]]
     """Per modality: `kind`, `dim`, `encoder_fingerprint`, and whether it is a `sequence`; and
     `tuned`, of one whose encoder was tuned: its `encoder` and `encoder_fingerprint` from then on,
@@ -65,14 +68,18 @@ class CandidateRecord:
     best_epoch: int | None
     epochs: Sequence[Mapping[str, Any]]
     """Per epoch: `epoch`, `train_loss`, `validation_loss`, `validation_accuracy` (None for an
-    alignment), `learning_rate`, `seconds`."""
+    alignment, and of tasks without classes), `learning_rate`, `seconds`."""
     seconds: float
     workers: int
     metrics: Mapping[str, Mapping[str, float]] | None
-    """Per split: `accuracy`, `loss` (negative log likelihood), `top_3_accuracy`, `rows`; of an
-    alignment `neighbour_accuracy` and, where it is asked for, `zero_shot_accuracy.<modality>`."""
+    """Per split: the metrics of the task (`training.metrics`), and `rows`; of an alignment of
+    classes `neighbour_accuracy` and, where it is asked for, `zero_shot_accuracy.<modality>`."""
     retrieval: Sequence[Mapping[str, Any]] | None
     """Of an alignment, for each modality to each other; see `evaluate_space.retrieval`."""
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """Per split and metric: the ends of its interval at 95 % confidence."""
+    target_scale: Mapping[str, Sequence[float]] | None = None
+    """Of a regression, what its targets were standardised by: `mean` and `std`, one per column."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Names of its `model` and `predictions` files, by their content; none if it failed."""
 
@@ -154,9 +161,10 @@ def parse_record(text: str | bytes) -> CandidateRecord:
 def read_predictions(store: Store, fingerprint: str) -> pa.Table:
     """The answers of a fitted candidate for all labelled validation and test rows.
 
-    Columns: `row` (int64, within the snapshot), `split`, `target` (int32 class index),
-    `probabilities` (fixed-size list of float32 `[C]`), and for each modality, if there are
-    several, `without.<modality>`: the probabilities with that modality taken away.
+    Columns: `row` (int64, within the snapshot), `split`, `target` (int32 class index; of a
+    multilabel task a list of 0 and 1, of a regression of float64), `probabilities` (fixed-size
+    list of float32 `[C]`; of a regression `values`, of float64), and for each modality, if there
+    are several, `without.<modality>`: the answers with that modality taken away.
     """
     record = _fitted_record(store, fingerprint)
     return store.read_table(candidate_path(fingerprint, record.files["predictions"]))
@@ -241,14 +249,26 @@ def restore_model(record: CandidateRecord, *, weights: bytes) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def task_of(record: CandidateRecord) -> Task:
+    """The task that a candidate answers."""
+    from training.tasks import restored_task
+
+    return restored_task(
+        parse_task(record.task), names=tuple(record.classes), scale=record.target_scale
+    )
+
+
 def predict(
     model: nn.Module,
     *,
+    record: CandidateRecord,
     embeddings: Mapping[str, np.ndarray | torch.Tensor],
     presence: Mapping[str, np.ndarray | torch.Tensor],
     masks: Mapping[str, np.ndarray | torch.Tensor] | None = None,
 ) -> np.ndarray:
-    """Probabilities float32 `[B, C]` for embeddings `{modality: [B, D]}` of any float type.
+    """A candidate's answers for embeddings `{modality: [B, D]}` of any float type: probabilities
+    float32 `[B, C]`, numbers float64 `[B, K]`, or, of a retrieval, ranks among these very rows
+    float32 `[B, P]`.
 
     `presence` `{modality: bool [B]}` says which rows have the modality; what stands in the
     embeddings of the others has no influence. Of sequences, `[B, T, D]`, `masks` bool `[B, T]`
@@ -260,10 +280,56 @@ def predict(
         return values if isinstance(values, torch.Tensor) else torch.tensor(values)
 
     device = next(model.parameters()).device
+    inputs = (
+        {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
+        {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
+        {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
+    )
     with torch.inference_mode():
-        logits = model.eval()(
-            {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
-            {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
-            {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
+        if record.task.get("type") == "retrieval":
+            from training.ranks import ranks_of
+
+            vectors, present = model.eval().embed_all(*inputs)  # type: ignore[operator]
+            return ranks_of(vectors, presence_NM=present).numpy()
+        return task_of(record).answers(model.eval()(*inputs)).cpu().numpy()
+
+
+def embed(
+    model: nn.Module,
+    *,
+    embeddings: Mapping[str, np.ndarray],
+    presence: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray] | None = None,
+) -> Mapping[str, np.ndarray]:
+    """Per modality the unit vectors float32 `[B, S]` of an alignment; zero in rows without it."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        vectors, _ = model.eval().embed_all(  # type: ignore[operator]
+            {m: torch.tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
+            {m: torch.tensor(x).to(device, torch.bool) for m, x in presence.items()},
+            {m: torch.tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
         )
-        return logits.float().softmax(-1).cpu().numpy()
+    # In the model's order, which is not that of what it is given.
+    return {m: vectors[:, i].float().cpu().numpy() for i, m in enumerate(model.modalities)}  # type: ignore[arg-type]
+
+
+def ranks(
+    vectors: Mapping[str, np.ndarray],
+    *,
+    presence: Mapping[str, np.ndarray],
+    payloads: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """A retrieval's answers float32 `[B, P]`, from what `embed` gives and the numbers of payloads
+    int64 `[B]`; see `training.ranks`.
+    """
+    import torch
+
+    from training.ranks import ranks_of
+
+    vectors_BMS, present_BM, payloads_BM = (
+        torch.stack([torch.from_numpy(part[m]) for m in vectors], dim=1)
+        for part in (vectors, presence, payloads)
+    )
+    return ranks_of(vectors_BMS, presence_NM=present_BM, payloads_NM=payloads_BM).numpy()

@@ -24,8 +24,9 @@ from training.batch import Batch
 from training.payload_numbers import read_payload_numbers
 from training.reading import read_vectors
 from training.spec import InputSpec
-from training.targets import ABSENT, Untrainable, class_indices, classes_of
-from training.task import TaskSpec
+from training.targets import ABSENT, Column, Untrainable, is_labelled
+from training.task import ClassificationSpec, TaskSpec
+from training.tasks import Task, read_targets
 from training.vectors import HeldVectors, PlacedVectors, VectorReader, placed_vectors
 
 CONSTANT = 1e-4
@@ -52,11 +53,11 @@ class EmbeddingTable:
     """Of the modalities that are sequences, int64 `[P + 1]`: the embedding at place p is vectors
     `starts[p]` to `starts[p + 1]`. Of the others it is vector p."""
     targets: torch.Tensor
-    """int64 `[N]`: class index, -1 for an unlabelled row."""
+    """As the task takes them: class indices int64 `[N]`, -1 for an unlabelled row, or numbers
+    float32 `[N, O]`, NaN for it."""
     split: Mapping[str, torch.Tensor]
     """Row numbers of each split, int64, ascending; labelled and unlabelled."""
-    classes: tuple[Any, ...]
-    """The labels as they stand in the table, sorted."""
+    task: Task
     shards: torch.Tensor | None = None
     """int64 `[S + 1]`: the first row of each shard, and the number of rows; if they come from a
     store."""
@@ -70,10 +71,15 @@ class EmbeddingTable:
     def rows(self) -> int:
         return len(self.targets)
 
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """What the task's outputs stand for: classes or labels, or columns of numbers."""
+        return self.task.names
+
     def labelled(self, split: str) -> torch.Tensor:
         """Numbers of a split's labelled rows, ascending."""
         rows = self.split[split]
-        return rows[self.targets[rows] != ABSENT]
+        return rows[is_labelled(self.targets[rows])]
 
     def with_modalities(self, split: str, *, modalities: Sequence[str], least: int) -> torch.Tensor:
         """Numbers of a split's rows that have at least so many of the modalities, ascending."""
@@ -246,20 +252,20 @@ def load_table(
     """A snapshot's samples, and the embeddings of some modalities: held if they fit `memory` bytes.
 
     If they do not, they are read as they are needed, in an order drawn among `window` rows: see
-    `training.reading.read_vectors`. Untrainable if a split has no labelled row, or there are fewer
-    than two classes.
+    `training.reading.read_vectors`. Untrainable if a split has no labelled row, or the labels leave
+    nothing to learn.
     """
-    column = f"target.{task.target}"
-    samples = store.read_samples(snapshot, columns=["sample_id", "split", column])
+    columns = [f"target.{name}" for name in task.targets]
+    samples = store.read_samples(snapshot, columns=["sample_id", "split", *columns])
     return table_of(
         payloads=read_payload_numbers(store, snapshot, modalities=modalities),
         sample_ids=samples["sample_id"],
         split=samples["split"],
-        labels=samples[column],
+        labels={name: samples[f"target.{name}"] for name in task.targets},
         embeddings=read_vectors(
             store, snapshot, modalities=modalities, memory=memory, window=window, device=device
         ),
-        target=task.target,
+        task=task,
         shards=[*snapshot.first_rows, snapshot.rows],
     )
 
@@ -269,28 +275,23 @@ def table_of(
     payloads: Mapping[str, torch.Tensor] | None = None,
     sample_ids: pa.ChunkedArray | pa.Array,
     split: pa.ChunkedArray | pa.Array,
-    labels: pa.ChunkedArray | pa.Array,
+    labels: Column | Mapping[str, Column],
     embeddings: Mapping[str, Embeddings | PlacedVectors],
-    target: str = "label",
+    task: TaskSpec | None = None,
     shards: Sequence[int] | None = None,
 ) -> EmbeddingTable:
     """A table of columns in row order and embeddings with their row numbers.
 
-    Untrainable if a split has no labelled row, or there are fewer than two classes.
+    `labels` are the columns of the task's targets by name; one column alone is that of a
+    classification, unless `task` says otherwise. Untrainable if a split has no labelled row, or
+    the labels leave nothing to learn.
     """
-    classes = classes_of(labels, target=target)
-    targets = class_indices(labels, classes=classes)
+    task = task or ClassificationSpec(target="label")
+    if not isinstance(labels, Mapping):
+        labels = {task.targets[0]: labels}
     names = np.asarray(split.to_pylist(), dtype=object)
     splits = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLITS}
-    for name, rows in splits.items():
-        if not (targets[rows] != ABSENT).any():
-            raise Untrainable(
-                f"the {name} split has no row with a label in column {target!r} "
-                f"({len(rows)} rows without); all of {', '.join(SPLITS)} need some"
-            )
-    met = targets[splits["train"]].unique()
-    if len(met[met != ABSENT]) < 2:
-        raise Untrainable(f"all labelled training rows are of one class in column {target!r}")
+    targets = read_targets(task, labels, split=splits, rows=len(names))
     placed = {
         m: placed_vectors(part) if isinstance(part, Embeddings) else part
         for m, part in embeddings.items()
@@ -301,11 +302,11 @@ def table_of(
         if isinstance(sample_ids, pa.ChunkedArray)
         else sample_ids,
         embeddings={m: part.vectors for m, part in placed.items()},
-        index={m: part.index(rows=len(targets)) for m, part in placed.items()},
+        index={m: part.index(rows=len(names)) for m, part in placed.items()},
         starts={m: part.starts for m, part in placed.items() if part.starts is not None},
-        targets=targets,
+        targets=targets.values,
         split=splits,
-        classes=classes,
+        task=targets.task,
         shards=None if shards is None else torch.as_tensor(shards),
     )
 

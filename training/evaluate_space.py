@@ -18,12 +18,13 @@ from torch import Tensor
 from training.class_names import EmbeddedNames
 from training.data import EmbeddingTable
 from training.evaluate import EVALUATION_SPLITS, map_rows
-from training.metrics import accuracy
-from training.probe import best_linear_probe, nearest_neighbours
+from training.neighbours import nearest_neighbours
 from training.probed import Probed
+from training.probes import best_probe, prior_of
 from training.retrieval import Retrieval, retrieve
 from training.shared_space import SharedSpace
 from training.targets import ABSENT
+from training.tasks import Classification
 from training.translation import Translation
 from training.workers import sum_over_workers, worker_count, worker_rank
 
@@ -39,28 +40,27 @@ def fit_probe(
 ) -> None:
     """Fit the linear probe of a model on its training rows, and put it into the model.
 
-    Logistic regression on what it makes of a row that has any modality, as CLIP's linear probe
-    (Radford et al. 2021, appendix A.3). Where these rows are not of two classes there is nothing
-    to tell apart, and the probe answers the prior. All workers take part; the first one fits.
+    On what it makes of a row that has any modality; see `training.probes`. Where these rows are
+    all alike there is nothing to tell apart, and the probe answers the prior. All workers take
+    part; the first one fits.
     """
     joint = {
         split: _joint(model, table=table, split=split, modalities=modalities, device=device)
         for split in ("train", "validation")
     }
-    counts = torch.bincount(table.targets[table.labelled("train")], minlength=len(table.classes))
-    prior_C = ((counts + 1) / (counts + 1).sum()).log()
-    if len(joint["train"][1].unique()) < 2:
+    prior_C = prior_of(table.task, table.targets[table.labelled("train")])
+    if len(joint["train"][1].unique(dim=0)) < 2:
         model.set_probe(
             weight_CS=torch.zeros_like(model.probe_weight_CS), bias_C=prior_C, prior_C=prior_C
         )
         return
     if worker_rank() == 0:
         arrays = {
-            split: (vectors.cpu().double().numpy(), classes.numpy())
-            for split, (vectors, classes) in joint.items()
+            split: (vectors.cpu().double().numpy(), targets.numpy())
+            for split, (vectors, targets) in joint.items()
         }
-        weight, bias = best_linear_probe(
-            train=arrays["train"], validation=arrays["validation"], classes=len(table.classes)
+        weight, bias = best_probe(
+            table.task, train=arrays["train"], validation=arrays["validation"]
         )
         model.set_probe(
             weight_CS=torch.from_numpy(weight), bias_C=torch.from_numpy(bias), prior_C=prior_C
@@ -97,7 +97,7 @@ def neighbour_accuracy(
                 classes_N=classes_N.to(known_NS.device),
                 classes=len(table.classes),
             )
-            found[split] = accuracy(votes_QC, targets_N=targets_Q.to(votes_QC.device))
+            found[split] = _accuracy(votes_QC, targets_N=targets_Q)
     return found
 
 
@@ -133,7 +133,7 @@ def space_metrics(
     `embed_class_names` gave on this worker, `zero_shot_accuracy.<modality>` for each. All workers
     take part.
     """
-    if table.targets.is_floating_point():  # numbers, and no classes
+    if not isinstance(table.task, Classification):
         return {}
     options: dict[str, Any] = {"table": table, "device": device}
     nearest = neighbour_accuracy(model, modalities=modalities, **options)
@@ -174,9 +174,7 @@ def zero_shot_accuracy(
             has_N = table.index[modality][rows] != ABSENT
             if has_N.any():
                 scores_NC = vectors_NMS[has_N.to(vectors_NMS.device), place] @ class_vectors_CS.T
-                found[split][modality] = accuracy(
-                    scores_NC, targets_N=table.targets[rows][has_N].to(scores_NC.device)
-                )
+                found[split][modality] = _accuracy(scores_NC, targets_N=table.targets[rows][has_N])
     return found
 
 
@@ -194,9 +192,7 @@ def retrieval(
     translation, the query is what is made of one modality, and the gallery the other itself.
     """
     rows = table.split["test"]
-    classes_N = table.targets[rows]
-    if classes_N.is_floating_point():  # numbers, and no classes
-        classes_N = torch.full_like(rows, ABSENT)
+    classes_N = table.task.class_indices(table.targets[rows])
     found = []
     vectors_NMS: Tensor | None = None
     if isinstance(model, SharedSpace):
@@ -247,6 +243,11 @@ def retrieval(
     return found
 
 
+def _accuracy(scores_NC: Tensor, *, targets_N: Tensor) -> float:
+    """Share of rows whose highest score is the target's; of equal scores the first class's."""
+    return float((scores_NC.argmax(dim=1).cpu() == targets_N).double().mean())
+
+
 def _joint(
     model: Probed,
     *,
@@ -255,7 +256,7 @@ def _joint(
     modalities: Sequence[str],
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
-    """Of a split's labelled rows that have any of the modalities: mean vectors and classes."""
+    """Of a split's labelled rows that have any of the modalities: mean vectors and targets."""
     rows = table.labelled(split)
     rows = rows[torch.isin(rows, table.with_modalities(split, modalities=modalities, least=1))]
     vectors_NS = map_rows(

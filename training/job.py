@@ -48,7 +48,7 @@ from training.produce import produce_together
 from training.reading import MemoryTooSmall
 from training.spec import CandidateSpec
 from training.targets import Untrainable
-from training.task import TaskSpec
+from training.task import TaskSpec, parse_task
 from training.training_spec import TrainingSpec
 from training.workers import worker_count, worker_rank
 
@@ -243,7 +243,7 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
         keep_freed_memory()
     store = Store(open_storage(config["store_root"]))
     snapshot = store.read_snapshot(config["snapshot_id"])
-    task = TaskSpec.model_validate(config["task"])
+    task = parse_task(config["task"])
     training = TrainingSpec.model_validate(config["training"])
     planned = plan_candidates(
         store,

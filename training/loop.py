@@ -324,7 +324,12 @@ class _Fitting:
         answers_RKC = gather_rows(torch.cat(outputs, dim=1).transpose(0, 1).contiguous()).rows
         targets_R = gather_rows(torch.cat(targets)).rows
         return [
-            validation_metrics(answers_RC, targets_R=targets_R)
+            validation_metrics(
+                self.table.task,
+                answers_RC,
+                targets_R=targets_R,
+                monitor=self.training.monitor,
+            )
             for answers_RC in answers_RKC.unbind(dim=1)
         ]
 

@@ -35,7 +35,7 @@ class Epoch:
     """Mean over the steps, before clipping."""
     validation_loss: float
     validation_accuracy: float | None
-    """None for an alignment, whose classifier is fitted afterwards."""
+    """None for an alignment, whose classifier is fitted afterwards, and for tasks without one."""
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
     """All metrics of the validation, the loss among them."""
     learning_rate: float

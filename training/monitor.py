@@ -6,19 +6,42 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import numpy as np
 from torch import Tensor
 
+from training.metrics import metrics_of
 from training.spec import Objective
 from training.targets import Untrainable
+from training.tasks import Task
 from training.training_spec import TrainingSpec
 
 
-def validation_metrics(outputs_RC: Tensor, *, targets_R: Tensor) -> dict[str, float]:
-    """Metrics of the answers for all validation rows, `loss` among them."""
-    loss = F.cross_entropy(outputs_RC.float(), targets_R)
-    right = (outputs_RC.argmax(dim=1) == targets_R).double().mean()
-    return {"loss": float(loss), "accuracy": float(right)}
+def validation_metrics(
+    task: Task, outputs_RO: Tensor, *, targets_R: Tensor, monitor: str = "loss"
+) -> dict[str, float]:
+    """What a task measures of the outputs for all validation rows: `loss`, and `monitor` too.
+
+    Untrainable if there is no such metric, or the validation rows do not define it.
+    """
+    sums = task.validation(outputs_RO.float(), targets_R)
+    found = {name: total / weight if weight else 0.0 for name, (total, weight) in sums.items()}
+    if monitor in found:
+        return found
+    known = {n: m for n, m in metrics_of(task.spec).items() if m.applies(task.outputs)}
+    if monitor not in known:
+        raise Untrainable(
+            f"training.monitor: there is no metric {monitor!r}; it is one of "
+            f"{', '.join(dict.fromkeys([*found, *known]))}"
+        )
+    answers = task.answers(outputs_RO).cpu().numpy()
+    if np.isfinite(answers).all():
+        found[monitor] = known[monitor].value(task.truths(targets_R).cpu().numpy(), answers)
+        if not math.isfinite(found[monitor]):
+            raise Untrainable(
+                f"training.monitor: the validation rows do not define {monitor!r}: they are all of "
+                "one class, or of one value"
+            )
+    return found
 
 
 @dataclass(kw_only=True)
@@ -36,17 +59,10 @@ class Monitor:
         return self.waited >= self.training.patience
 
     def is_best(self, metrics: Mapping[str, float], *, epoch: int, objective: Objective) -> bool:
-        """Take account of an epoch; whether it is better than all before.
-
-        Untrainable if there is no such metric.
-        """
+        """Take account of an epoch; whether it is better than all before."""
         name, lower = self.training.monitor, self.training.lower_is_better
-        if name not in metrics and objective == "own":
+        if objective == "own":
             name, lower = "loss", True
-        if name not in metrics:
-            raise Untrainable(
-                f"training.monitor: there is no metric {name!r}; it is one of {', '.join(metrics)}"
-            )
         value = metrics[name]
         better = not math.isnan(value) and (
             self.best is None or (value < self.best if lower else value > self.best)

@@ -24,6 +24,7 @@ from training.probed import Probed
 from training.shared_space import SharedSpace
 from training.targets import Untrainable
 from training.task import TaskSpec
+from training.tasks import Classification, Retrieval
 from training.training_spec import TrainingSpec
 from training.translation import Translation
 from training.workers import worker_count, worker_rank
@@ -142,7 +143,7 @@ def _judge_and_write(
     modalities = candidate.modalities
     found, further = None, dict[str, dict[str, float]]()
     with own_code():
-        if isinstance(fit.model, Probed):
+        if isinstance(fit.model, Probed) and not isinstance(own.task, Retrieval):
             fit_probe(fit.model, table=own, modalities=modalities, device=device)
         if isinstance(fit.model, SharedSpace | Translation):
             found = retrieval(fit.model, table=own, modalities=modalities, device=device)
@@ -154,7 +155,9 @@ def _judge_and_write(
     metrics = {
         split: {**values, **further.get(split, {})} for split, values in answers.metrics().items()
     }
-    record = dataclasses.replace(record, metrics=metrics, retrieval=found)
+    record = dataclasses.replace(
+        record, metrics=metrics, intervals=answers.intervals(), retrieval=found
+    )
     if worker_rank() != 0:
         return record
     record, model = write_encoders(store, record, model=fit.model)
@@ -172,6 +175,9 @@ def _class_names(
     named: ClassNames | None = getattr(candidate.spec, "class_names", None)
     if named is None:
         return None
+    if not isinstance(table.task, Classification):
+        kind = table.task.spec.type
+        raise Untrainable(f"class_names: a {kind} task has no classes to tell apart")
     embedded = embed_class_names(named, snapshot=snapshot, classes=table.classes, device=device)
     return named.modality, embedded
 
@@ -215,5 +221,6 @@ def _record(
         seconds=fit.seconds if fit else 0.0,
         workers=worker_count(),
         metrics=None,
+        target_scale=table.task.scale,
         retrieval=None,
     )

@@ -24,7 +24,7 @@ from training.layers import RowDropout, dropout_draws
 from training.member import Member
 from training.precision import autocast
 from training.spec import CandidateSpec
-from training.step import Step, adamw, divide, make_model, step_seed, sum_all, task_loss_share
+from training.step import Step, adamw, divide, make_model, step_seed, sum_all, total_weight
 from training.training_spec import TrainingSpec
 from training.workers import worker_count, worker_rank
 
@@ -85,12 +85,13 @@ class Stack:
         shares: list[Tensor] = []
         gradients: list[Tensor] = []
         self.template.train()
+        weight_K = total_weight(vmap(self.table.task.weight)(batch.targets))
         for part in divide(batch, parts=self.training.accumulate, dim=1):
             own = slice(part.first, part.first + part.batch.targets.shape[1])
             dropped = {name: factor[:, own] for name, factor in factors.items()}
             with autocast(self.training.precision, device=self.device):
-                share_K = self._losses(leaf_KP, factors=dropped, part=part.batch)
-            share_K = share_K if part.share == 1 else share_K * part.share
+                total_K = self._losses(leaf_KP, factors=dropped, part=part.batch)
+            share_K = total_K / weight_K
             gradients += torch.autograd.grad((share_K * scale_K).sum(), leaf_KP)
             shares.append(share_K.detach())
         gradient_KP = gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(dim=0)
@@ -302,18 +303,15 @@ class Stack:
         self.shape = shape
 
     def _losses(self, weights_KP: Tensor, *, factors: Mapping[str, Tensor], part: Batch) -> Tensor:
-        """This worker's share of each one's loss `[K]`."""
+        """The sum of the task's loss over this worker's rows, of each one `[K]`."""
 
         def loss(own: dict[str, Tensor], inputs: Any, targets_B: Tensor) -> Tensor:
             outputs = functional_call(self.template, {**self.shared_buffers, **own}, inputs)
-            batch = Batch(
-                embeddings=inputs[0], presence=inputs[1], masks=inputs[2], targets=targets_B
-            )
-            return task_loss_share(outputs, batch=batch)
+            return self.table.task.loss(outputs, targets_B).total
 
         own = {**self._views(weights_KP), **self.own_buffers, **factors}
-        shares_K: Tensor = vmap(loss)(own, part.inputs, part.targets)
-        return shares_K
+        totals_K: Tensor = vmap(loss)(own, part.inputs, part.targets)
+        return totals_K
 
     @torch.no_grad()
     def _update(

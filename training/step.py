@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,11 +20,34 @@ from training.adamw import AdamW
 from training.batch import Batch
 from training.data import EmbeddingTable, kept_modalities, worker_slice
 from training.layers import dropout_layers, seed_dropout
-from training.losses import cross_entropy
+from training.losses import LossSum, cross_entropy_sum
 from training.precision import autocast
 from training.spec import CandidateSpec, InputSpec, Objective
 from training.training_spec import Precision
 from training.workers import sum_over_workers, worker_count, worker_rank
+
+
+class TaskLoss(Protocol):
+    """What a step asks of a task: see `training.tasks.Task`. It knows of no other worker."""
+
+    def loss(self, outputs_BO: Tensor, targets_B: Tensor) -> LossSum:
+        """The loss of labelled rows, as a sum and its weight."""
+
+    def weight(self, targets_B: Tensor) -> Tensor:
+        """The weight that `loss` gives, from the targets alone."""
+
+
+class CrossEntropy:
+    """The loss of a plain classification."""
+
+    def loss(self, outputs_BO: Tensor, targets_B: Tensor) -> LossSum:
+        return cross_entropy_sum(outputs_BO, targets_B=targets_B)
+
+    def weight(self, targets_B: Tensor) -> Tensor:
+        return torch.ones_like(targets_B, dtype=torch.float32).sum()
+
+
+PLAIN = CrossEntropy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +72,7 @@ def train_step(
     optimizer: torch.optim.Optimizer | AdamW,
     batch: Batch,
     objective: Objective = "task",
+    task: TaskLoss = PLAIN,
     gradient_clip: float = 1.0,
     accumulate: int = 1,
     precision: Precision = "float32",
@@ -66,12 +91,12 @@ def train_step(
     parts = accumulate if objective == "task" else 1
     dropouts = dropout_layers(model) if parts > 1 else []
     draws = [layer.draw for layer in dropouts]
+    weight = total_weight(task.weight(batch.targets)) if objective == "task" else None
     for part in divide(batch, parts=parts):
         for layer, draw in zip(dropouts, draws, strict=True):
             layer.draw = draw and replace(draw, first=draw.first + part.first)
         with autocast(precision, device=batch.targets.device):
-            share = loss_share(model, batch=part.batch, objective=objective)
-        share = share if part.share == 1 else share * part.share
+            share = loss_share(model, batch=part.batch, task=task, weight=weight)
         (share if scale == 1 else share * scale).backward()
         shares.append(share.detach())
     gradients = _gradients(model)
@@ -106,20 +131,13 @@ class Part:
     batch: Batch
     first: int
     """Which of the worker's rows is the first."""
-    share: float
-    """Of the global batch's rows, how many are in this part on any worker."""
 
 
 def divide(batch: Batch, *, parts: int, dim: int = 0) -> list[Part]:
-    """A worker's part of a global batch in parts, whose losses sum to that of the whole.
-
-    The rows are along `dim`. All workers must call it.
-    """
+    """A worker's part of a global batch in parts; the rows are along `dim`."""
     if parts == 1:
-        return [Part(batch=batch, first=0, share=1.0)]
+        return [Part(batch=batch, first=0)]
     own = [worker_slice(batch.targets.shape[dim], rank=i, workers=parts) for i in range(parts)]
-    sizes = torch.tensor([float(rows.stop - rows.start) for rows in own])
-    sizes = sum_over_workers(sizes.to(batch.targets.device))
 
     def cut(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
         return {m: x.narrow(dim, rows.start, rows.stop - rows.start) for m, x in tensors.items()}
@@ -134,23 +152,28 @@ def divide(batch: Batch, *, parts: int, dim: int = 0) -> list[Part]:
                 payloads=cut(batch.payloads, rows),
             ),
             first=rows.start,
-            share=share,
         )
-        for rows, share in zip(own, (sizes / sizes.sum()).tolist(), strict=True)
+        for rows in own
     ]
 
 
-def loss_share(model: nn.Module, *, batch: Batch, objective: Objective) -> Tensor:
-    """This worker's share of the loss over the global batch: the shares sum to it."""
-    if objective == "own":
+def loss_share(
+    model: nn.Module, *, batch: Batch, task: TaskLoss = PLAIN, weight: Tensor | None
+) -> Tensor:
+    """This worker's share of the loss over the global batch: the shares sum to it.
+
+    Of the model's own loss, or, if there is the `total_weight` of the global batch, of the task's.
+    """
+    if weight is None:
         own: Tensor = model.loss_share(batch)  # type: ignore[operator]
         return own
-    return task_loss_share(model(*batch.inputs), batch=batch)
+    return task.loss(model(*batch.inputs), batch.targets).total / weight
 
 
-def task_loss_share(outputs_BC: Tensor, *, batch: Batch) -> Tensor:
-    """This worker's share of the task's loss of some outputs."""
-    return cross_entropy(outputs_BC, targets_B=batch.targets)
+def total_weight(weight: Tensor) -> Tensor:
+    """What this worker's rows weigh, summed over the workers; 1 where it would be 0."""
+    total = sum_over_workers(weight)
+    return torch.where(total > 0, total, 1.0)
 
 
 def sum_gradients(model: nn.Module, *, share: Tensor) -> float:
@@ -237,7 +260,7 @@ def make_model(
     inputs = table.inputs(modalities) if inputs is None else inputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = spec.build(inputs=inputs, outputs=len(table.classes))
+        model = spec.build(inputs=inputs, outputs=table.task.outputs)
     model = model.to(device)
     if worker_count() > 1:
         for value in model.state_dict().values():

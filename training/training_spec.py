@@ -8,6 +8,7 @@ import pydantic
 
 from features.fingerprint import Execution, Spec
 from training.memory import Memory
+from training.metrics import ERRORS
 from training.spec import Positive, Share
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -35,11 +36,11 @@ class TrainingSpec(Spec):
     patience: Count = 10
     """Epochs without a better `monitor` before a candidate stops; its best epoch is kept."""
     monitor: str = "loss"
-    """What tells the best epoch: the validation loss, or another metric of the validation. A
-    candidate that has none but its loss (an alignment) goes by that."""
+    """What tells the best epoch: the validation loss, or a metric of the task over the validation
+    rows. A candidate that has none but its loss (an alignment) goes by that."""
     mode: Literal["min", "max"] | None = None
-    """Whether a lower or a higher `monitor` is better; by default lower for the loss, and higher
-    for any other metric."""
+    """Whether a lower or a higher `monitor` is better; by default as the metric says of itself,
+    and lower for the loss."""
     warmup: Share = 0.1
     """Share of all steps in which the learning rate rises; it falls as a cosine after them."""
     gradient_clip: Positive = 1.0
@@ -68,4 +69,4 @@ class TrainingSpec(Spec):
     @property
     def lower_is_better(self) -> bool:
         """Whether the best `monitor` is the least."""
-        return (self.mode or ("min" if self.monitor == "loss" else "max")) == "min"
+        return (self.mode or ("min" if self.monitor in {"loss", *ERRORS} else "max")) == "min"

@@ -1,9 +1,10 @@
-"""A candidate's stored answers, and how right they are: overall, by slice, by what is missing."""
+"""A candidate's stored answers, and how good they are: overall, by slice, by what is missing."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -14,7 +15,10 @@ from features.shard import vectors
 from features.snapshot import Snapshot
 from features.store import Store
 from features.stored_embeddings import embedded_rows
-from training.bootstrap import bootstrap_interval, paired_bootstrap
+from training.bootstrap import Interval, metric_interval, paired_metric
+from training.metrics import Metric
+from training.significance import Difference, difference
+from training.task import TaskSpec
 from workflows.findings import Estimate, Masked, SliceFindings
 
 NO_VALUE = "(none)"
@@ -23,90 +27,122 @@ NO_VALUE = "(none)"
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """One candidate's answers to the labelled rows of one split."""
+    """One candidate's answers to the labelled rows of one split, and what they are judged by."""
 
+    metric: Metric
     rows: np.ndarray
     """int64 `[N]`, ascending: row numbers within the snapshot."""
     targets: np.ndarray
-    """Class indices `[N]`."""
+    """Class indices `[N]`, labels or numbers `[N, K]`."""
     answers: np.ndarray
-    """Class indices `[N]`."""
+    """Probabilities or numbers `[N, C]`."""
     without: Mapping[str, np.ndarray]
-    """Per modality: class indices `[N]` answered with it taken away."""
+    """Per modality: answers `[N, C]` with it taken away."""
 
     @classmethod
-    def from_table(cls, table: pa.Table, *, split: str) -> Self:
+    def from_table(cls, table: pa.Table, *, split: str, task: TaskSpec, metric: Metric) -> Self:
         """The answers of a split out of a candidate's stored predictions, whatever their order."""
         table = table.filter(pc.equal(table["split"], split)).sort_by("row")
-
-        def answered(column: str) -> np.ndarray:
-            return vectors(table[column]).argmax(axis=1)
-
+        target = table["target"]
         prefix = "without."
         return cls(
+            metric=metric,
             rows=table["row"].to_numpy().astype(np.int64),
-            targets=table["target"].to_numpy(),
-            answers=answered("probabilities"),
+            targets=vectors(target)
+            if pa.types.is_fixed_size_list(target.type)
+            else target.to_numpy(),
+            answers=vectors(table[task.answer_column]),
             without={
-                name.removeprefix(prefix): answered(name)
+                name.removeprefix(prefix): vectors(table[name])
                 for name in table.column_names
                 if name.startswith(prefix)
             },
         )
 
     @property
-    def right(self) -> np.ndarray:
-        """Whether each row was answered rightly, float64 `[N]` of 0 and 1."""
-        return (self.answers == self.targets).astype(np.float64)
+    def value(self) -> float:
+        """The metric of all rows; there must be one."""
+        return self.metric.value(self.targets, self.answers)
 
     def confusion(self, *, classes: int) -> np.ndarray:
         """Counts, int64 `[C, C]`: true class × answer."""
         counts = np.zeros((classes, classes), dtype=np.int64)
-        np.add.at(counts, (self.targets, self.answers), 1)
+        np.add.at(counts, (self.targets, self.answers.argmax(axis=1)), 1)
         return counts
 
-    def accuracy(self, *, confidence: float) -> Estimate:
-        """The share of right answers; there must be a row."""
-        return estimate(self.right, confidence=confidence)
+    def score(self, *, confidence: float) -> Estimate:
+        """The metric of all rows with its interval; there must be a row."""
+        return self._estimate(np.ones(len(self.rows), bool), confidence=confidence)
 
     def gain(self, *, over: Answers, confidence: float) -> Estimate:
-        """This accuracy − another's; ValueError if the two did not answer the same rows."""
+        """By how much these answers are better; ValueError if the two did not answer the same
+        rows.
+        """
+        self._check_same_rows(over)
+        return self._gain(self.answers, over.answers, confidence=confidence)
+
+    def _check_same_rows(self, over: Answers) -> None:
         if not np.array_equal(self.rows, over.rows):
             raise ValueError(
                 "two candidates of one snapshot answered different test rows "
                 f"({len(self.rows)} and {len(over.rows)}); their predictions in the store are "
                 "not of one evaluation: fit them again"
             )
-        return difference(self.right, over.right, confidence=confidence)
+
+    def difference(self, *, over: Answers, confidence: float) -> Difference:
+        """By how much these answers are better, and whether that is real."""
+        self._check_same_rows(over)
+        return difference(
+            self.metric,
+            targets=self.targets,
+            a=self.answers,
+            b=over.answers,
+            confidence=confidence,
+        )
 
     def masked(self, *, confidence: float) -> Iterator[Masked]:
-        """Accuracy with each modality taken away from all rows."""
+        """The metric with each modality taken away from all rows."""
         for modality, answers in self.without.items():
-            right = (answers == self.targets).astype(np.float64)
+            alone = replace(self, answers=answers)
             yield Masked(
                 modality=modality,
-                accuracy=estimate(right, confidence=confidence),
-                difference=difference(right, self.right, confidence=confidence),
+                score=alone.score(confidence=confidence),
+                difference=self._gain(answers, self.answers, confidence=confidence),
             )
+
+    def _gain(self, a: np.ndarray, b: np.ndarray, *, confidence: float) -> Estimate:
+        found = paired_metric(self.metric, targets=self.targets, a=a, b=b, confidence=confidence)
+        return estimate(found, rows=len(a))
+
+    def _estimate(self, chosen: np.ndarray, *, confidence: float) -> Estimate:
+        found = metric_interval(
+            self.metric,
+            targets=self.targets[chosen],
+            answers=self.answers[chosen],
+            confidence=confidence,
+        )
+        return estimate(found, rows=int(chosen.sum()))
 
     def slices(
         self, *, samples: pa.Table, store: Store, snapshot: Snapshot, confidence: float
     ) -> Iterator[SliceFindings]:
-        """Accuracy by every value of every slice column, then by what is missing in the data.
+        """The metric by every value of every slice column, then by what is missing in the data.
 
         `samples` are the snapshot's, with its slice columns. A bad payload counts as missing:
         the model sees neither.
         """
 
         def findings(group: str | None, value: str, chosen: np.ndarray) -> SliceFindings:
-            accuracy = estimate(self.right[chosen], confidence=confidence)
-            return SliceFindings(group=group, value=value, accuracy=accuracy)
+            score = self._estimate(chosen, confidence=confidence)
+            return SliceFindings(group=group, value=value, score=score)
 
         for column in snapshot.slices:
             values = samples[f"slice.{column}"].take(pa.array(self.rows)).to_pylist()
             texts = np.array([NO_VALUE if value is None else str(value) for value in values])
             for value in np.unique(texts):
-                yield findings(column, str(value), texts == value)
+                found = findings(column, str(value), texts == value)
+                if math.isfinite(found.score.value):
+                    yield found
         lacking = {
             f"{name} missing": ~np.isin(self.rows, embedded_rows(store, snapshot, modality=name))
             for name in snapshot.modalities
@@ -114,17 +150,13 @@ class Answers:
         whole = ~np.any(list(lacking.values()), axis=0)
         if not whole.all():
             for value, chosen in {"nothing missing": whole, **lacking}.items():
-                if chosen.any():
-                    yield findings(None, value, chosen)
+                if not chosen.any():
+                    continue
+                found = findings(None, value, chosen)
+                if math.isfinite(found.score.value):
+                    yield found
 
 
-def estimate(values: np.ndarray, *, confidence: float) -> Estimate:
-    """The mean of `[N]` values with its bootstrap interval."""
-    found = bootstrap_interval(values, confidence=confidence)
-    return Estimate(value=found.mean, low=found.low, high=found.high, n=len(values))
-
-
-def difference(a: np.ndarray, b: np.ndarray, *, confidence: float) -> Estimate:
-    """mean(a − b) of paired values `[N]` with its bootstrap interval."""
-    found = paired_bootstrap(a, b, confidence=confidence)
-    return Estimate(value=found.mean, low=found.low, high=found.high, n=len(a))
+def estimate(found: Interval, *, rows: int) -> Estimate:
+    """An interval as the report takes it."""
+    return Estimate(value=found.mean, low=found.low, high=found.high, n=rows)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +19,8 @@ from features.repeats import repeats_in
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
-from workflows.answers import Answers
+from training.significance import holm
+from workflows.answers import Answers, estimate
 from workflows.drift import find_drift
 from workflows.findings import (
     BadPayload,
@@ -29,6 +31,8 @@ from workflows.findings import (
     Estimate,
     Failure,
     GateFindings,
+    Lead,
+    MetricFindings,
     ModalityFindings,
     Recall,
     ReportData,
@@ -69,14 +73,17 @@ def collect(
     was judged, and marks the best on the validation split. `created` is now by default, and
     `versions` are those of this process.
     """
-    confidence = pipeline.spec.promotion.confidence
+    confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
     predictions = {
         record.name: read_predictions(store, record.fingerprint)
         for record in records
         if record.status == "fitted"
     }
     answers = {
-        split: {name: Answers.from_table(table, split=split) for name, table in predictions.items()}
+        split: {
+            name: Answers.from_table(table, split=split, task=pipeline.spec.task, metric=metric)
+            for name, table in predictions.items()
+        }
         for split in ("validation", "test")
     }
     tested = {name: found for name, found in answers["test"].items() if len(found.rows)}
@@ -84,19 +91,21 @@ def collect(
     if promotion is not None:
         winner: str | None = promotion.winner
     else:
-        winner = choose_winner(records).name if predictions else None
-    samples = _samples(store, snapshot=snapshot, target=pipeline.spec.task.target)
+        winner = choose_winner(records, metric=metric).name if predictions else None
+    targets = [f"target.{name}" for name in pipeline.spec.task.targets]
+    samples = _samples(store, snapshot=snapshot, targets=targets)
     classes = next((tuple(map(str, record.classes)) for record in records), ())
     quarantine = read_quarantine(store, snapshot)
     repeats = repeats_in(store, snapshot=snapshot)
     best = tested.get(winner) if winner is not None else None
+    leads = find_leads(tested, winner=winner, confidence=confidence)
     return ReportData(
         pipeline=pipeline.name,
         created=created or datetime.now().astimezone(),
-        target=pipeline.spec.task.target,
+        target=", ".join(pipeline.spec.task.targets),
         samples=snapshot.rows,
         classes=classes,
-        splits=tuple(_splits(samples, target=pipeline.spec.task.target)),
+        splits=tuple(_splits(samples, targets=targets)),
         modalities=tuple(
             _modality(
                 name,
@@ -114,6 +123,7 @@ def collect(
                 validation=answers["validation"].get(record.name),
                 test=tested.get(record.name),
                 single=tested.get(single) if single is not None else None,
+                lead=leads.get(record.name),
                 order=tuple(snapshot.modalities),
                 confidence=confidence,
             )
@@ -121,15 +131,21 @@ def collect(
         ),
         winner=winner,
         best_single=single,
+        task=pipeline.spec.task.type,
+        metric=MetricFindings(
+            title=metric.title, higher_is_better=metric.higher_is_better, share=metric.share
+        ),
         confidence=confidence,
-        confusion=None if best is None else best.confusion(classes=len(classes)),
+        confusion=best.confusion(classes=len(classes))
+        if best is not None and pipeline.spec.task.type == "classification"
+        else None,
         slices=()
         if best is None
         else tuple(
             best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
         ),
         retrieval=tuple(_retrieval(records, order=tuple(snapshot.modalities))),
-        untrained=_untrained(samples, target=pipeline.spec.task.target),
+        untrained=_untrained(samples, targets=targets),
         leaks=tuple(leaks_of(repeats, group=pipeline.spec.dataset.split.group)),
         repeated=tuple(repeated_of(repeats)),
         quarantined=tuple(
@@ -157,9 +173,34 @@ def _family(record: CandidateRecord) -> Family:
 
 
 def best_single(records: Sequence[CandidateRecord], tested: Mapping[str, Answers]) -> str | None:
-    """The single modality of the best test accuracy: the hardest one to compare with."""
+    """The single modality that is best on the test rows: the hardest one to compare with."""
     names = [r.name for r in records if r.name in tested and _family(r) == "single"]
-    return max(names, key=lambda name: tested[name].right.mean(), default=None)
+    return max(
+        names, key=lambda name: tested[name].metric.gain(tested[name].value, 0), default=None
+    )
+
+
+def find_leads(
+    tested: Mapping[str, Answers], *, winner: str | None, confidence: float
+) -> dict[str, Lead]:
+    """How far the winner is ahead of each other candidate, and whether that is real.
+
+    All p-values together are corrected for their number.
+    """
+    if winner is None or winner not in tested:
+        return {}
+    others = [name for name in tested if name != winner]
+    found = [tested[winner].difference(over=tested[name], confidence=confidence) for name in others]
+    corrected = holm([item.p for item in found])
+    return {
+        name: Lead(
+            gain=estimate(item.gain, rows=len(tested[name].rows)),
+            p=p,
+            test=item.test,
+            sure=p < 1 - confidence,
+        )
+        for name, item, p in zip(others, found, corrected, strict=True)
+    }
 
 
 def _candidate(
@@ -168,6 +209,7 @@ def _candidate(
     validation: Answers | None,
     test: Answers | None,
     single: Answers | None,
+    lead: Lead | None,
     order: Sequence[str],
     confidence: float,
 ) -> CandidateFindings:
@@ -191,11 +233,12 @@ def _candidate(
         ),
         validation=None
         if validation is None or not len(validation.rows)
-        else validation.accuracy(confidence=confidence),
-        test=None if test is None else test.accuracy(confidence=confidence),
+        else validation.score(confidence=confidence),
+        test=None if test is None else test.score(confidence=confidence),
         gain=None
         if test is None or single is None
         else test.gain(over=single, confidence=confidence),
+        lead=lead,
         masked=tuple(sorted(masked, key=lambda item: order.index(item.modality))),
         failure=None if record.status == "fitted" else _failure(record.failure or {}),
     )
@@ -223,13 +266,16 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _samples(store: Store, *, snapshot: Snapshot, target: str) -> pa.Table:
+def _samples(store: Store, *, snapshot: Snapshot, targets: Sequence[str]) -> pa.Table:
     slices = [f"slice.{name}" for name in snapshot.slices]
-    return store.read_samples(snapshot, columns=["split", f"target.{target}", *slices])
+    return store.read_samples(snapshot, columns=["split", *targets, *slices])
 
 
-def _splits(samples: pa.Table, *, target: str) -> Iterator[SplitFindings]:
-    split, labelled = samples["split"], pc.is_valid(samples[f"target.{target}"])
+def _splits(samples: pa.Table, *, targets: Sequence[str]) -> Iterator[SplitFindings]:
+    split = samples["split"]
+    labelled = pa.chunked_array([np.ones(len(split), dtype=bool)])
+    for name in targets:
+        labelled = pc.and_(labelled, pc.is_valid(samples[name]))
     for name in ("train", "validation", "test"):
         chosen = pc.fill_null(pc.equal(split, name), False)
         yield SplitFindings(
@@ -242,12 +288,20 @@ def _splits(samples: pa.Table, *, target: str) -> Iterator[SplitFindings]:
         yield SplitFindings(name="not used", rows=split.null_count, labelled=unused)
 
 
-def _untrained(samples: pa.Table, *, target: str) -> tuple[str, ...]:
-    labels = samples[f"target.{target}"]
-    trained = pc.unique(labels.filter(pc.fill_null(pc.equal(samples["split"], "train"), False)))
-    known = set(trained.to_pylist())
-    lacking = {label for label in pc.unique(labels.drop_null()).to_pylist() if label not in known}
+def _untrained(samples: pa.Table, *, targets: Sequence[str]) -> tuple[str, ...]:
+    """Classes (or labels of lists) that stand in some row, and in none of the training split."""
+    trained = samples.filter(pc.fill_null(pc.equal(samples["split"], "train"), False))
+    lacking = set[Any]()
+    for target in targets:
+        if not pa.types.is_floating(samples[target].type):
+            lacking |= _distinct(samples[target]) - _distinct(trained[target])
     return tuple(map(str, sorted(lacking)))
+
+
+def _distinct(labels: pa.ChunkedArray) -> set[Any]:
+    """The labels of a column, or of its lists."""
+    flat = pc.list_flatten(labels) if pa.types.is_list(labels.type) else labels
+    return set(pc.unique(flat.drop_null()).to_pylist())
 
 
 def _retrieval(
@@ -262,7 +316,7 @@ def _retrieval(
                 rows=item["rows"],
                 gallery=item["gallery"],
                 same_sample=_by_k(item.get("recall")),
-                same_class=_by_k(item.get("class_recall")),
+                same_class=_by_k(item.get("class_recall")) if item.get("class_rows", 1) else {},
                 chance_sample=_by_k(item.get("chance")),
                 chance_class=_by_k(item.get("class_chance")),
             )

@@ -61,6 +61,7 @@ class Contest:
                 "champion": against,
                 "snapshot": self.snapshot.id,
                 "gate": self.pipeline.spec.promotion,
+                "metric": self.pipeline.metric.name,
             }
         )
 
@@ -69,7 +70,8 @@ class Contest:
         frozen = frozen_rows(
             self.store,
             snapshot=self.snapshot,
-            target=self.pipeline.spec.task.target,
+            task=self.pipeline.spec.task,
+            names=tuple(self.winner.classes),
             modalities=tuple(self.snapshot.modalities),
         )
         if len(frozen.rows) == 0:
@@ -78,12 +80,16 @@ class Contest:
                 f"see dataset.split and task.target in {self.pipeline.path}"
             )
         rows = frozen.rows
+        mine = stored_predictions(self.store, record=self.winner)
         theirs = None if champion is None else self._answers_of(champion, rows=rows)
+        if theirs is not None:
+            mine = mine.as_wide_as(theirs)
         return judge(
             frozen=frozen,
-            challenger=stored_predictions(self.store, record=self.winner),
+            challenger=mine,
             champion=theirs,
             spec=self.pipeline.spec.promotion,
+            metric=self.pipeline.metric,
         )
 
     def _answers_of(self, champion: ModelVersion, *, rows: np.ndarray) -> Predictions:
@@ -94,6 +100,16 @@ class Contest:
         features = self.pipeline.spec.features
         try:
             with scoring.loaded(uri, base=source.folder) as model:
+                theirs, ours = (
+                    model.record.task.get("type", "classification"),
+                    self.pipeline.spec.task.type,
+                )
+                if theirs != ours:
+                    raise StageError(
+                        f"{champion.name} version {champion.version}, the champion, is of a "
+                        f"{theirs} task, and this pipeline of a {ours} task; name another "
+                        f"`tracking.model` in {self.pipeline.path}"
+                    )
                 raw_rows = self.raw_rows or table_rows(
                     source,
                     store=self.store,
@@ -108,6 +124,7 @@ class Contest:
                     columns={m: feature.payload_columns for m, feature in features.items()},
                     rows=rows,
                     raw_rows=raw_rows,
+                    names=tuple(self.winner.classes),
                 )
         except (scoring.EncoderMismatch, scoring.ForeignModel, SourceError, OSError) as error:
             raise StageError(

@@ -17,7 +17,7 @@ MOST_CLASSES = 24
 """A larger confusion matrix shows the classes with the most errors."""
 MOST_SLICES = 16
 FEW_ROWS = 10
-"""A slice of fewer rows is not called weak, whatever its accuracy."""
+"""A slice of fewer rows is not called weak, whatever it reaches."""
 
 
 def both(rows: Sequence[plots.IntervalRow], **options: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def row(label: str, estimate: Estimate, *, signed: bool = False, **more: Any) ->
 def candidates_plot(
     data: ReportData, *, candidates: Sequence[CandidateFindings]
 ) -> dict[str, Any] | None:
-    """Test accuracies with their intervals, in the order given; None if there are none."""
+    """Test results with their intervals, in the order given; None if there are none."""
     rows = [
         row(
             item.name,
@@ -61,7 +61,8 @@ def candidates_plot(
     single = data.candidate(data.best_single)
     return both(
         rows,
-        label="Test accuracy of each candidate with its interval",
+        label=f"Test {data.metric.title} of each candidate with its interval",
+        bounds=data.metric.bounds,
         reference=single.test.value if single and single.test else None,
         reference_label="best single modality",
     )
@@ -102,16 +103,18 @@ def slice_plots(data: ReportData) -> list[dict[str, Any]]:
     for group, items in groups.items():
         kept = items
         if len(items) > MOST_SLICES:
-            by_weakness = sorted(items, key=lambda s: (s.accuracy.n < FEW_ROWS, s.accuracy.value))
+            sign = 1 if data.metric.higher_is_better else -1
+            by_weakness = sorted(items, key=lambda s: (s.score.n < FEW_ROWS, sign * s.score.value))
             kept = by_weakness[:MOST_SLICES]
         title = "By what is missing" if group is None else f"By {group}"
         note = "In brackets: how many test rows."
         if len(kept) < len(items):
             note = f"The {len(kept)} weakest of {len(items)}. {note}"
-        rows = [row(f"{item.value} ({item.accuracy.n})", item.accuracy) for item in kept]
+        rows = [row(f"{item.value} ({item.score.n})", item.score) for item in kept]
         svg = plots.intervals(
             rows,
-            label=f"{best.name}: accuracy {title[:1].lower()}{title[1:]}",
+            label=f"{best.name}: {data.metric.title} {title[:1].lower()}{title[1:]}",
+            bounds=data.metric.bounds,
             width=PANEL,
             reference=best.test.value,
             reference_label="all rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,12 +49,26 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """Accuracy on all test rows as if one modality were missing in each."""
+    """The metric on all test rows as if one modality were missing in each."""
 
     modality: str
-    accuracy: Estimate
+    score: Estimate
     difference: Estimate
-    """This accuracy − the accuracy with all that is there; paired by row."""
+    """By how much this is better than with all that is there; paired by row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """How far the winner is ahead of a candidate on the test rows."""
+
+    gain: Estimate
+    """By how much the winner is better; paired by row."""
+    p: float
+    """That chance would set them so far apart, corrected for the number of candidates."""
+    test: str
+    """Whose p it is: `McNemar` or `paired bootstrap`."""
+    sure: bool
+    """Whether p is below what the confidence leaves: the difference is real."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +86,21 @@ class CandidateFindings:
     validation: Estimate | None = None
     test: Estimate | None = None
     gain: Estimate | None = None
-    """Test accuracy − that of the best single modality; paired by row."""
+    """By how much it is better on the test rows than the best single modality; paired by row."""
+    lead: Lead | None = None
+    """How far the winner is ahead; None for the winner."""
     masked: tuple[Masked, ...] = ()
     failure: Failure | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceFindings:
-    """Accuracy on the test rows that share something."""
+    """The metric on the test rows that share something."""
 
     group: str | None
     """The slice column; None for the rows that lack a modality."""
     value: str
-    accuracy: Estimate
+    score: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +244,28 @@ class GateFindings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricFindings:
+    """What the numbers of the report are."""
+
+    title: str = "accuracy"
+    higher_is_better: bool = True
+    share: bool = True
+    """Whether it lies between 0 and 1."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which values it lies."""
+        if self.share:
+            return 0.0, 1.0
+        return (-math.inf, math.inf) if self.higher_is_better else (0.0, math.inf)
+
+    @property
+    def heading(self) -> str:
+        """The title as a sentence begins with it."""
+        return self.title[:1].upper() + self.title[1:]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """All that the report says."""
 
@@ -242,6 +281,8 @@ class ReportData:
     """Name of the candidate that is best on the validation split."""
     best_single: str | None
     """Name of the best single modality on the test split; what fusions are compared with."""
+    task: str = "classification"
+    metric: MetricFindings = MetricFindings()
     confidence: float = 0.95
     confusion: np.ndarray | None = None
     """The winner's test rows, int `[C, C]`: true class × answer."""

@@ -5,8 +5,8 @@ A champion is asked again each time; numbers of the day it was promoted are of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,8 @@ from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
 from features.store import Store
 from features.stored_embeddings import embedded_rows, read_embeddings
-from training.candidate import CandidateRecord, predict, read_predictions
+from training.candidate import CandidateRecord, embed, predict, ranks, read_predictions
+from training.task import ClassificationSpec, RegressionSpec, TaskSpec, parse_task
 from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError
 
@@ -37,17 +38,30 @@ class TableChanged(StageError):
 
 
 def frozen_rows(
-    store: Store, *, snapshot: Snapshot, target: str, modalities: Sequence[str]
+    store: Store,
+    *,
+    snapshot: Snapshot,
+    task: TaskSpec,
+    names: tuple[Any, ...],
+    modalities: Sequence[str],
 ) -> FrozenRows:
-    """The labelled test rows of a snapshot, with their slices and the modalities they lack."""
-    columns = ["split", f"target.{target}", *(f"slice.{name}" for name in snapshot.slices)]
-    table = store.read_samples(snapshot, columns=columns)
-    targets = _objects(table[f"target.{target}"])
+    """The labelled test rows of a snapshot, with their slices and the modalities they lack.
+
+    `names` are the classes or labels, in the order in which answers to the rows hold them.
+    """
+    from training.tasks import known_targets
+
+    columns = ["split", *(f"slice.{name}" for name in snapshot.slices)]
+    table = store.read_samples(
+        snapshot, columns=[*columns, *(f"target.{name}" for name in task.targets)]
+    )
+    labels = {name: table[f"target.{name}"] for name in task.targets}
+    found = known_targets(task, labels, names=names, rows=len(table))
     tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
-    rows = np.flatnonzero(tested & np.array([label is not None for label in targets], dtype=bool))
+    rows = np.flatnonzero(tested & found.known)
     return FrozenRows(
         rows=rows,
-        targets=targets[rows],
+        targets=found.values[rows],
         slices={name: _objects(table[f"slice.{name}"])[rows] for name in snapshot.slices},
         missing={
             name: ~np.isin(rows, embedded_rows(store, snapshot, modality=name))
@@ -61,9 +75,9 @@ def stored_predictions(store: Store, *, record: CandidateRecord) -> Predictions:
     table = read_predictions(store, record.fingerprint)
     tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
     rows = table["row"].to_numpy().astype(np.int64)[tested]
-    probabilities = vectors(table["probabilities"])[tested]
+    answers = vectors(table[parse_task(record.task).answer_column])[tested]
     order = np.argsort(rows)
-    return Predictions(rows=rows[order], labels=_labels(record, probabilities[order]))
+    return Predictions(rows=rows[order], answers=answers[order])
 
 
 def champion_predictions(
@@ -74,8 +88,9 @@ def champion_predictions(
     columns: Mapping[str, PayloadColumns],
     rows: np.ndarray,
     raw_rows: RawRows,
+    names: tuple[Any, ...],
 ) -> Predictions:
-    """A registered model's answers to rows of this snapshot.
+    """A registered model's answers to rows of this snapshot, in the order of `names`.
 
     `columns` are those that the snapshot's modalities were read from. If the model reads the
     same ones, through the same encoders, it answers from the snapshot's embeddings, else from
@@ -88,15 +103,58 @@ def champion_predictions(
         for name, item in model.inputs.items()
     ):
         held = {name: read_embeddings(store, snapshot, modality=name) for name in model.inputs}
-        probabilities = np.concatenate(
-            [
-                _answer(model, held=held, rows=rows[start : start + ANSWERED_ROWS])
-                for start in range(0, max(1, len(rows)), ANSWERED_ROWS)
-            ]
+        if model.record.task.get("type") == "retrieval":
+            from training.payload_numbers import read_payload_numbers
+
+            numbers = read_payload_numbers(store, snapshot, modalities=tuple(model.inputs))
+            none = np.full(len(rows), -1)
+            payloads = {
+                name: numbers[name].numpy()[rows] if name in numbers else none
+                for name in model.inputs
+            }
+            answers = _ranks(model, held=held, rows=rows, payloads=payloads)
+        else:
+            answers = np.concatenate(
+                [
+                    predict(model.fitted(), record=model.record, **part)
+                    for part in _parts(held, rows=rows)
+                ]
+            )
+    elif model.record.task.get("type") == "retrieval":
+        raise StageError(
+            "the champion finds samples through other encoders or columns than this snapshot's, "
+            "and cannot be asked for its ranks; name another `tracking.model`, or embed with its "
+            "encoders"
         )
-        return Predictions(rows=rows, labels=_labels(model.record, probabilities))
-    answers = model.predict(raw_rows(rows))
-    return Predictions(rows=rows, labels=np.array(answers["prediction"].tolist(), dtype=object))
+    else:
+        said = model.predict(raw_rows(rows))
+        answers = np.array(said[parse_task(model.record.task).answer_column].tolist())
+    return Predictions(rows=rows, answers=aligned(answers, record=model.record, names=names))
+
+
+def aligned(answers: np.ndarray, *, record: CandidateRecord, names: tuple[Any, ...]) -> np.ndarray:
+    """A champion's answers `[N, C]` in the order of the names that a challenger answers.
+
+    A class that it does not know is of probability 0; those that only it knows are together in a
+    last column that is never right. StageError if the two answer unlike questions.
+    """
+    own, task = list(record.classes), parse_task(record.task)
+    if task.type == "retrieval":
+        return answers
+    if isinstance(task, RegressionSpec) and set(own) != set(names):
+        raise StageError(
+            f"the champion answers the numbers {', '.join(own)}, and the challenger "
+            f"{', '.join(names)}; a model that answers something else needs a `tracking.model` of "
+            "its own"
+        )
+    found = np.zeros((len(answers), len(names)), answers.dtype)
+    for place, name in enumerate(names):
+        if name in own:
+            found[:, place] = answers[:, own.index(name)]
+    foreign = [place for place, name in enumerate(own) if name not in names]
+    if isinstance(task, ClassificationSpec) and foreign:
+        found = np.column_stack([found, answers[:, foreign].max(axis=1)])
+    return found
 
 
 def table_rows(
@@ -135,8 +193,33 @@ def table_rows(
     return read
 
 
-def _answer(model: LoadedModel, *, held: Mapping[str, Embeddings], rows: np.ndarray) -> np.ndarray:
-    """A model's answers to some rows, from embeddings that are in memory."""
+def _ranks(
+    model: LoadedModel,
+    *,
+    held: Mapping[str, Embeddings],
+    rows: np.ndarray,
+    payloads: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """A retrieval's answers: each is a rank among all the rows."""
+    vectors, presence = [], []
+    for part in _parts(held, rows=rows):
+        vectors.append(embed(model.fitted(), **part))
+        presence.append(part["presence"])
+    return ranks(
+        {name: np.concatenate([part[name] for part in vectors]) for name in vectors[0]},
+        presence={name: np.concatenate([part[name] for part in presence]) for name in held},
+        payloads=payloads,
+    )
+
+
+def _parts(held: Mapping[str, Embeddings], *, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+    """What a model is asked, some rows at a time."""
+    for start in range(0, max(1, len(rows)), ANSWERED_ROWS):
+        yield _taken(held, rows=rows[start : start + ANSWERED_ROWS])
+
+
+def _taken(held: Mapping[str, Embeddings], *, rows: np.ndarray) -> dict[str, Any]:
+    """The embeddings of some rows, whether each is present, and the masks of sequences."""
     embeddings, presence, masks = {}, {}, {}
     for name, found in held.items():
         present = np.isin(rows, found.rows)
@@ -152,14 +235,7 @@ def _answer(model: LoadedModel, *, held: Mapping[str, Embeddings], rows: np.ndar
         masks[name] = np.zeros(shape, bool)
         if len(places):
             embeddings[name][present], masks[name][present] = values, steps
-    return predict(model.fitted(), embeddings=embeddings, presence=presence, masks=masks)
-
-
-def _labels(record: CandidateRecord, probabilities: np.ndarray) -> np.ndarray:
-    """The most probable class of each row, as it stands in the table, `[N]`."""
-    classes = np.empty(len(record.classes), dtype=object)
-    classes[:] = list(record.classes)
-    return classes[probabilities.argmax(axis=1)]
+    return {"embeddings": embeddings, "presence": presence, "masks": masks}
 
 
 def _objects(column: pa.ChunkedArray) -> np.ndarray:

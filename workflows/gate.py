@@ -8,41 +8,71 @@ the difference, since on a few hundred rows a better number is often no better m
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pydantic
 
-from features.fingerprint import Spec
-from training.bootstrap import bootstrap_interval, paired_bootstrap
+from features.fingerprint import Spec, nearest_hint
+from training.bootstrap import metric_interval, paired_metric
+from training.metrics import Metric, metrics_of
+from training.task import TaskSpec
 
-Share = Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 
 
 class PromotionSpec(Spec):
     """When a challenger takes the champion's place: the `promotion` of the YAML."""
 
-    metric: Literal["accuracy"] = "accuracy"
-    """What is compared: the share of test rows whose predicted class is the true one."""
-    min_gain: Annotated[float, pydantic.Field(ge=-1, lt=1, allow_inf_nan=False)] = 0.0
-    """The lower end of the interval of (challenger − champion) must lie above this.
+    metric: str | None = None
+    """What candidates and champions are compared by; if it is not given, the task's own: accuracy
+    (the share of rows whose predicted class is the true one), of a multilabel task the average
+    precision, of a regression the mean absolute error."""
+    min_gain: Finite = 0.0
+    """The lower end of the interval of (challenger − champion) must lie above this; of an error,
+    of which less is better, (champion − challenger).
 
     A challenger that is no better than `min_gain` passes with a probability of about
     (1 − confidence) / 2. A negative value lets a challenger in that is no worse than that."""
     confidence: Annotated[float, pydantic.Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
     """Confidence of every interval."""
-    floor: Share | None = None
-    """Least accuracy on the test rows, for the first champion too."""
-    max_slice_drop: Share | None = None
-    """Largest drop in accuracy on a slice, or on the rows that lack a modality.
+    floor: Finite | None = None
+    """What the metric must at least be on the test rows, for the first champion too; of an error,
+    what it may be at most."""
+    max_slice_drop: Annotated[Finite, pydantic.Field(ge=0)] | None = None
+    """How much worse a slice, or the rows that lack a modality, may become.
 
     A slice fails if its whole interval of (challenger − champion) lies below −max_slice_drop:
     if it is sure, at this confidence, that the slice lost more. Not given: slices are shown
     and decide nothing."""
     min_slice_rows: Annotated[int, pydantic.Field(ge=2)] = 20
     """A slice of fewer rows is shown and decides nothing: its interval means little."""
+
+    def metric_of(self, task: TaskSpec) -> Metric:
+        """The metric that decides for a task; ValueError if it has none by that name."""
+        known = metrics_of(task)
+        name = self.metric or next(iter(known))
+        if name not in known:
+            raise ValueError(
+                f"there is no metric {name!r} of a {task.type} task; {nearest_hint(name, known)}"
+                f"its metrics: {', '.join(known)}"
+            )
+        return known[name]
+
+    def out_of_range(self, metric: Metric) -> tuple[str, str] | None:
+        """A field whose value a metric between 0 and 1 cannot have, and what is allowed."""
+        if not metric.share:
+            return None
+        if not -1 <= self.min_gain < 1:
+            return "min_gain", f"{metric.title} is a share: at least -1 and less than 1"
+        for name in ("floor", "max_slice_drop"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                return name, f"{metric.title} is a share: at least 0 and at most 1"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +82,8 @@ class FrozenRows:
     rows: np.ndarray
     """Row numbers in the snapshot, int64 `[N]`, ascending."""
     targets: np.ndarray
-    """True classes as they stand in the table, `[N]`."""
+    """The true labels as `training.metrics` takes them: class indices `[N]`, labels bool `[N, K]`,
+    or numbers `[N, K]`."""
     slices: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Per slice column, each row's value, text `[N]`."""
     missing: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -75,8 +106,15 @@ class Predictions:
 
     rows: np.ndarray
     """Row numbers in the snapshot, int64 `[N]`, ascending."""
-    labels: np.ndarray
-    """Predicted classes as they stand in the table, `[N]`."""
+    answers: np.ndarray
+    """Probabilities `[N, C]`, in the order of the classes of the true labels, or numbers
+    `[N, K]`."""
+
+    def as_wide_as(self, other: Predictions) -> Predictions:
+        """The same with a class more that is never answered, if the other has one."""
+        if self.answers.shape[1] >= other.answers.shape[1]:
+            return self
+        return replace(self, answers=np.pad(self.answers, [(0, 0), (0, 1)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +126,8 @@ class Comparison:
     challenger: float
     champion: float | None = None
     difference: float | None = None
-    """challenger − champion, the mean over rows of the paired difference."""
+    """By how much the challenger is better: challenger − champion, or, of an error, the other way
+    round; paired by row."""
     low: float | None = None
     high: float | None = None
 
@@ -109,14 +148,17 @@ class Verdict:
     passed: bool
     confidence: float
     rows: int
-    accuracy: float
-    """The challenger's accuracy on the frozen rows, with its interval below."""
-    accuracy_low: float
-    accuracy_high: float
+    score: float
+    """The challenger's metric on the frozen rows, with its interval below."""
+    low: float
+    high: float
     conditions: tuple[Condition, ...]
     """The conditions of the gate; it passes if all of them do."""
     breakdown: tuple[Comparison, ...]
-    """Every slice and every missing modality, whether they decide or not."""
+    """Every slice and every missing modality, whether they decide or not; one whose rows do not
+    define the metric (of one class alone, say) is left out."""
+    metric: str = "accuracy"
+    """What the numbers are."""
 
     @property
     def sentence(self) -> str:
@@ -135,6 +177,13 @@ class Verdict:
     def from_json(cls, text: str | bytes) -> Self:
         """The verdict that `to_json` wrote."""
         value: dict[str, Any] = json.loads(text)
+        for name, before in (
+            ("score", "accuracy"),
+            ("low", "accuracy_low"),
+            ("high", "accuracy_high"),
+        ):
+            if before in value:  # as it was written while accuracy was the only metric
+                value[name] = value.pop(before)
         conditions = tuple(Condition(**item) for item in value.pop("conditions"))
         breakdown = tuple(Comparison(**item) for item in value.pop("breakdown"))
         return cls(conditions=conditions, breakdown=breakdown, **value)
@@ -160,43 +209,57 @@ def judge(
     challenger: Predictions,
     champion: Predictions | None,
     spec: PromotionSpec,
+    metric: Metric,
 ) -> Verdict:
-    """Compare challenger and champion on the frozen rows, condition by condition.
+    """Compare challenger and champion on the frozen rows by a metric, condition by condition.
 
     Raises ValueError if there are no rows, or if a model did not answer exactly these rows.
     The first champion (`champion=None`) has only the floor to pass.
     """
     if len(frozen.rows) == 0:
         raise ValueError("there is no labelled test row, so nothing can be compared or promoted")
-    mine = _right(frozen, challenger, who="challenger")
-    theirs = None if champion is None else _right(frozen, champion, who="champion")
+    mine = _answers(frozen, challenger, who="challenger")
+    theirs = None if champion is None else _answers(frozen, champion, who="champion")
 
-    everything = np.ones(len(mine), dtype=bool)
-    overall = _compare("accuracy", everything, mine=mine, theirs=theirs, spec=spec)
-    breakdown = tuple(
-        _compare(name, chosen, mine=mine, theirs=theirs, spec=spec)
-        for name, chosen in frozen.groups()
-    )
+    def compare(name: str, chosen: np.ndarray) -> Comparison | None:
+        return _compare(
+            name,
+            targets=frozen.targets[chosen],
+            mine=mine[chosen],
+            theirs=None if theirs is None else theirs[chosen],
+            metric=metric,
+            confidence=spec.confidence,
+        )
+
+    overall = compare(metric.name, np.ones(len(mine), dtype=bool))
+    if overall is None:
+        raise ValueError(
+            f"the {len(mine)} labelled test rows do not define {metric.title}: it asks for rows "
+            "that differ in what is to be predicted"
+        )
+    found = (compare(name, chosen) for name, chosen in frozen.groups())
+    breakdown = tuple(item for item in found if item is not None)
     conditions = [_gain(overall, spec=spec)]
     if spec.floor is not None:
-        conditions.append(_floor(overall, floor=spec.floor))
+        conditions.append(_floor(overall, floor=spec.floor, metric=metric))
     if spec.max_slice_drop is not None and theirs is not None:
         conditions += [_drop(item, spec=spec) for item in breakdown]
-    own = bootstrap_interval(mine, confidence=spec.confidence)
+    own = metric_interval(metric, targets=frozen.targets, answers=mine, confidence=spec.confidence)
     return Verdict(
         passed=all(condition.passed for condition in conditions),
         confidence=spec.confidence,
         rows=len(mine),
-        accuracy=overall.challenger,
-        accuracy_low=own.low,
-        accuracy_high=own.high,
+        score=overall.challenger,
+        low=own.low,
+        high=own.high,
         conditions=tuple(conditions),
         breakdown=breakdown,
+        metric=metric.name,
     )
 
 
-def _right(frozen: FrozenRows, predictions: Predictions, *, who: str) -> np.ndarray:
-    """Whether each frozen row was answered rightly, float64 `[N]` of 0 and 1."""
+def _answers(frozen: FrozenRows, predictions: Predictions, *, who: str) -> np.ndarray:
+    """A model's answers, which must be to the frozen rows."""
     if not np.array_equal(frozen.rows, predictions.rows):
         asked, given = set(frozen.rows.tolist()), set(predictions.rows.tolist())
         raise ValueError(
@@ -204,30 +267,34 @@ def _right(frozen: FrozenRows, predictions: Predictions, *, who: str) -> np.ndar
             f"order; it answered {len(predictions.rows)} rows ({len(asked - given)} are missing, "
             f"{len(given - asked)} are others)"
         )
-    pairs = zip(frozen.targets.tolist(), predictions.labels.tolist(), strict=True)
-    return np.array([target == label for target, label in pairs], dtype=np.float64)
+    return predictions.answers
 
 
 def _compare(
     name: str,
-    chosen: np.ndarray,
     *,
+    targets: np.ndarray,
     mine: np.ndarray,
     theirs: np.ndarray | None,
-    spec: PromotionSpec,
-) -> Comparison:
-    count, accuracy = int(chosen.sum()), float(mine[chosen].mean())
+    metric: Metric,
+    confidence: float,
+) -> Comparison | None:
+    """Both models on some rows; None if these do not define the metric or its interval."""
+    reached = metric.value(targets, mine)
     if theirs is None:
-        return Comparison(name=name, rows=count, challenger=accuracy)
-    interval = paired_bootstrap(mine[chosen], theirs[chosen], confidence=spec.confidence)
+        found = Comparison(name=name, rows=len(targets), challenger=reached)
+        return found if math.isfinite(reached) else None
+    gain = paired_metric(metric, targets=targets, a=mine, b=theirs, confidence=confidence)
+    if not (math.isfinite(gain.mean) and math.isfinite(gain.low)):
+        return None
     return Comparison(
         name=name,
-        rows=count,
-        challenger=accuracy,
-        champion=float(theirs[chosen].mean()),
-        difference=float(np.mean(mine[chosen] - theirs[chosen])),
-        low=float(interval.low),
-        high=float(interval.high),
+        rows=len(targets),
+        challenger=reached,
+        champion=metric.value(targets, theirs),
+        difference=gain.mean,
+        low=gain.low,
+        high=gain.high,
     )
 
 
@@ -244,12 +311,11 @@ def _gain(overall: Comparison, *, spec: PromotionSpec) -> Condition:
     return _decided(overall, spec.min_gain, passed, detail)
 
 
-def _floor(overall: Comparison, *, floor: float) -> Condition:
-    passed = overall.challenger >= floor
+def _floor(overall: Comparison, *, floor: float, metric: Metric) -> Condition:
+    passed = metric.gain(overall.challenger, floor) >= 0
     amount = abs(overall.challenger - floor)
-    detail = (
-        f"{overall.challenger:.3f} is {amount:.3f} {'above' if passed else 'below'} {floor:.3f}"
-    )
+    side = "above" if overall.challenger >= floor else "below"
+    detail = f"{overall.challenger:.3f} is {amount:.3f} {side} {floor:.3f}"
     return _decided(overall, floor, passed, detail, name="floor")
 
 

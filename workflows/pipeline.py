@@ -16,8 +16,10 @@ from features.sources import Source, SourceError, folder_hint, open_source
 from features.spec import DatasetSpec, FeatureSpec, Name
 from features.storage import open_storage
 from features.store import Store
+from training.alignment_spec import SpaceSpec
 from training.built_in import CandidateField
-from training.task import TaskSpec
+from training.metrics import Metric, metrics_of
+from training.task import TaskField
 from training.training_spec import TrainingSpec
 from workflows.gate import PromotionSpec
 from workflows.yaml_lines import Lines, Location
@@ -51,7 +53,7 @@ class PipelineSpec(Spec):
     dataset: DatasetSpec
     features: Annotated[dict[Name, FeatureSpec], pydantic.Field(min_length=1)]
     """The modalities, by name."""
-    task: TaskSpec
+    task: TaskField
     candidates: Annotated[tuple[CandidateField, ...], pydantic.Field(min_length=1)]
     """The models to fit and compare."""
     training: TrainingSpec = TrainingSpec()
@@ -89,6 +91,11 @@ class Pipeline:
         if uri.startswith(prefix):
             return prefix + str(self.folder / uri.removeprefix(prefix))
         return uri
+
+    @property
+    def metric(self) -> Metric:
+        """What candidates and champions are compared by."""
+        return self.spec.promotion.metric_of(self.spec.task)
 
     @property
     def experiment(self) -> str:
@@ -168,7 +175,8 @@ class Pipeline:
                 column = getattr(feature, key)
                 if column is not None:
                     yield ("features", modality, key), column
-        yield ("task", "target"), self.spec.task.target
+        for column in self.spec.task.targets:
+            yield ("task", "target"), column
 
 
 def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
@@ -212,11 +220,32 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
 
 def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
     """What no single part of the file can see: names used twice, modalities that are not there."""
-    if spec.task.target == spec.dataset.id:
+    if spec.dataset.id in spec.task.targets:
         yield (
             ("task", "target"),
-            f"{spec.task.target!r} is the column of ids, which are all different",
+            f"{spec.dataset.id!r} is the column of ids, which are all different",
         )
+    try:
+        problem = spec.promotion.out_of_range(spec.promotion.metric_of(spec.task))
+    except ValueError as error:
+        problem = ("metric", str(error))
+    if problem is not None:
+        yield ("promotion", problem[0]), problem[1]
+    measured = ("loss", *metrics_of(spec.task))
+    if spec.training.monitor not in measured:
+        yield (
+            ("training", "monitor"),
+            f"there is no metric {spec.training.monitor!r} of a {spec.task.type} task; "
+            f"{nearest_hint(spec.training.monitor, measured)}it is one of {', '.join(measured)}",
+        )
+    if spec.task.type == "retrieval":
+        for i, candidate in enumerate(spec.candidates):
+            if not isinstance(candidate, SpaceSpec):
+                yield (
+                    ("candidates", i, "type"),
+                    f"a retrieval task has no classes to answer, and {candidate.type!r} has no "
+                    "common space to search; give alignments",
+                )
     seen: dict[str, int] = {}
     for i, candidate in enumerate(spec.candidates):
         if candidate.name in seen:

@@ -35,6 +35,7 @@ def plan_embedding(pipeline: Pipeline, *, run: Run | None = None) -> Plan:
             dataset=spec.dataset,
             features=spec.features,
             target=spec.task.target,
+            target_kind=spec.task.target_kind,
             store=pipeline.open_store(),
             run=run,
         )

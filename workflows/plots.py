@@ -296,7 +296,7 @@ def _span(
 
     drawn = [value for row in rows for value in (row.low, row.high, row.value, row.hollow)]
     finite = [value for value in [*drawn, reference] if value is not None and math.isfinite(value)]
-    low, high = (min(finite), max(finite)) if finite else bounds
+    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     margin = max(0.01, (high - low) * 0.04)
     low, high = max(bounds[0], low - margin), min(bounds[1], high + margin)
     locator = MaxNLocator(nbins=4 if width < 560 else 7, steps=[1, 2, 5, 10])

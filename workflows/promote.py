@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord
+from training.metrics import Metric
 from workflows import registry, tracking
 from workflows.contest import Contest
 from workflows.frozen import RawRows
@@ -89,7 +90,7 @@ def promote(
         pipeline=pipeline,
         store=store,
         snapshot=snapshot,
-        winner=choose_winner(records),
+        winner=choose_winner(records, metric=pipeline.metric),
         raw_rows=raw_rows,
     )
     uri = pipeline.tracking_uri
@@ -101,22 +102,30 @@ def promote(
         return _promote(contest, client=client, records=records, say=on_event or (lambda _: None))
 
 
-def choose_winner(records: Sequence[CandidateRecord]) -> CandidateRecord:
-    """The fitted candidate of the best validation accuracy; of equals the smallest, then by name.
+def choose_winner(records: Sequence[CandidateRecord], *, metric: Metric) -> CandidateRecord:
+    """The fitted candidate that is best on the validation split; of equals the smallest, then by
+    name.
 
-    The test split has no say in it: it is kept for the comparison with the champion.
+    The test split has no say in it: it is kept for the comparison with the champion. A candidate
+    whose validation rows do not define the metric cannot win.
     """
-    accuracy = {
-        record.fingerprint: record.metrics["validation"]["accuracy"]
+    reached = {
+        record.fingerprint: record.metrics["validation"][metric.name]
         for record in records
-        if record.status == "fitted" and record.metrics
+        if record.status == "fitted"
+        and record.metrics
+        and metric.name in record.metrics["validation"]
     }
-    if not accuracy:
+    if not reached:
         reasons = "; ".join(f"{r.name}: {(r.failure or {}).get('reason')}" for r in records)
         raise StageError(f"no candidate was fitted, so none can be promoted ({reasons or 'none'})")
     return min(
-        (record for record in records if record.fingerprint in accuracy),
-        key=lambda record: (-accuracy[record.fingerprint], record.parameters, record.name),
+        (record for record in records if record.fingerprint in reached),
+        key=lambda record: (
+            -metric.gain(reached[record.fingerprint], 0),
+            record.parameters,
+            record.name,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from workflows.findings import (
     CandidateFindings,
@@ -106,18 +106,46 @@ def _capital(text: str) -> str:
 
 
 def _reached(best: CandidateFindings, data: ReportData) -> Markup:
+    metric = escape(data.metric.title)
     if best.test is None:
-        return say("Its accuracy is not known: no test row has a label.")
+        return say("Its {} is not known: no test row has a label.", metric)
     if best.gain is None or best.name == data.best_single:
-        return say("Test accuracy {} {}.", score(best.test.value), quiet(best.test))
-    return say(
-        "Test accuracy {} {}, {} {} over the best single modality, {}.",
+        reached = say("Test {} {} {}.", metric, score(best.test.value), quiet(best.test))
+        return _join(reached, _standing(data))
+    reached = say(
+        "Test {} {} {}, {} {} over the best single modality, {}.",
+        metric,
         score(best.test.value),
         quiet(best.test),
         score(best.gain.value, True),
         quiet(best.gain, True),
         data.best_single,
     )
+    return _join(reached, _standing(data))
+
+
+def _standing(data: ReportData) -> Markup | None:
+    """Over how many of the others the winner's lead is real."""
+    leads = {item.name: item.lead for item in data.candidates if item.lead is not None}
+    if not leads:
+        return None
+    behind = [name for name, lead in leads.items() if lead.sure and lead.gain.value > 0]
+    ahead = [name for name, lead in leads.items() if lead.sure and lead.gain.value < 0]
+    level = [name for name in leads if name not in behind + ahead]
+    if len(behind) == len(leads):
+        if len(leads) == 1:
+            return say("Its lead over the other candidate is real.")
+        return say("Its lead over all {} other candidates is real.", str(len(leads)))
+    found = []
+    if behind:
+        found.append(
+            say("Its lead over {} of the {} others is real.", str(len(behind)), str(len(leads)))
+        )
+    if level:
+        found.append(say("It cannot be told from {}.", few(level)))
+    if ahead:
+        found.append(say("On the test rows {} is surely better.", few(ahead)))
+    return _join(*found)
 
 
 def _refusal(gate: GateFindings) -> Markup | None:
@@ -149,7 +177,11 @@ def tiles(data: ReportData) -> list[Tile]:
     found = []
     if best is not None and best.test is not None:
         found.append(
-            Tile(label="Test accuracy", value=score(best.test.value), note=interval(best.test))
+            Tile(
+                label=f"Test {data.metric.title}",
+                value=score(best.test.value),
+                note=interval(best.test),
+            )
         )
         if best.gain is not None and best.name != data.best_single:
             note = f"{interval(best.gain, True)} {data.best_single}"
@@ -173,7 +205,7 @@ def tiles(data: ReportData) -> list[Tile]:
         Tile(
             label="Samples",
             value=number(data.samples),
-            note=count(len(data.classes), "class", "classes"),
+            note=_outputs(data),
         ),
         Tile(
             label="Embedded",
@@ -189,12 +221,26 @@ def tiles(data: ReportData) -> list[Tile]:
     return found
 
 
+def _outputs(data: ReportData) -> str:
+    """What is predicted, in number."""
+    nouns = {
+        "classification": ("class", "classes"),
+        "multilabel": ("label", "labels"),
+        "regression": ("number to predict", "numbers to predict"),
+    }
+    if data.task not in nouns:
+        return ""
+    return count(len(data.classes), *nouns[data.task])
+
+
 def on_candidates(data: ReportData) -> list[Markup]:
     """What the comparison of the candidates says."""
     fitted = [item.test for item in data.candidates if item.test is not None]
     if not fitted:
         return [say("No candidate has been measured on test rows.")]
-    lines = [say("Accuracy on {}, which no candidate has seen.", count(fitted[0].n, "test row"))]
+    rows = count(fitted[0].n, "test row")
+    heading = escape(data.metric.heading)
+    lines = [say("{} on {}, which no candidate has seen.", heading, rows)]
     records = {item.name for item in data.modalities if item.kind == "table"}
     seen = [
         leak
@@ -202,10 +248,27 @@ def on_candidates(data: ReportData) -> list[Markup]:
         if leak.sides == ("train", "test") and leak.modality not in records
     ]
     if seen:
-        lines = [say("Accuracy on {}.", count(fitted[0].n, "test row"))]
-        what = few([_shared(leak) for leak in seen])
+        lines = [say("{} on {}.", heading, rows)]
+        what, title = few([_shared(leak) for leak in seen]), data.metric.title
+        high = "high" if data.metric.higher_is_better else "low"
         lines.append(
-            say("Leak: {} in both train and test, so the accuracy may be too high; see Data.", what)
+            say(
+                "Leak: {} in both train and test, so the {} may be too {}; see Data.",
+                what,
+                title,
+                high,
+            )
+        )
+    if not data.metric.higher_is_better:
+        lines.append(say("Less is better; a gain is by how much less it is."))
+    tests = {item.lead.test for item in data.candidates if item.lead is not None}
+    if tests:
+        lines.append(
+            say(
+                "Whether the winner's lead is real is tested on the same rows ({}), and corrected "
+                "for the number of candidates (Holm).",
+                ", ".join(sorted(tests)),
+            )
         )
     best = data.candidate(data.winner)
     if best is None:
@@ -249,11 +312,12 @@ def on_failures(data: ReportData) -> list[Markup]:
         )
     if data.untrained:
         lines.append(_untrained(data))
-    groups = [item for item in data.slices if item.group is not None and item.accuracy.n >= 10]
+    groups = [item for item in data.slices if item.group is not None and item.score.n >= 10]
     if len(groups) > 1:
-        worst = min(groups, key=lambda item: item.accuracy.value)
+        sign = 1 if data.metric.higher_is_better else -1
+        worst = min(groups, key=lambda item: sign * item.score.value)
         name = f"{worst.group} {worst.value}"
-        lines.append(say("Weakest slice: {}, with {}.", name, score(worst.accuracy.value)))
+        lines.append(say("Weakest slice: {}, with {}.", name, score(worst.score.value)))
     best = data.candidate(data.winner)
     if best is not None and best.masked:
         dear = min(best.masked, key=lambda item: item.difference.value)

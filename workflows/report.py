@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,20 @@ def render(data: ReportData) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    for name in ("score", "interval", "number", "percent", "duration", "moment", "describe", "few"):
+    for name in (
+        "score",
+        "interval",
+        "number",
+        "percent",
+        "duration",
+        "moment",
+        "describe",
+        "few",
+        "probability",
+    ):
         environment.filters[name] = getattr(wording, name)
     environment.filters["css"] = lambda share: f"{min(1.0, max(0.0, share)) * 100:.1f}%"
-    candidates = _ranked(data.candidates)
+    candidates = _ranked(data)
     present = {item.family for item in candidates}
     css = (TEMPLATES / "report.css").read_text()
     return environment.get_template("report.html.j2").render(
@@ -64,6 +75,7 @@ def render(data: ReportData) -> str:
             "gate": remarks.on_gate(data),
         },
         candidates=candidates,
+        leads=any(item.lead is not None for item in candidates),
         families=[family for family in FAMILY_NAMES if family in present],
         family_names=FAMILY_NAMES,
         plots={
@@ -74,7 +86,7 @@ def render(data: ReportData) -> str:
         wide_confusion=len(data.classes) > 14,
         confusion_note=_confusion_note(data),
         pairs=_pairs(data),
-        masked=_masked(candidates),
+        masked=_masked(candidates, share=data.metric.share),
         curves=figures.curves(candidates),
         retrieval=[table for block in data.retrieval for table in _retrieval_tables(data, block)],
         total_bad=sum(reason.count for reason in data.bad_reasons),
@@ -88,9 +100,12 @@ def render(data: ReportData) -> str:
     )
 
 
-def _ranked(candidates: Sequence[CandidateFindings]) -> list[CandidateFindings]:
-    """By test accuracy, the best first; those without any at the end."""
-    return sorted(candidates, key=lambda c: (c.test is None, -(c.test.value if c.test else 0)))
+def _ranked(data: ReportData) -> list[CandidateFindings]:
+    """By what they reached on the test rows, the best first; those without any at the end."""
+    sign = -1 if data.metric.higher_is_better else 1
+    return sorted(
+        data.candidates, key=lambda c: (c.test is None, sign * (c.test.value if c.test else 0))
+    )
 
 
 def _confusion_note(data: ReportData) -> str:
@@ -120,20 +135,21 @@ def _pairs(data: ReportData) -> list[dict[str, Any]]:
     return sorted(found, key=lambda pair: (-pair["count"], -pair["share"]))[:MOST_PAIRS]
 
 
-def _masked(candidates: Sequence[CandidateFindings]) -> dict[str, Any] | None:
+def _masked(candidates: Sequence[CandidateFindings], *, share: bool) -> dict[str, Any] | None:
     shown = [item for item in candidates if item.masked]
     if not shown:
         return None
     modalities = list(dict.fromkeys(m.modality for item in shown for m in item.masked))
     rows = []
     for item in shown:
+        # Half an accuracy lost is as warm as it gets, or half of what there was.
+        unit = 1.0 if share or item.test is None else abs(item.test.value) or 1.0
         by_name = {masked.modality: masked for masked in item.masked}
         cells = [
             {
-                "accuracy": found.accuracy,
+                "score": found.score,
                 "difference": found.difference,
-                # half an accuracy lost is as warm as it gets
-                "tint": min(0.6, max(0.0, -found.difference.value) * 1.2),
+                "tint": min(0.6, max(0.0, -found.difference.value / unit) * 1.2),
             }
             if (found := by_name.get(modality))
             else None
@@ -216,7 +232,7 @@ def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
                 label="Challenger − champion on each slice",
                 reference=0.0,
                 reference_label="no difference",
-                bounds=(-1.0, 1.0),
+                bounds=(-1.0, 1.0) if data.metric.share else (-math.inf, math.inf),
                 signed=True,
             )
         note = remarks.gate_note(comparisons) if decides else remarks.BREAKDOWN_NOTE

@@ -17,7 +17,7 @@ from features.snapshot import Snapshot
 from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers
 from workflows.cluster import Connection
-from workflows.collect import best_single, collect
+from workflows.collect import best_single, collect, find_leads
 from workflows.console import count, duration, progress, several
 from workflows.drift import print_planned_changes
 from workflows.embed import embed
@@ -215,21 +215,32 @@ def _summary(
     console: Console,
 ) -> None:
     """The candidates, what fusion gains, the champion, and where to look further."""
-    confidence = pipeline.spec.promotion.confidence
+    confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
     store = pipeline.open_store()
     tested = {
-        record.name: Answers.from_table(read_predictions(store, record.fingerprint), split="test")
+        record.name: Answers.from_table(
+            read_predictions(store, record.fingerprint),
+            split="test",
+            task=pipeline.spec.task,
+            metric=metric,
+        )
         for record in records
         if record.status == "fitted"
     }
-    accuracy = {name: answers.accuracy(confidence=confidence) for name, answers in tested.items()}
     console.print(
-        candidate_table(records, test=accuracy, winner=promotion.winner, confidence=confidence)
+        candidate_table(
+            records,
+            metric=metric,
+            test={name: found.score(confidence=confidence) for name, found in tested.items()},
+            leads=find_leads(tested, winner=promotion.winner, confidence=confidence),
+            winner=promotion.winner,
+            confidence=confidence,
+        )
     )
     single = best_single(records, tested)
     fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
     if single is not None and fusions:
-        fusion = choose_winner(fusions).name
+        fusion = choose_winner(fusions, metric=metric).name
         gain = tested[fusion].gain(over=tested[single], confidence=confidence)
         console.print(
             f"fusion   {fusion} {_compared(gain)} {single}, the best single modality: "
@@ -241,8 +252,8 @@ def _summary(
     elif promotion.promoted and verdict is not None:
         console.print(
             f"champion [bold green]{promotion.model} version {promotion.champion_after}"
-            f"[/bold green] ({promotion.winner}), test accuracy {verdict.accuracy:.3f} "
-            f"[{verdict.accuracy_low:.3f}, {verdict.accuracy_high:.3f}]"
+            f"[/bold green] ({promotion.winner}), test {metric.title} {verdict.score:.3f} "
+            f"[{verdict.low:.3f}, {verdict.high:.3f}]"
         )
     else:
         console.print(f"champion {promotion.model} version {promotion.champion_after} stays")

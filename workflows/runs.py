@@ -51,10 +51,15 @@ def epoch_metrics(record: CandidateRecord, *, start: int) -> Iterator[Point]:
 
 
 def final_metrics(record: CandidateRecord, *, start: int) -> Iterator[Point]:
-    """What the fitted candidate reached: `test.accuracy`, `retrieval.test.a_to_b.recall_at_1`."""
+    """What the fitted candidate reached: `test.accuracy`, with `test.accuracy.low` and `.high`, the
+    ends of its interval; `retrieval.test.a_to_b.recall_at_1`.
+    """
     found: dict[str, Any] = {}
     for split, values in (record.metrics or {}).items():
         found |= {f"{split}.{key}": value for key, value in values.items()}
+    for split, intervals in record.intervals.items():
+        for key, (low, high) in intervals.items():
+            found |= {f"{split}.{key}.low": low, f"{split}.{key}.high": high}
     for item in record.retrieval or ():
         place = f"retrieval.{item['split']}.{item['query']}_to_{item['target']}"
         for measure in ("recall", "class_recall"):

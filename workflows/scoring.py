@@ -33,10 +33,12 @@ from training.candidate import (
     RECORD_FILE,
     CandidateRecord,
     candidate_path,
+    embed,
     load_model_files,
     parse_record,
     predict,
 )
+from training.task import MultilabelSpec, RegressionSpec, RetrievalSpec, parse_task
 from workflows.inputs import Input, column_names, example_cells, input_from
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Inp
             name=record.name,
             python_model=str(place / "model.py"),
             artifacts={"candidate": str(files), "inputs": str(place / INPUTS)},
-            signature=_signature(inputs, classes=record.classes),
+            signature=_signature(inputs, record=record),
             input_example=_example(inputs),
             pip_requirements=_requirements(),
             tags={"sensorium.candidate": record.fingerprint},
@@ -126,16 +128,15 @@ class SensoriumModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Classify raw rows, one column per modality: text; paths, URIs or bytes of files.
+        """Answer raw rows, one column per modality: text; paths, URIs or bytes of files.
 
         None, NaN or an absent column is a missing modality. A payload that cannot be used is
         treated as missing, and said so. `params["base"]` is the folder that relative paths
         start from; without it, the working directory.
 
-        Returns, in the input's order and with its index: `prediction` (a class as it stood in
-        the table), `confidence` (its probability), `probabilities` (of all classes, in order),
-        `missing` (names of the modalities that the answer had to do without) and `problems`
-        (why a payload was not used, or None).
+        Returns, in the input's order and with its index, the answers of the task (see
+        `said`), `missing` (names of the modalities that the answer had to do without)
+        and `problems` (why a payload was not used, or None).
 
         Raises ValueError if none of the model's columns is there, TypeError for a value that is
         no payload, and EncoderMismatch if an encoder is not here, or its weights or options are
@@ -167,16 +168,9 @@ class SensoriumModel(PythonModel):
                 embeddings[name], masks[name] = _padded(found, rows=count, dim=item.dim)
             else:
                 embeddings[name] = _stacked(found, rows=count, dim=item.dim)
-        probabilities = np.asarray(
-            predict(self.fitted(), embeddings=embeddings, presence=presence, masks=masks),
-            dtype=np.float32,
-        ).reshape(count, len(self.record.classes))
-        best = probabilities.argmax(axis=1) if count else np.empty(0, dtype=np.int64)
         return pd.DataFrame(
             {
-                "prediction": [self.record.classes[i] for i in best],
-                "confidence": [float(p[i]) for p, i in zip(probabilities, best, strict=True)],
-                "probabilities": [p.tolist() for p in probabilities],
+                **self._answers(embeddings, presence, masks),
                 "missing": [
                     [name for name in self.inputs if not presence[name][row]]
                     for row in range(count)
@@ -188,6 +182,24 @@ class SensoriumModel(PythonModel):
             },
             index=rows.index,
         )
+
+    def _answers(
+        self,
+        embeddings: Mapping[str, np.ndarray],
+        presence: Mapping[str, np.ndarray],
+        masks: Mapping[str, np.ndarray],
+    ) -> dict[str, list[Any]]:
+        given: dict[str, Any] = {"embeddings": embeddings, "presence": presence, "masks": masks}
+        if self.record.task.get("type") != "retrieval":
+            answers = predict(self.fitted(), record=self.record, **given)
+            return said(answers.reshape(-1, len(self.record.classes)), record=self.record)
+        vectors = embed(self.fitted(), **given)
+        return {
+            "vectors": [
+                {m: x[row].tolist() for m, x in vectors.items() if presence[m][row]}
+                for row in range(len(next(iter(presence.values()))))
+            ]
+        }
 
     def _embed(
         self, name: str, *, values: Sequence[Any], base: str, problems: list[list[str]]
@@ -323,6 +335,58 @@ def _padded(
     return values, mask
 
 
+def said(answers: np.ndarray, *, record: CandidateRecord) -> dict[str, list[Any]]:
+    """A model's answers `[B, C]` as columns of what is returned.
+
+    Classification: `prediction` (a class as it stood in the table), `confidence` (its
+    probability), `probabilities` (of all classes, in order). Multilabel: `prediction` (a list of
+    the labels whose probability is at least the task's threshold) and `probabilities`. Regression:
+    `prediction` (a number, or a list of them if there are several) and `values` (always a list).
+    (A retrieval's model gives `vectors` instead: per present modality a unit vector of the space.)
+    """
+    task, names = parse_task(record.task), list(record.classes)
+    lists = [row.tolist() for row in answers]
+    if isinstance(task, RegressionSpec):
+        numbers = [row[0] for row in lists] if len(names) == 1 else lists
+        return {"prediction": numbers, "values": lists}
+    if isinstance(task, MultilabelSpec):
+        held = [
+            [n for n, p in zip(names, row, strict=True) if p >= task.threshold] for row in lists
+        ]
+        return {"prediction": held, "probabilities": lists}
+    best = answers.argmax(axis=1) if len(answers) else np.empty(0, dtype=np.int64)
+    return {
+        "prediction": [names[i] for i in best],
+        "confidence": [float(p[i]) for p, i in zip(answers, best, strict=True)],
+        "probabilities": lists,
+    }
+
+
+def answer_columns(record: CandidateRecord) -> list[Any]:
+    """The columns that `said` gives, in MLflow's types."""
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import Array, Map
+
+    task, numbers = parse_task(record.task), Array(DataType.double)
+    if isinstance(task, RegressionSpec):
+        one = len(record.classes) == 1
+        return [
+            ColSpec(DataType.double if one else numbers, "prediction"),
+            ColSpec(numbers, "values"),
+        ]
+    if isinstance(task, RetrievalSpec):
+        return [ColSpec(Map(numbers), "vectors")]
+    if isinstance(task, MultilabelSpec):
+        return [ColSpec(Array(DataType.string), "prediction"), ColSpec(numbers, "probabilities")]
+    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
+    kind = kinds.get(type(record.classes[0]), DataType.string)
+    return [
+        ColSpec(kind, "prediction"),
+        ColSpec(DataType.double, "confidence"),
+        ColSpec(numbers, "probabilities"),
+    ]
+
+
 def _payloads(rows: pd.DataFrame, *, columns: PayloadColumns) -> list[Any]:
     """The payload of each row; None where it is missing, or its column is not there."""
 
@@ -359,7 +423,7 @@ def _cell(value: Any, *, column: str, columns: PayloadColumns) -> Any:
     )
 
 
-def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
+def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
     """One optional column per modality.
 
     Of type `any`: MLflow's `string` and `binary` refuse a column that pandas has made float64
@@ -369,15 +433,12 @@ def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array
 
-    label = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
     columns = column_names(inputs)
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
         outputs=Schema(
             [
-                ColSpec(label.get(type(classes[0]), DataType.string), "prediction"),
-                ColSpec(DataType.double, "confidence"),
-                ColSpec(Array(DataType.double), "probabilities"),
+                *answer_columns(record),
                 ColSpec(Array(DataType.string), "missing"),
                 ColSpec(DataType.string, "problems", required=False),
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from training.grouping import group
+from training.metrics import Metric
 from training.training_spec import TrainingSpec
 from training.tuning_spec import FinetuneSpec
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, table
-from workflows.findings import Estimate
+from workflows.findings import Estimate, Lead
 from workflows.pipeline import Pipeline, StageError
 
 
@@ -56,6 +58,7 @@ def last_snapshot(pipeline: Pipeline) -> Snapshot:
             dataset=spec.dataset,
             payloads={m: feature.payload_columns for m, feature in spec.features.items()},
             target=spec.task.target,
+            target_kind=spec.task.target_kind,
         )
         same = same and record.scan.columns == columns.identity()
     if not same or (snapshot.target, snapshot.slices) != (spec.task.target, spec.dataset.slices):
@@ -142,15 +145,19 @@ def passes(missing: Sequence[PlannedCandidate], *, training: TrainingSpec) -> It
 def candidate_table(
     records: Sequence[CandidateRecord],
     *,
+    metric: Metric,
     test: Mapping[str, Estimate],
+    leads: Mapping[str, Lead],
     winner: str | None,
     confidence: float,
 ) -> Table:
-    """The candidates side by side: what they are, and their accuracy with its interval."""
-    interval = f"test, {confidence:.0%} interval"
+    """The candidates side by side: what they are, their metric with its interval, and how surely
+    the winner is better.
+    """
+    interval, behind = f"test, {confidence:.0%} interval", "winner ahead by"
     made = table(
-        "candidate", "validation", interval, "parameters", "epochs", "time",
-        numbers=("validation", interval, "parameters", "epochs", "time"),
+        "candidate", "validation", interval, behind, "parameters", "epochs", "time",
+        numbers=("validation", interval, behind, "parameters", "epochs", "time"),
     )  # fmt: skip
     for record in records:
         if record.status == "failed" or record.metrics is None:
@@ -159,14 +166,21 @@ def candidate_table(
         estimate = test[record.name]
         made.add_row(
             record.name,
-            f"{record.metrics['validation']['accuracy']:.3f}",
+            f"{record.metrics['validation'].get(metric.name, math.nan):.3f}",
             f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]",
+            _ahead(leads.get(record.name)),
             count(record.parameters),
             f"{len(record.epochs)}",
             duration(record.seconds),
             style="bold green" if record.name == winner else None,
         )
     return made
+
+
+def _ahead(lead: Lead | None) -> str:
+    if lead is None:
+        return ""
+    return f"{lead.gain.value:+.3f} {'surely' if lead.sure else 'unsure'}"
 
 
 @contextmanager

@@ -32,11 +32,17 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def score(value: float, signed: bool = False) -> str:
-    """Three decimals, with a true minus; signed: `+0.061`."""
+    """Three decimals, fewer of what is 10 and more, with a true minus; signed: `+0.061`."""
     if not math.isfinite(value):
         return "–"
-    text = f"{value:+.3f}" if signed else f"{value:.3f}"
-    return "0.000" if float(text) == 0 else text.replace("-", "−")
+    decimals = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    text = f"{value:+,.{decimals}f}" if signed else f"{value:,.{decimals}f}"
+    return "0.000" if value == 0 or text.strip("+-") == "0.000" else text.replace("-", "−")
+
+
+def probability(p: float) -> str:
+    """`0.021`, `< 0.001`."""
+    return f"<{NO_BREAK}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:

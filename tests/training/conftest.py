@@ -22,6 +22,7 @@ from features.sources import RowRange
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
 from training.data import EmbeddingTable, table_of
+from training.task import parse_task
 
 DIMS = {"caption": 5, "photo": 7, "speech": 6}
 FRAME_DIM = 4
@@ -221,6 +222,32 @@ def columns() -> Callable[..., dict]:
 def make_table() -> Callable[..., EmbeddingTable]:
     def make(**options: object) -> EmbeddingTable:
         return table_of(**make_columns(**options))
+
+    return make
+
+
+@pytest.fixture
+def task_table() -> Callable[..., EmbeddingTable]:
+    """The table with `label`, `tags` (lists) and `size` (a number), of a task of one of them."""
+
+    def make(task: dict[str, Any]) -> EmbeddingTable:
+        columns, spec = make_columns(), parse_task(task)
+        rng = np.random.default_rng(1)
+        names = columns["labels"].to_pylist()
+        labels: dict[str, pa.Array] = {
+            "label": columns["labels"],
+            "tags": pa.array(
+                [
+                    None if n is None else ["tail"] * (n != "eel") + ["pet"] * (n < "e")
+                    for n in names
+                ]
+            ),
+            "size": pa.array(
+                [None if n is None else 10.0 * ord(n[0]) + rng.normal() for n in names]
+            ),
+        }
+        columns |= {"labels": {name: labels[name] for name in spec.targets}, "task": spec}
+        return table_of(**columns)
 
     return make
 

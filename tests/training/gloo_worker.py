@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+import pyarrow as pa  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -38,7 +39,8 @@ from training.losses import cross_entropy  # noqa: E402
 from training.produce import produce_together  # noqa: E402
 from training.shared_space import SharedSpace  # noqa: E402
 from training.step import seed_step, sum_gradients, train_step  # noqa: E402
-from training.task import TaskSpec  # noqa: E402
+from training.task import ClassificationSpec, parse_task  # noqa: E402
+from training.tasks import read_targets  # noqa: E402
 from training.training_spec import TrainingSpec  # noqa: E402
 from training.workers import gather_rows, sum_over_workers, worker_rank  # noqa: E402
 
@@ -130,6 +132,39 @@ def classification(*, part: slice) -> dict[str, Any]:
     }
 
 
+TASKS: dict[str, dict[str, Any]] = {
+    "weighted": {"target": "y", "class_weights": {"b": 5.0}, "label_smoothing": 0.1},
+    "focal": {"target": "y", "loss": "focal", "class_weights": "balanced"},
+    "multilabel": {"type": "multilabel", "target": "labels", "positive_weights": "balanced"},
+    "regression": {"type": "regression", "target": ["u", "v"], "loss": "huber"},
+}
+LABELS: dict[str, list[Any]] = {
+    "y": ["a", "b", "c", "b", "a", "a", "a", "c", "a", "b", "a", "a", "c"],
+    "labels": [["p"], [], ["p", "q"], ["q"], [], ["p"], [], ["q"], [], [], ["p"], [], ["q"]],
+    "u": [float(i % 5) for i in range(13)],
+    "v": [float(i**2) for i in range(13)],
+}
+
+
+def task_loss(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
+    """Loss and gradients, summed over workers, of a linear model of 13 rows."""
+    spec = parse_task(options)
+    labels = {name: pa.array(LABELS[name]) for name in spec.targets}
+    split = {name: torch.arange(13) for name in ("train", "validation", "test")}
+    targets = read_targets(spec, labels, split=split, rows=13)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(13, 4, generator=generator, dtype=torch.float64)
+    size = (targets.task.outputs, 4)
+    weight = torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
+    share = targets.task.loss_share(x[part] @ weight.T, targets.values[part])
+    share.backward()
+    assert weight.grad is not None
+    return {
+        "loss": float(sum_over_workers(share)),
+        "weight": sum_over_workers(weight.grad).tolist(),
+    }
+
+
 def step_gradients(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
     """Gradients of a fusion's step with dropout, on 13 rows in float64."""
     table = table_of(**make_columns())
@@ -180,7 +215,7 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
         "weights": weights,
         "resumed alike": weights == again,
         "rows": answers.rows.tolist(),
-        "probabilities": answers.probabilities.tolist(),
+        "probabilities": answers.answers.tolist(),
         "without": {m: p.tolist() for m, p in answers.without.items()},
         "retrieval": found,
     }
@@ -267,6 +302,7 @@ def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
             for name, case in CONTRASTIVE.items()
         },
         "classification": classification(part=part(4, 13)),
+        "tasks": {name: task_loss(task, part=part(4, 13)) for name, task in TASKS.items()},
         "steps": {
             name: step_gradients(options, part=part(6, 13)) for name, options in STEPS.items()
         },
@@ -282,7 +318,7 @@ def produce(job: dict[str, Any]) -> None:
     """What the Ray job does, on this process group."""
     store = Store(LocalStorage(job["store_root"]))
     snapshot = store.read_snapshot(job["snapshot_id"])
-    task, training = TaskSpec(**job["task"]), TrainingSpec(**job["training"])
+    task, training = ClassificationSpec(**job["task"]), TrainingSpec(**job["training"])
     options: dict[str, Any] = {"snapshot": snapshot, "task": task, "training": training}
     specs = [parse_candidate(spec) for spec in job["candidates"]]
     planned = plan_candidates(store, candidates=specs, **options)

@@ -27,11 +27,11 @@ from training.data import EmbeddingTable, load_table
 from training.live_data import LiveTable, table_for
 from training.live_payloads import PayloadSource
 from training.spec import CandidateSpec
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
 ROWS = 64
-TASK = TaskSpec(target="label")
+TASK = ClassificationSpec(target="label")
 WORDS = (("ab", "cab", "bab"), ("xy", "zyx", "yyz"))
 """Words that tell the class."""
 

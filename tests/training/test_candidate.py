@@ -29,10 +29,10 @@ from training.faults import CandidateFault
 from training.late import LateFusion
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
-TASK = TaskSpec(target="label")
+TASK = ClassificationSpec(target="label")
 TRAINING = TrainingSpec(batch_size=64, max_epochs=3)
 
 
@@ -72,7 +72,7 @@ def test_identity_is_what_can_change_the_result(make_store) -> None:
         candidate_fingerprint(
             parse_candidate({"type": "late"}),
             snapshot=snapshot,
-            task=TaskSpec(target="other"),
+            task=ClassificationSpec(target="other"),
             training=TRAINING,
         ),
     ]
@@ -108,6 +108,7 @@ def test_a_produced_candidate_is_all_there_and_answers_as_recorded(make_store, k
     model = load_model(store, record.fingerprint)
     answered = predict(
         model,
+        record=record,
         embeddings={m: x.numpy() for m, x in batch.embeddings.items()},
         presence={m: p.numpy() for m, p in batch.presence.items()},
     )
@@ -138,6 +139,7 @@ def test_a_modality_may_bear_the_name_of_a_modules_attribute(make_store, kind) -
     )
     answered = predict(
         load_model(store, record.fingerprint),
+        record=record,
         embeddings=batch.embeddings,
         presence=batch.presence,
     )
@@ -169,11 +171,11 @@ def test_prediction_takes_half_precision_and_absent_rows_of_any_content(make_sto
     }
     presence = {m: np.ones(5, dtype=bool) for m in embeddings}
     presence["photo"][2:] = False
-    expected = predict(model, embeddings=embeddings, presence=presence)
+    expected = predict(model, record=record, embeddings=embeddings, presence=presence)
     embeddings["photo"][2:] = np.nan
     for values in embeddings.values():
         values.setflags(write=False)  # as read from a file
-    answered = predict(model, embeddings=embeddings, presence=presence)
+    answered = predict(model, record=record, embeddings=embeddings, presence=presence)
     assert np.array_equal(answered, expected)
     assert (answered.dtype, answered.shape) == (np.float32, (5, 4))
 
@@ -310,7 +312,7 @@ def test_a_record_holds_what_its_readers_expect(make_store) -> None:
     assert set(value) == {
         "fingerprint", "name", "spec", "training", "task", "snapshot", "part", "classes",
         "modalities", "parameters", "status", "failure", "best_epoch", "epochs", "seconds",
-        "workers", "metrics", "retrieval", "files",
+        "workers", "metrics", "intervals", "retrieval", "target_scale", "files",
     }  # fmt: skip
     assert set(value["epochs"][0]) == {
         "epoch", "train_loss", "gradient_norm", "validation_loss", "validation_accuracy",

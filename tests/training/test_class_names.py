@@ -22,11 +22,11 @@ from training.class_names import embed_class_names
 from training.data import table_of
 from training.produce import produce_candidate
 from training.targets import Untrainable
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
 ENCODER = HashingSpec(dim=32)
-TASK = TaskSpec(target="label")
+TASK = ClassificationSpec(target="label")
 CLASSES = ("cat", "dog", "eel", "fox")
 
 
@@ -133,7 +133,7 @@ def test_without_names_nothing_is_told_of_them_and_other_kinds_have_neither(prod
     assert not any("zero_shot" in name for name in plain.metrics["test"])
     assert "neighbour_accuracy" in plain.metrics["validation"]
     late = produced({"type": "late", "width": 8})
-    assert set(late.metrics["test"]) == {"accuracy", "loss", "rows", "top_3_accuracy"}
+    assert not {name for name in late.metrics["test"] if "neighbour" in name or "zero" in name}
 
 
 def test_an_encoder_that_is_not_here_is_told_of_in_the_record(produced) -> None:

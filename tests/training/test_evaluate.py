@@ -15,7 +15,7 @@ from training.data import EmbeddingTable, table_of
 from training.evaluate import evaluate, map_rows
 from training.evaluate_space import fit_probe, retrieval
 from training.loop import Fit, fit_candidate
-from training.probe import PROBE_STRENGTHS
+from training.probes import STRENGTHS
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=10)
@@ -32,8 +32,8 @@ def test_every_labelled_evaluation_row_is_answered_once(table) -> None:
     assert answers.rows.tolist() == rows
     assert answers.targets.tolist() == table.targets[rows].tolist()
     assert answers.splits.tolist().count("validation") == len(table.labelled("validation"))
-    np.testing.assert_allclose(answers.probabilities.sum(axis=1), 1, rtol=1e-5)
-    assert answers.probabilities.dtype == np.float32
+    np.testing.assert_allclose(answers.answers.sum(axis=1), 1, rtol=1e-5)
+    assert answers.answers.dtype == np.float32
 
 
 @pytest.mark.parametrize("kind", ["early", "late", "attention", "alignment"])
@@ -49,8 +49,8 @@ def test_taking_a_modality_away_is_what_never_having_it_gives(table, columns, ki
         rows=np.empty(0, np.int64), values=np.empty((0, width), np.float16)
     )
     never = evaluate(model, table=table_of(**raw), modalities=list(table.index))
-    assert np.array_equal(answers.without["photo"], never.probabilities)
-    assert not np.array_equal(answers.without["photo"], answers.probabilities)
+    assert np.array_equal(answers.without["photo"], never.answers)
+    assert not np.array_equal(answers.without["photo"], answers.answers)
 
 
 def test_metrics_are_those_of_scikit_learn_per_split(table) -> None:
@@ -58,14 +58,19 @@ def test_metrics_are_those_of_scikit_learn_per_split(table) -> None:
     metrics = answers.metrics()
     for split in ("validation", "test"):
         chosen = answers.splits == split
-        p, y = answers.probabilities[chosen].astype(np.float64), answers.targets[chosen]
+        p, y = answers.answers[chosen].astype(np.float64), answers.targets[chosen]
         p /= p.sum(axis=1, keepdims=True)
         assert metrics[split]["rows"] == chosen.sum()
         assert metrics[split]["accuracy"] == sklearn.metrics.accuracy_score(y, p.argmax(axis=1))
         expected = sklearn.metrics.log_loss(y, p, labels=range(4))
-        assert metrics[split]["loss"] == pytest.approx(expected, rel=1e-5)
+        assert metrics[split]["log_loss"] == pytest.approx(expected, rel=1e-5)
         expected = sklearn.metrics.top_k_accuracy_score(y, p, k=3, labels=range(4))
         assert metrics[split]["top_3_accuracy"] == pytest.approx(expected)
+        expected = sklearn.metrics.roc_auc_score(y, p, multi_class="ovr")
+        assert metrics[split]["auroc"] == pytest.approx(expected)
+        intervals = answers.intervals()[split]
+        assert set(intervals) == set(metrics[split]) - {"rows"}
+        assert all(low <= metrics[split][m] <= high for m, (low, high) in intervals.items())
 
 
 def test_one_modality_is_not_taken_away_and_two_classes_have_no_top_3(columns) -> None:
@@ -75,7 +80,7 @@ def test_one_modality_is_not_taken_away_and_two_classes_have_no_top_3(columns) -
     model = fit(table, type="single", modality="photo").model
     answers = evaluate(model, table=table, modalities=["photo"])
     assert answers.without == {}
-    assert set(answers.metrics()["test"]) == {"accuracy", "loss", "rows"}
+    assert "top_3_accuracy" not in answers.metrics()["test"]
 
 
 def test_table_of_predictions_keeps_all(table) -> None:
@@ -126,7 +131,7 @@ def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
     train, validation, test = (some(split) for split in ("train", "validation", "test"))
     fits = [
         LogisticRegression(C=c, max_iter=2000).fit(joint(train), table.targets[train])
-        for c in PROBE_STRENGTHS
+        for c in STRENGTHS
     ]
     losses = [
         sklearn.metrics.log_loss(table.targets[validation], f.predict_proba(joint(validation)))
@@ -162,7 +167,7 @@ def test_probe_of_rows_of_fewer_than_two_classes_answers_the_prior(table, seen) 
     answers = evaluate(model, table=poor, modalities=list(table.index))
     counts = np.bincount(table.targets[train]) + 1
     expected = np.tile(counts / counts.sum(), (len(answers.rows), 1))
-    np.testing.assert_allclose(answers.probabilities, expected, rtol=1e-5)
+    np.testing.assert_allclose(answers.answers, expected, rtol=1e-5)
 
 
 def test_class_that_training_never_met_is_not_answered(columns) -> None:
@@ -176,8 +181,8 @@ def test_class_that_training_never_met_is_not_answered(columns) -> None:
     answers = evaluate(model, table=table, modalities=list(table.index))
     assert table.classes[-1] == "zebra"
     some = torch.stack([i[answers.rows] >= 0 for i in table.index.values()]).any(dim=0).numpy()
-    assert (answers.probabilities[some, -1] < 1e-6).all()
-    assert (answers.probabilities.argmax(axis=1) != 4).all()
+    assert (answers.answers[some, -1] < 1e-6).all()
+    assert (answers.answers.argmax(axis=1) != 4).all()
 
 
 def test_retrieval_counts_the_test_rows_that_have_both(table) -> None:

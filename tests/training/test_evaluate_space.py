@@ -20,7 +20,7 @@ from training.evaluate_space import (
     zero_shot_accuracy,
 )
 from training.loop import fit_candidate
-from training.probe import nearest_neighbours
+from training.neighbours import nearest_neighbours
 from training.shared_space import SharedSpace
 from training.training_spec import TrainingSpec
 

@@ -347,7 +347,10 @@ def test_the_kept_folder_gives_in_stage_1_what_the_live_encoder_gave(world, tuni
         assert np.abs(whole[there] - before.numpy()[there]).max() > 1e-3
         embeddings[modality], presence[modality] = whole, there
     found = predict(
-        load_model(world.store, record.fingerprint), embeddings=embeddings, presence=presence
+        load_model(world.store, record.fingerprint),
+        record=record,
+        embeddings=embeddings,
+        presence=presence,
     )
     expected = np.array(answers["probabilities"].to_pylist())
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import nn
 from training.adamw import AdamW
 from training.built_in import parse_candidate
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
-from training.data import EmbeddingTable, epoch_order, step_count, step_rows
+from training.data import EmbeddingTable, epoch_order, step_count, step_rows, table_of
 from training.evaluate import evaluate
 from training.loop import Fit, fit_candidate
 from training.spec import CandidateSpec
@@ -173,11 +174,43 @@ def test_any_metric_of_the_validation_decides_the_best_epoch(table) -> None:
     assert fit.best_epoch == reached.index(min(reached)) + 1
     aligned = parse_candidate({"type": "alignment", "width": 8})
     assert fit_candidate(aligned, table=table, training=upside_down).best_epoch is not None
-    unknown = training.model_copy(update={"monitor": "f1"})
+    unknown = training.model_copy(update={"monitor": "f2"})
     with pytest.raises(
-        Untrainable, match=r"training\.monitor: .* 'f1'; it is one of loss, accuracy"
+        Untrainable, match=r"training\.monitor: .* 'f2'; it is one of loss, accuracy, .*f1"
     ):
         fit_candidate(spec, table=table, training=unknown)
+
+
+@pytest.mark.parametrize(
+    ("task", "monitor", "best"),
+    [
+        ({"target": "label"}, "auroc", max),
+        ({"target": "label", "class_weights": "balanced"}, "log_loss", min),
+        ({"type": "regression", "target": "size"}, "mae", min),
+        ({"type": "regression", "target": "size"}, "spearman", max),
+    ],
+)
+def test_a_metric_of_the_task_decides_the_best_epoch(task_table, task, monitor, best) -> None:
+    table = task_table(task)
+    candidate = parse_candidate({"type": "early", "width": 8, "learning_rate": 0.03, "dropout": 0})
+    training = TrainingSpec(batch_size=40, max_epochs=6, patience=6, monitor=monitor)
+    fit = fit_candidate(candidate, table=table, training=training)
+    reached = [epoch.validation_metrics[monitor] for epoch in fit.epochs]
+    assert fit.best_epoch == reached.index(best(reached)) + 1
+    found = evaluate(fit.model, table=table, modalities=tuple(table.embeddings)).metrics()
+    assert found["validation"][monitor] == pytest.approx(best(reached), rel=1e-4)
+
+
+def test_a_metric_that_the_validation_rows_do_not_define_decides_nothing(columns) -> None:
+    raw = columns()
+    split, labels = (raw[name].to_pylist() for name in ("split", "labels"))
+    raw["labels"] = pa.array(
+        [None if s == "validation" and x != "cat" else x for s, x in zip(split, labels)]
+    )
+    training = TrainingSpec(batch_size=40, max_epochs=2, monitor="auroc")
+    spec = parse_candidate({"type": "early", "width": 8})
+    with pytest.raises(Untrainable, match=r"training\.monitor: .* do not define 'auroc'"):
+        fit_candidate(spec, table=table_of(**raw), training=training)
 
 
 def test_deterministic_operations_are_asked_for_within_the_fit_alone(table) -> None:
@@ -322,7 +355,7 @@ def test_epochs_tell_what_happened(table) -> None:
     answers = evaluate(fit.model, table=table, modalities=tuple(table.embeddings))
     metrics = answers.metrics()["validation"]
     assert metrics["accuracy"] == pytest.approx(best.validation_accuracy)
-    assert metrics["loss"] == pytest.approx(best.validation_loss, rel=1e-5)
+    assert metrics["log_loss"] == pytest.approx(best.validation_loss, rel=1e-5)
 
 
 def test_alignment_lowers_its_loss_and_has_no_accuracy_yet(table) -> None:

@@ -15,7 +15,7 @@ from features.storage import LocalStorage
 from features.store import Store
 from training.data import load_table
 from training.payload_numbers import numbered, read_payload_numbers
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 
 
 def write(store: Store, base: Snapshot, *parts: dict[str, list[bytes | None]]) -> Snapshot:
@@ -75,7 +75,7 @@ def test_a_table_from_the_store_numbers_them_and_a_batch_carries_them(make_store
         store.write_samples(made, rows=table)
         shards.append(made)
     snapshot = dataclasses.replace(base, samples=tuple(shards))
-    task, modalities = TaskSpec(target="label"), tuple(base.modalities)
+    task, modalities = ClassificationSpec(target="label"), tuple(base.modalities)
     table = load_table(store, snapshot, task=task, modalities=modalities)
     batch = table.batch(torch.tensor([0, 1, 2, 100]))
     for modality in modalities:

@@ -28,7 +28,7 @@ from training.evaluate import evaluate
 from training.loop import fit_candidate
 from training.reading import MemoryTooSmall
 from training.stream import StreamedVectors
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
 ROWS, SHARD_ROWS, WINDOW = 600, 20, 60
@@ -50,7 +50,7 @@ def size_of(snapshot: Snapshot, store: Store) -> int:
 def load(made: Made, **options: Any) -> EmbeddingTable:
     store, snapshot = made
     options["modalities"] = tuple(snapshot.modalities)
-    return load_table(store, snapshot, task=TaskSpec(target="label"), **options)
+    return load_table(store, snapshot, task=ClassificationSpec(target="label"), **options)
 
 
 def stream(made: Made, *, share: float = 0.4) -> EmbeddingTable:
@@ -220,7 +220,7 @@ def test_a_candidate_comes_to_the_same_bit_for_bit(made, type) -> None:
     held, streamed = answers
     labelled = [load(made).labelled(split).tolist() for split in ("validation", "test")]
     assert streamed.rows.tolist() == labelled[0] + labelled[1]
-    assert np.array_equal(held.probabilities, streamed.probabilities)
+    assert np.array_equal(held.answers, streamed.answers)
     for modality, without in held.without.items():
         assert np.array_equal(without, streamed.without[modality])
 

@@ -45,7 +45,7 @@ def assert_alike(together: Fit, alone: Fit, *, table: EmbeddingTable, tolerance:
         assert ours.validation_accuracy == theirs.validation_accuracy
     if alone.failure is None:
         answers = [
-            evaluate(fit.model, table=table, modalities=tuple(table.embeddings)).probabilities
+            evaluate(fit.model, table=table, modalities=tuple(table.embeddings)).answers
             for fit in (together, alone)
         ]
         np.testing.assert_allclose(*answers, atol=tolerance)
@@ -83,6 +83,30 @@ def test_each_is_what_it_would_be_alone_under_every_option(table, options) -> No
     for spec, fit in zip(specs, fit_together(specs, table=table, training=training), strict=True):
         alone = fit_candidate(spec, table=table, training=training)
         assert_alike(fit, alone, table=table, tolerance=1e-5)
+
+
+TASKS: list[dict[str, Any]] = [
+    {"target": "label", "class_weights": {"cat": 5.0}, "label_smoothing": 0.1},
+    {"target": "label", "loss": "focal", "class_weights": "balanced"},
+    {"type": "multilabel", "target": "tags", "positive_weights": "balanced"},
+    {"type": "regression", "target": "size", "loss": "huber"},
+    {"type": "regression", "target": "size", "loss": "mae"},
+]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_each_is_what_it_would_be_alone_by_every_loss(task_table, task, accumulate) -> None:
+    table, specs = task_table(task), specs_of("late", [*OWN[:2], WILD])
+    training = TRAINING.model_copy(update={"max_epochs": 3, "accumulate": accumulate})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits = fit_together(specs, table=table, training=training)
+    whole = training.model_copy(update={"accumulate": 1})
+    for spec, fit in zip(specs, fits, strict=True):
+        for options in (training, whole):
+            alone = fit_candidate(spec, table=table, training=options)
+            assert_alike(fit, alone, table=table, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

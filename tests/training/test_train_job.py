@@ -18,12 +18,12 @@ from training.candidate import plan_candidates, read_record
 from training.data import load_table
 from training.job import RUNS_FOLDER, FitProgress, TrainingError, fit, run_name
 from training.produce import produce_candidate
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 
 pytestmark = pytest.mark.slow
 
-TASK = TaskSpec(target="label")
+TASK = ClassificationSpec(target="label")
 # Epochs of about half a second, so that a kill falls between two of them.
 TRAINING = TrainingSpec(workers=2, batch_size=10, max_epochs=10, patience=10, checkpoint_every=2)
 CANDIDATES = [

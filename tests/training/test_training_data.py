@@ -16,14 +16,14 @@ from training.data import (
     worker_slice,
 )
 from training.targets import Untrainable
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 
 
 def test_table_read_from_a_store_is_that_of_its_columns(make_store, make_table) -> None:
     store, snapshot = make_store()
     direct = make_table()
     table = load_table(
-        store, snapshot, task=TaskSpec(target="label"), modalities=["caption", "speech"]
+        store, snapshot, task=ClassificationSpec(target="label"), modalities=["caption", "speech"]
     )
     assert list(table.embeddings) == ["caption", "speech"]
     assert table.sample_ids.equals(direct.sample_ids)
@@ -108,7 +108,7 @@ def test_data_that_allow_no_training_say_what_they_lack(columns) -> None:
         table_of(**{**raw, "labels": pa.array(["x"] * 240)})
     no_test = pa.array(["validation" if s == "test" else s for s in raw["split"].to_pylist()])
     with pytest.raises(Untrainable, match="the test split has no row with a label in column 'l'"):
-        table_of(**{**raw, "split": no_test, "target": "l"})
+        table_of(**{**raw, "split": no_test, "task": ClassificationSpec(target="l")})
     one_class = ["x" if s == "train" else "y" for s in raw["split"].to_pylist()]
     with pytest.raises(Untrainable, match="training rows are of one class"):
         table_of(**{**raw, "labels": pa.array(one_class)})

@@ -19,7 +19,7 @@ from training.layers import seed_dropout
 from training.produce import produce_candidate
 from training.spec import InputSpec
 from training.step import make_optimizer, train_step
-from training.task import TaskSpec
+from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 from training.translation import Translation
 
@@ -202,7 +202,7 @@ def test_nothing_to_learn_from_is_refused() -> None:
 def test_a_whole_fit_is_probed_and_judged_by_retrieval(make_store: Any) -> None:
     store, snapshot = make_store()
     spec = parse_candidate({"type": "translation", "width": 32, "learning_rate": 0.01})
-    task, training = TaskSpec(target="label"), TrainingSpec(batch_size=64, max_epochs=15)
+    task, training = ClassificationSpec(target="label"), TrainingSpec(batch_size=64, max_epochs=15)
     (planned,) = plan_candidates(
         store, snapshot=snapshot, task=task, candidates=[spec], training=training
     )

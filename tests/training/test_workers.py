@@ -65,6 +65,16 @@ def test_cross_entropy_and_gradients_are_those_of_one_worker(one, two) -> None:
             assert_close(worker["classification"][key], expected, tolerance=1e-10)
 
 
+@pytest.mark.parametrize("name", ["weighted", "focal", "multilabel", "regression"])
+def test_the_loss_of_each_task_is_that_of_one_worker(one, two, name) -> None:
+    """However unevenly rows and the weights of their classes are divided."""
+    expected = one["tasks"][name]
+    assert expected["loss"] > 0.1
+    for worker in two:
+        for key in ("loss", "weight"):
+            assert_close(worker["tasks"][name][key], expected[key], tolerance=1e-10)
+
+
 def test_a_step_with_dropout_is_that_of_one_worker(one, two) -> None:
     for name, expected in one["steps"].items():
         for worker in two:

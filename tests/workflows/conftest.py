@@ -119,6 +119,7 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str 
         dataset=pipeline.spec.dataset,
         features=pipeline.spec.features,
         target=pipeline.spec.task.target,
+        target_kind=pipeline.spec.task.target_kind,
         store=store,
     )
     write_samples(plan, store=store)

@@ -84,7 +84,7 @@ def candidate(name: str, type_: str, test: float, *, best: float = 0.862) -> Can
         masked=tuple(
             Masked(
                 modality=modality,
-                accuracy=estimate(test + drops[modality]),
+                score=estimate(test + drops[modality]),
                 difference=difference(drops[modality]),
             )
             for modality in modalities
@@ -322,13 +322,13 @@ def digits() -> ReportData:
         drift=digits_drift(),
         confusion=digits_confusion(),
         slices=(
-            SliceFindings(group="language", value="en", accuracy=estimate(0.960, n=126)),
-            SliceFindings(group="language", value="ja", accuracy=estimate(0.916, n=119)),
-            SliceFindings(group="language", value="zh", accuracy=estimate(0.953, n=127)),
-            SliceFindings(group=None, value="nothing missing", accuracy=estimate(0.972, n=226)),
-            SliceFindings(group=None, value="sentence missing", accuracy=estimate(0.909, n=55)),
-            SliceFindings(group=None, value="drawing missing", accuracy=estimate(0.842, n=57)),
-            SliceFindings(group=None, value="speech missing", accuracy=estimate(0.926, n=54)),
+            SliceFindings(group="language", value="en", score=estimate(0.960, n=126)),
+            SliceFindings(group="language", value="ja", score=estimate(0.916, n=119)),
+            SliceFindings(group="language", value="zh", score=estimate(0.953, n=127)),
+            SliceFindings(group=None, value="nothing missing", score=estimate(0.972, n=226)),
+            SliceFindings(group=None, value="sentence missing", score=estimate(0.909, n=55)),
+            SliceFindings(group=None, value="drawing missing", score=estimate(0.842, n=57)),
+            SliceFindings(group=None, value="speech missing", score=estimate(0.926, n=54)),
         ),
         retrieval=(RetrievalFindings(candidate="alignment", split="test", pairs=recalls()),),
         quarantined=bad,

@@ -19,6 +19,8 @@ from features.sources import RowRange
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
 from training.candidate import CandidateRecord, candidate_path, write_candidate
+from training.metrics import metrics_of
+from training.task import ClassificationSpec
 from workflows.collect import collect
 from workflows.findings import CandidateFindings, ReportData
 from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
@@ -199,13 +201,14 @@ def records(store: Store, snapshot: Snapshot) -> list[CandidateRecord]:
 
 def verdict() -> Verdict:
     def answered(name: str) -> Predictions:
-        return Predictions(rows=TEST, labels=np.array([CLASSES[i] for i in ANSWERS[name]]))
+        return Predictions(rows=TEST, answers=np.eye(3)[ANSWERS[name]])
 
     return judge(
-        frozen=FrozenRows(rows=TEST, targets=np.array([CLASSES[i] for i in TRUE])),
+        frozen=FrozenRows(rows=TEST, targets=np.array(TRUE)),
         challenger=answered("early"),
         champion=answered("note"),
         spec=PromotionSpec(floor=0.5, min_gain=-0.2),
+        metric=metrics_of(ClassificationSpec(target="pet"))["accuracy"],
     )
 
 
@@ -257,7 +260,7 @@ def test_accuracies_and_differences_are_those_of_the_stored_answers(
     # early is right wherever photo is, so no resample of the pairs can be below zero.
     assert gain.low >= 0
     masked = {item.modality: item for item in candidate(data, "early").masked}
-    assert masked["note"].accuracy.value == pytest.approx(5 / 8)
+    assert masked["note"].score.value == pytest.approx(5 / 8)
     assert masked["photo"].difference.value == pytest.approx(-3 / 8)
     assert candidate(data, "note").masked == ()
     # In the order of the pipeline, whatever that of the record.
@@ -290,7 +293,7 @@ def test_slices_and_what_is_missing_are_counted_on_the_test_rows(
     data = collect(
         pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
     )
-    found = {(s.group, s.value): (s.accuracy.n, round(s.accuracy.value, 3)) for s in data.slices}
+    found = {(s.group, s.value): (s.score.n, round(s.score.value, 3)) for s in data.slices}
     assert found == {
         ("place", "(none)"): (1, 0.0),
         ("place", "land"): (3, 1.0),

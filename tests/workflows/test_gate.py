@@ -9,17 +9,21 @@ import pydantic
 import pytest
 import scipy.stats
 
+from training.metrics import metrics_of
+from training.task import ClassificationSpec, RegressionSpec
 from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
+
+ACCURACY = metrics_of(ClassificationSpec(target="y"))["accuracy"]
 
 
 def rows(count: int, **groups: object) -> FrozenRows:
-    return FrozenRows(rows=np.arange(count), targets=np.full(count, "yes", object), **groups)  # type: ignore[arg-type]
+    return FrozenRows(rows=np.arange(count), targets=np.zeros(count, int), **groups)  # type: ignore[arg-type]
 
 
 def answers(right: np.ndarray) -> Predictions:
     """Predictions that are right where `right` is."""
-    labels = np.where(right.astype(bool), "yes", "no").astype(object)
-    return Predictions(rows=np.arange(len(right)), labels=labels)
+    answers = np.stack([right, 1 - right], axis=1).astype(float)
+    return Predictions(rows=np.arange(len(right)), answers=answers)
 
 
 def verdict_of(
@@ -30,6 +34,7 @@ def verdict_of(
         challenger=answers(mine),
         champion=None if theirs is None else answers(theirs),
         spec=PromotionSpec(**spec),  # type: ignore[arg-type]
+        metric=ACCURACY,
     )
 
 
@@ -170,26 +175,28 @@ def test_a_slice_value_may_be_missing() -> None:
 
 def test_other_rows_than_the_frozen_ones_are_refused() -> None:
     frozen = rows(5)
-    fewer = Predictions(rows=np.arange(4), labels=np.full(4, "yes", object))
+    fewer = Predictions(rows=np.arange(4), answers=np.ones((4, 2)))
     with pytest.raises(ValueError, match=r"champion must answer the 5 frozen test rows.*1 are mis"):
-        judge(frozen=frozen, challenger=answers(np.ones(5)), champion=fewer, spec=PromotionSpec())
-    shifted = Predictions(rows=np.arange(1, 6), labels=np.full(5, "yes", object))
+        judge(
+            frozen=frozen,
+            challenger=answers(np.ones(5)),
+            champion=fewer,
+            spec=PromotionSpec(),
+            metric=ACCURACY,
+        )
+    shifted = Predictions(rows=np.arange(1, 6), answers=np.ones((5, 2)))
     with pytest.raises(ValueError, match="1 are missing, 1 are others"):
-        judge(frozen=frozen, challenger=shifted, champion=None, spec=PromotionSpec())
+        judge(
+            frozen=frozen, challenger=shifted, champion=None, spec=PromotionSpec(), metric=ACCURACY
+        )
     with pytest.raises(ValueError, match="no labelled test row"):
-        judge(frozen=rows(0), challenger=answers(np.ones(0)), champion=None, spec=PromotionSpec())
-
-
-def test_classes_are_compared_by_label_not_by_place() -> None:
-    """A champion of fewer classes numbers them otherwise; labels are what both have in common."""
-    frozen = FrozenRows(rows=np.arange(3), targets=np.array([7, 8, 9], object))
-    mine = Predictions(rows=np.arange(3), labels=np.array([7, 8, 8], object))
-    theirs = Predictions(rows=np.arange(3), labels=np.array(["7", 8, None], object))
-    condition = judge(
-        frozen=frozen, challenger=mine, champion=theirs, spec=PromotionSpec()
-    ).conditions[0]
-    assert condition.challenger == pytest.approx(2 / 3)
-    assert condition.champion == pytest.approx(1 / 3)
+        judge(
+            frozen=rows(0),
+            challenger=answers(np.ones(0)),
+            champion=None,
+            spec=PromotionSpec(),
+            metric=ACCURACY,
+        )
 
 
 def test_a_verdict_survives_json_and_is_the_same_each_time() -> None:
@@ -217,9 +224,8 @@ def test_the_table_has_each_group_once() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("metric", "f1"),
         ("confidence", 1.0),
-        ("floor", 95),
+        ("floor", float("inf")),
         ("max_slice_drop", -0.1),
         ("min_gain", float("nan")),
     ],
@@ -227,3 +233,68 @@ def test_the_table_has_each_group_once() -> None:
 def test_a_gate_that_cannot_be_meant_is_refused(field: str, value: object) -> None:
     with pytest.raises(pydantic.ValidationError, match=field):
         PromotionSpec(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("floor", 95), ("max_slice_drop", 1.5), ("min_gain", 1.0)]
+)
+def test_what_a_share_cannot_be_is_out_of_range_of_an_accuracy_alone(field, value) -> None:
+    spec = PromotionSpec(**{field: value})
+    problem = spec.out_of_range(spec.metric_of(ClassificationSpec(target="y")))
+    assert problem is not None
+    assert problem[0] == field
+    assert spec.out_of_range(spec.metric_of(RegressionSpec(target="y"))) is None
+
+
+def test_a_metric_that_the_task_lacks_is_named_with_those_it_has() -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'rmse'\? its metrics: mae, rmse"):
+        PromotionSpec(metric="rsme").metric_of(RegressionSpec(target="y"))
+
+
+def test_an_error_passes_by_becoming_less_and_has_a_floor_above() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(200, 1)) * 40
+    frozen = FrozenRows(rows=np.arange(200), targets=truth)
+
+    def guesses(error: float) -> Predictions:
+        return Predictions(rows=np.arange(200), answers=truth + rng.normal(size=(200, 1)) * error)
+
+    good, bad = guesses(3), guesses(9)
+    for name in ("mae", "rmse", "spearman"):
+        spec = PromotionSpec(metric=name)
+        metric = spec.metric_of(RegressionSpec(target="y"))
+        verdict = judge(frozen=frozen, challenger=good, champion=bad, spec=spec, metric=metric)
+        assert verdict.passed
+        assert verdict.metric == name
+        assert not judge(
+            frozen=frozen, challenger=bad, champion=good, spec=spec, metric=metric
+        ).passed
+    spec = PromotionSpec(floor=5)
+    metric = spec.metric_of(RegressionSpec(target="y"))
+    options = {"frozen": frozen, "champion": None, "spec": spec, "metric": metric}
+    assert judge(challenger=good, **options).passed
+    refused = judge(challenger=bad, **options)
+    assert "above 5.000" in refused.sentence
+    assert not refused.passed
+
+
+def test_a_slice_that_does_not_define_the_metric_is_left_out() -> None:
+    spec = PromotionSpec(metric="auroc")
+    metric = spec.metric_of(ClassificationSpec(target="y"))
+    targets = np.arange(100) % 2
+    targets[80:] = 0
+    language = np.array(["en"] * 80 + ["fr"] * 20, dtype=object)
+    frozen = FrozenRows(rows=np.arange(100), targets=targets, slices={"language": language})
+    p = np.linspace(0, 1, 100)
+    mine = Predictions(rows=np.arange(100), answers=np.stack([1 - p, p], axis=1))
+    verdict = judge(frozen=frozen, challenger=mine, champion=mine, spec=spec, metric=metric)
+    assert [item.name for item in verdict.breakdown] == ["language: en"]
+    assert Verdict.from_json(verdict.to_json()) == verdict
+
+
+def test_a_verdict_of_the_time_of_accuracy_alone_can_be_read() -> None:
+    verdict = verdict_of(block(100, wrong=9), None)
+    value = json.loads(verdict.to_json())
+    names = {"score": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
+    before = {names.get(name, name): item for name, item in value.items() if name != "metric"}
+    assert Verdict.from_json(json.dumps(before)) == verdict

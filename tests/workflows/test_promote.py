@@ -24,6 +24,8 @@ from features.sources import SourceError
 from features.storage import LocalStorage
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions, write_candidate
+from training.metrics import metrics_of
+from training.task import ClassificationSpec
 from workflows import contest, registry, scoring, tracking
 from workflows.contest import Contest
 from workflows.frozen import TableChanged, frozen_rows, stored_predictions
@@ -83,7 +85,7 @@ def test_the_best_on_validation_becomes_the_first_champion(
     assert (promotion.champion_before, promotion.champion_after) == (None, "1")
     assert promotion.promoted and promotion.changed and not promotion.refused
     assert promotion.verdict is not None
-    assert promotion.verdict.accuracy == pytest.approx(accuracy(fitted_shapes, "early"))
+    assert promotion.verdict.score == pytest.approx(accuracy(fitted_shapes, "early"))
     assert champion(mlflow_uri) == "1"
 
     tags = versions(mlflow_uri)["1"]
@@ -430,7 +432,7 @@ def test_an_empty_test_split_has_no_answers(fitted_shapes: Shapes, tmp_path: Pat
         store = Store(LocalStorage(str(tmp_path / str(len(table)))))
         written = write_candidate(store, record, predictions=table)
         found = stored_predictions(store, record=written)
-        assert len(found.rows) == len(found.labels) == 0
+        assert len(found.rows) == len(found.answers) == 0
 
 
 @pytest.fixture(scope="module")
@@ -443,6 +445,9 @@ def other_encoder(fitted_shapes: Shapes, tmp_path_factory: pytest.TempPathFactor
     return fitted_shapes.elsewhere(folder, size=24)
 
 
+ACCURACY = metrics_of(ClassificationSpec(target="y"))["accuracy"]
+
+
 def test_the_winner_is_best_on_validation_then_small_then_first_by_name() -> None:
     def record(name: str, accuracy: float, parameters: int, **other: Any) -> CandidateRecord:
         fields = {field.name: None for field in dataclasses.fields(CandidateRecord)}
@@ -453,10 +458,10 @@ def test_the_winner_is_best_on_validation_then_small_then_first_by_name() -> Non
     small, large = record("small", 0.9, 10), record("large", 0.9, 20)
     twin, worse = record("twin", 0.9, 10), record("worse", 0.8, 1)
     broken = record("broken", 1.0, 1, status="failed", metrics=None, failure={"reason": "inf"})
-    assert choose_winner([broken, worse, large, twin, small]).name == "small"
-    assert choose_winner([worse, large]).name == "large"
+    assert choose_winner([broken, worse, large, twin, small], metric=ACCURACY).name == "small"
+    assert choose_winner([worse, large], metric=ACCURACY).name == "large"
     with pytest.raises(StageError, match=r"no candidate was fitted.*broken: inf"):
-        choose_winner([broken])
+        choose_winner([broken], metric=ACCURACY)
 
 
 def test_test_rows_without_labels_cannot_decide(
@@ -467,13 +472,17 @@ def test_test_rows_without_labels_cannot_decide(
 
     monkeypatch.setattr("features.stored_embeddings.read_embedding_shard", must_not)
     frozen = frozen_rows(
-        fitted_shapes.store, snapshot=fitted_shapes.snapshot, target="shape", modalities=("photo",)
+        fitted_shapes.store,
+        snapshot=fitted_shapes.snapshot,
+        task=fitted_shapes.pipeline.spec.task,
+        names=(10, 11, 12),
+        modalities=("photo",),
     )
     table = fitted_shapes.table()
     labelled = table.index[(table.split == "test") & table["shape"].notna()]
     assert frozen.rows.tolist() == labelled.tolist()
     assert 201 not in frozen.rows, "the row without a label"
-    assert frozen.targets.tolist() == table["shape"][labelled].tolist()
+    assert [(10, 11, 12)[i] for i in frozen.targets] == table["shape"][labelled].tolist()
     lacking = table.picture[labelled].isna() | (labelled == 200)
     assert np.array_equal(frozen.missing["photo"], lacking)
 

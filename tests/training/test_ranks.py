@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.ranks import pairs_of, ranks_of
+from training.retrieval import retrieve
+
+
+def test_ranks_are_those_of_the_recall(monkeypatch) -> None:
+    monkeypatch.setattr("training.ranks.BLOCK", 7)
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(60, 1, 4, generator=generator)
+    vectors = base + torch.randn(60, 3, 4, generator=generator)
+    presence = torch.rand(60, 3, generator=generator) < 0.8
+    ranks = ranks_of(vectors, presence_NM=presence)
+    pairs = pairs_of(["a", "b", "c"])
+    assert ranks.shape == (60, len(pairs))
+    for column, (query, answer) in enumerate(pairs):
+        q, a = "abc".index(query), "abc".index(answer)
+        both = presence[:, q] & presence[:, a]
+        assert torch.equal(ranks[:, column].isnan(), ~both)
+        found = retrieve(
+            vectors[both, q],
+            gallery_NS=vectors[both, a],
+            numbers_NI=torch.arange(int(both.sum()))[:, None],
+            ks=(1, 5, 10),
+        )
+        for k in (1, 5, 10):
+            assert (ranks[both, column] < k).double().mean() == pytest.approx(found.recall[k])
+    collapsed = ranks_of(torch.ones(9, 2, 4), presence_NM=torch.ones(9, 2, dtype=torch.bool))
+    assert (collapsed == 8).all()

@@ -1,0 +1,80 @@
+"""Whether differences are real: against SciPy, by hand, and how often chance is taken for one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from training.metrics import metrics_of
+from training.significance import difference, holm, mcnemar
+from training.task import ClassificationSpec, RegressionSpec
+
+ACCURACY = metrics_of(ClassificationSpec(target="y"))["accuracy"]
+MAE = metrics_of(RegressionSpec(target="y"))["mae"]
+
+
+def test_mcnemar_is_the_sign_test_of_the_rows_where_one_is_right() -> None:
+    a = np.repeat([1, 1, 0, 0], [50, 15, 4, 11])
+    b = np.repeat([1, 0, 1, 0], [50, 15, 4, 11])
+    assert mcnemar(a, b) == pytest.approx(scipy.stats.binomtest(15, 19).pvalue)
+    assert mcnemar(b, a) == mcnemar(a, b)
+    # As the χ² form of many rows says (McNemar 1947), with its correction for continuity.
+    many = mcnemar(np.repeat([1, 0], [180, 120]), np.repeat([0, 1], [180, 120]))
+    assert many == pytest.approx(scipy.stats.chi2.sf((60 - 1) ** 2 / 300, 1), rel=0.05)
+
+
+def test_models_that_never_differ_are_not_told_apart() -> None:
+    same = np.array([1, 0, 1])
+    assert mcnemar(same, same) == 1.0
+    with pytest.raises(ValueError, match="of the same rows"):
+        mcnemar(same, same[:2])
+
+
+def test_holm_by_hand() -> None:
+    # As R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm").
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_of_equal_models_few_comparisons_are_taken_for_real() -> None:
+    rng = np.random.default_rng(0)
+    alarms, trials = 0, 200
+    for _ in range(trials):
+        right = rng.random((6, 150)) < 0.7
+        alarms += min(holm([mcnemar(right[0], other) for other in right[1:]])) < 0.05
+    assert alarms <= scipy.stats.binom.ppf(0.999, trials, 0.05)
+
+
+def regression(noise: float, *, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    truth = rng.normal(size=(120, 1))
+    return truth, truth + rng.normal(size=(120, 1)) * noise
+
+
+def test_bootstrap_p_is_small_for_a_real_difference_and_even_for_none() -> None:
+    rng = np.random.default_rng(1)
+    p_values = []
+    for _ in range(150):
+        truth, a = regression(1.0, rng=rng)
+        b = truth + rng.normal(size=(120, 1))
+        found = difference(MAE, targets=truth, a=a, b=b)
+        assert found.test == "paired bootstrap"
+        p_values.append(found.p)
+    assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.001
+    truth, a = regression(0.5, rng=rng)
+    better = difference(MAE, targets=truth, a=a, b=truth + rng.normal(size=(120, 1)))
+    assert better.p < 0.01
+    assert better.gain.low > 0
+
+
+def test_of_right_and_wrong_the_p_is_mcnemars_and_the_gain_is_paired() -> None:
+    rng = np.random.default_rng(2)
+    targets = np.zeros(300, int)
+    right = rng.random((2, 300)) < [[0.9], [0.75]]
+    a, b = (np.stack([r, ~r], axis=1).astype(float) for r in right)
+    found = difference(ACCURACY, targets=targets, a=a, b=b)
+    assert found.test == "McNemar"
+    assert found.p == mcnemar(right[0], right[1])
+    assert found.gain.mean == pytest.approx(right[0].mean() - right[1].mean())
+    assert found.gain.low > 0
