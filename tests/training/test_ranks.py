@@ -7,23 +7,28 @@ from training.ranks import pairs_of, ranks_of
 from training.retrieval import retrieve
 
 
-def test_ranks_are_those_of_the_recall(monkeypatch) -> None:
+@pytest.mark.parametrize("numbered", [False, True])
+def test_ranks_are_those_of_the_recall(monkeypatch, numbered) -> None:
     monkeypatch.setattr("training.ranks.BLOCK", 7)
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(60, 1, 4, generator=generator)
     vectors = base + torch.randn(60, 3, 4, generator=generator)
     presence = torch.rand(60, 3, generator=generator) < 0.8
-    ranks = ranks_of(vectors, presence_NM=presence)
+    payloads = torch.randint(-1, 20, (60, 3), generator=generator) if numbered else None
+    ranks = ranks_of(vectors, presence_NM=presence, payloads_NM=payloads)
     pairs = pairs_of(["a", "b", "c"])
     assert ranks.shape == (60, len(pairs))
     for column, (query, answer) in enumerate(pairs):
         q, a = "abc".index(query), "abc".index(answer)
         both = presence[:, q] & presence[:, a]
         assert torch.equal(ranks[:, column].isnan(), ~both)
+        numbers = [torch.arange(60)[both]]
+        if payloads is not None:
+            numbers += [payloads[both, q], payloads[both, a]]
         found = retrieve(
             vectors[both, q],
             gallery_NS=vectors[both, a],
-            numbers_NI=torch.arange(int(both.sum()))[:, None],
+            numbers_NI=torch.stack(numbers, dim=1),
             ks=(1, 5, 10),
         )
         for k in (1, 5, 10):
