@@ -22,13 +22,13 @@ help: ## list the targets
 		printf '  make %-6s %s\n' "$$name" "$${rest#*## }"; done
 	@echo
 	@echo "  make demo PYTHON=/path/to/python3.11 sets up with that Python."
-	@echo "  make test ARGS='-k store' passes arguments to pytest."
+	@echo "  make test ARGS='-k store' passes arguments to pytest; ARGS='-n 0' runs it in one process."
 
 demo: $(READY) ## run the whole pipeline in ./demo, on data it makes itself
 	@$(BIN)/sensorium demo --dir demo
 
 test: $(READY) ## run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	@$(BIN)/ruff check .

@@ -5,10 +5,10 @@ python -m benchmarks.audio [--quick] [--rows N] [--folder DIR]
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import command, job
 from benchmarks.measure import RATE_HEAD, in_turn, rate_rows, run_variant, short, tell
 from benchmarks.media import FRAMES, RATE, save_ast, waves
-from benchmarks.peers import Loop, bare_job
+from benchmarks.peers import Loop, bare_job, prepared_ahead
 from benchmarks.processes import Share
 from benchmarks.results import Target, report
 from benchmarks.tables import write_pipeline, write_table
@@ -55,14 +55,10 @@ def best_loop(model_folder: str) -> Loop:
     @torch.inference_mode()
     def loop(payloads: Sequence[bytes]) -> np.ndarray:
         found = []
-        with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(features, data) for data in payloads[: 2 * BATCH]]
-            for start in range(0, len(payloads), BATCH):
-                batch = torch.stack([future.result() for future in waiting[:BATCH]])
-                ahead = payloads[start + 2 * BATCH : start + 3 * BATCH]
-                waiting = waiting[BATCH:] + [pool.submit(features, data) for data in ahead]
-                states = model(input_values=batch.to(torch.bfloat16)).last_hidden_state
-                found.append(states[:, 2:].float().mean(dim=1).numpy())
+        for sounds in prepared_ahead(payloads, prepare=features, batch=BATCH, threads=1):
+            batch = torch.stack(sounds).to(torch.bfloat16)
+            states = model(input_values=batch).last_hidden_state
+            found.append(states[:, 2:].float().mean(dim=1).numpy())
         return np.concatenate(found)
 
     return loop
@@ -123,14 +119,14 @@ def main() -> None:
         shard_rows={"min": 128, "target": 256, "max": 512},
     )
 
-    def project() -> Share:
-        return job.working_share(pipeline, watched=job.embed(pipeline))
-
     def best() -> Share:
         return run_variant("benchmarks.audio", "best", folder=folder)[1]
 
     found = in_turn(
-        {"this project": (options.rows, project), "best loop": (options.rows, best)},
+        {
+            "this project": (options.rows, functools.partial(job.working_share, pipeline)),
+            "best loop": (options.rows, best),
+        },
         repeats=options.repeats,
     )
     facts, _ = run_variant("benchmarks.audio", "features", folder=folder)

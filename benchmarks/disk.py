@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,10 +16,11 @@ import pyarrow.parquet as pq
 
 from benchmarks import command, job
 from benchmarks.measure import Series, in_turn, short
-from benchmarks.processes import Share, busy_seconds
+from benchmarks.processes import timed
 from benchmarks.results import Target, report
 from benchmarks.tables import lists, vectors, write_pipeline, write_table
 from features.shard import vectors as decoded
+from features.stored_embeddings import read_embeddings
 
 DIM = 384
 
@@ -36,7 +36,7 @@ def main() -> None:
     pipeline = write_pipeline(folder, features=features)
     job.embed(pipeline, afresh=False)
     store, snapshot = job.open_store(pipeline)
-    values = store.read_embeddings(snapshot, modality="vector").values
+    values = read_embeddings(store, snapshot, modality="vector").values
     assert values.shape == (options.rows, DIM) and values.dtype == np.float16
     files = sorted((folder / "store" / "embeddings").rglob("*.parquet"))
     raw = values.nbytes
@@ -52,7 +52,7 @@ def main() -> None:
     del values
 
     def read_store() -> np.ndarray:
-        return store.read_embeddings(snapshot, modality="vector").values
+        return read_embeddings(store, snapshot, modality="vector").values
 
     def read_map() -> np.ndarray:
         return np.array(np.load(flat, mmap_mode="r"))
@@ -122,16 +122,8 @@ def column_bytes(files: list[Path]) -> dict[str, int]:
 def _in_turn(
     reads: Mapping[str, Callable[[], np.ndarray]], *, rows: int, repeats: int
 ) -> dict[str, Series]:
-    variants = {name: (rows, functools.partial(_timed, read)) for name, read in reads.items()}
+    variants = {name: (rows, functools.partial(timed, read)) for name, read in reads.items()}
     return in_turn(variants, repeats=repeats)
-
-
-def _timed(read: Callable[[], np.ndarray]) -> Share:
-    busy, own, begun = busy_seconds(), time.process_time(), time.perf_counter()
-    read()
-    seconds, own = time.perf_counter() - begun, time.process_time() - own
-    foreign = max(0.0, busy_seconds() - busy - own) / seconds
-    return Share(seconds=seconds, cpu_seconds=own, foreign=foreign)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from benchmarks import command, job
 from benchmarks.measure import RATE_HEAD, in_turn, rate_rows, run_variant
 from benchmarks.media import jpegs, save_vit
-from benchmarks.peers import Loop, bare_job, daft_job, has_daft, ray_job
+from benchmarks.peers import Loop, bare_job, daft_job, has_daft, prepared_ahead, ray_job
 from benchmarks.processes import Share
 from benchmarks.results import Target, report
 from benchmarks.tables import write_pipeline, write_table
@@ -49,15 +48,8 @@ def best_loop(model_folder: str) -> Loop:
         return states_BTD[:, 1:].float().mean(dim=1).numpy()
 
     def loop(payloads: Sequence[bytes]) -> np.ndarray:
-        found = []
-        with ThreadPoolExecutor(THREADS) as pool:
-            waiting = [pool.submit(decode, data) for data in payloads[: 2 * BATCH]]
-            for start in range(0, len(payloads), BATCH):
-                pixels = [future.result() for future in waiting[:BATCH]]
-                ahead = payloads[start + 2 * BATCH : start + 3 * BATCH]
-                waiting = waiting[BATCH:] + [pool.submit(decode, data) for data in ahead]
-                found.append(forward(pixels))
-        return np.concatenate(found)
+        batches = prepared_ahead(payloads, prepare=decode, batch=BATCH, threads=THREADS)
+        return np.concatenate([forward(pixels) for pixels in batches])
 
     return loop
 
@@ -112,9 +104,6 @@ def main() -> None:
         shard_rows={"min": 256, "target": 512, "max": 1024},
     )
 
-    def project() -> Share:
-        return job.working_share(pipeline, watched=job.embed(pipeline))
-
     def peer(variant: str) -> Share:
         python = options.peers if variant == "daft" else command.PYTHON
         return run_variant("benchmarks.images", variant, folder=folder, python=python)[1]
@@ -122,7 +111,7 @@ def main() -> None:
     names = ["best", *(["daft"] if has_daft(options.peers) else []), "ray-recipe"]
     found = in_turn(
         {
-            "this project": (options.rows, project),
+            "this project": (options.rows, functools.partial(job.working_share, pipeline)),
             **{name: (options.rows, functools.partial(peer, name)) for name in names},
         },
         repeats=options.repeats,

@@ -60,12 +60,13 @@ def shard_files(pipeline: Path) -> dict[Path, ShardFile]:
     return found
 
 
-def working_share(pipeline: Path, *, watched: Watched) -> Share:
-    """From the first row that is waited for to the last shard in its place: a job but its start.
+def working_share(pipeline: Path) -> Share:
+    """Run `embed`: its share from the first row that is waited for to the last shard in its place.
 
     Reading, tokenizing or decoding, the forward pass and writing are in it; the start of Ray,
     of the actors and of the model are not.
     """
+    watched = embed(pipeline)
     files = shard_files(pipeline).values()
     return watched.between(min(f.begun for f in files), max(f.written for f in files))
 

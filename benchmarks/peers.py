@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,22 @@ import pyarrow.parquet as pq
 from benchmarks.measure import ENVIRONMENT, tell
 from benchmarks.tables import lists
 
+T = TypeVar("T")
 Loop = Callable[[Sequence[Any]], np.ndarray]
 """Payloads to embeddings, float `[N, D]`, in their order."""
+
+
+def prepared_ahead(
+    payloads: Sequence[Any], *, prepare: Callable[[Any], T], batch: int, threads: int
+) -> Iterator[list[T]]:
+    """The payloads in batches, prepared by threads that are one batch ahead of who takes them."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(prepare, payload) for payload in payloads[: 2 * batch]]
+        for start in range(0, len(payloads), batch):
+            ready = [future.result() for future in waiting[:batch]]
+            ahead = payloads[start + 2 * batch : start + 3 * batch]
+            waiting = waiting[batch:] + [pool.submit(prepare, payload) for payload in ahead]
+            yield ready
 
 
 def bare_job(make: Callable[[], Loop], *, folder: Path, column: str) -> None:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,6 +118,15 @@ def run_watched(
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{watched.output[-4000:]}")
     return watched
+
+
+def timed(run: Callable[[], object]) -> Share:
+    """Call a function in this process, and say what it took."""
+    busy, own, begun = busy_seconds(), time.process_time(), time.perf_counter()
+    run()
+    seconds, own = time.perf_counter() - begun, time.process_time() - own
+    foreign = max(0.0, busy_seconds() - busy - own) / seconds
+    return Share(seconds=seconds, cpu_seconds=own, foreign=foreign)
 
 
 def busy_seconds() -> float:

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import command
 from benchmarks.measure import in_turn, short
-from benchmarks.processes import Share, busy_seconds
+from benchmarks.processes import timed
 from benchmarks.results import report
 
 SIZE = 3 * 2**20
@@ -124,7 +124,7 @@ def main() -> None:
                 run = functools.partial(step, client, prefixes[kind], data=data, count=options.rows)
                 variants[f"{kind}, {step.__name__}"] = (
                     options.rows,
-                    functools.partial(_timed, run),
+                    functools.partial(timed, run),
                 )
         found = in_turn(variants, repeats=options.repeats)
     steps = [step.__name__ for step in (put, get, listing)]
@@ -191,14 +191,6 @@ def _server() -> Iterator[tuple[str, str]]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _timed(run: Callable[[], None]) -> Share:
-    busy, own, begun = busy_seconds(), time.process_time(), time.perf_counter()
-    run()
-    seconds, own = time.perf_counter() - begun, time.process_time() - own
-    foreign = max(0.0, busy_seconds() - busy - own) / seconds
-    return Share(seconds=seconds, cpu_seconds=own, foreign=foreign)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def main() -> None:
     import ray
 
     from features.job import embed as run_job
-    from workflows.embed import open_store, plan_embedding
     from workflows.pipeline import load_pipeline
+    from workflows.plan import plan_embedding
 
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
     loaded = load_pipeline(pipeline)
@@ -53,8 +53,8 @@ def main() -> None:
     def warm_job() -> Share:
         shutil.rmtree(folder / "store", ignore_errors=True)
         plan = plan_embedding(loaded)
-        store = open_store(loaded)
-        from features.plan import write_samples
+        store = loaded.open_store()
+        from features.sample_shards import write_samples
 
         write_samples(plan, store=store)
         busy, begun = busy_seconds(), time.time()

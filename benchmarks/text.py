@@ -19,6 +19,7 @@ from benchmarks.processes import Share
 from benchmarks.results import Target, report
 from benchmarks.tables import write_pipeline, write_text_table
 from benchmarks.text_loops import minilm, sorted_loop
+from features.stored_embeddings import read_embeddings
 
 SLOW_ROWS = 500
 """Rows for the peers that take minutes for more."""
@@ -42,8 +43,7 @@ def main() -> None:
     write_text_table(slow, rows=SLOW_ROWS)
 
     def project(precision: str) -> Share:
-        watched = job.embed(pipelines[precision])
-        return job.working_share(pipelines[precision], watched=watched)
+        return job.working_share(pipelines[precision])
 
     def peer(variant: str) -> Share:
         place = slow if variant in SLOW else folder / "bfloat16"
@@ -98,7 +98,7 @@ def main() -> None:
 def least_cosine(pipeline: Path) -> float:
     """Of the first embeddings in the store with those of the bare loop in float32."""
     store, snapshot = job.open_store(pipeline)
-    stored = store.read_embeddings(snapshot, modality="text").values[:CHECKED].astype(np.float64)
+    stored = read_embeddings(store, snapshot, modality="text").values[:CHECKED].astype(np.float64)
     paths = sorted((pipeline.parent / "table").glob("*.parquet"))
     wanted = pq.read_table(paths[0], columns=["text"])["text"].to_pylist()[:CHECKED]
     expected = sorted_loop(torch.float32)(wanted).astype(np.float64)

@@ -1,15 +1,28 @@
-"""How often each shard of a job was begun. It imports nothing, so that its actor starts at once."""
+"""How often what a job does was begun. It imports nothing, so that its actor starts at once."""
 
 from __future__ import annotations
 
 
 class Attempts:
-    """A count that outlives those at work: one actor a job, which holds a number a shard."""
+    """Counts that outlive those at work: one actor a job, which holds a number a shard."""
 
     def __init__(self) -> None:
         self._begun: dict[str, int] = {}
+        self._loads: dict[tuple[str, str], int] = {}
 
     def begin(self, shard: str) -> int:
         """Count a new attempt; returns its number, from 1."""
         self._begun[shard] = self._begun.get(shard, 0) + 1
         return self._begun[shard]
+
+    def begin_load(self, encoder: str, actor: str) -> int:
+        """Count a load of an encoder by an actor; returns its number, from 1.
+
+        It is above 1 where those before have not ended: as often has the actor's process died.
+        """
+        self._loads[encoder, actor] = self._loads.get((encoder, actor), 0) + 1
+        return self._loads[encoder, actor]
+
+    def end_load(self, encoder: str, actor: str) -> None:
+        """Count from 1 again: the encoder is loaded, or has said why not."""
+        self._loads.pop((encoder, actor), None)

@@ -1,97 +1,57 @@
-"""After the work: what is in the quarantine, and the snapshot of all that is there."""
+"""The snapshot that a plan leads to: drafted before its work is done, and made after it."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from features.embedding import COLLAPSED, WIDE, BrokenEncoder
-from features.encoding import NOT_FINITE
-from features.plan import ModalityPlan, Plan, snapshot_of
+from features.plan import ModalityPlan, Plan
+from features.quarantine import QuarantineCount
+from features.shard_names import embedding_path
 from features.snapshot import ModalityShards, Snapshot
-from features.statistics import ModalityStatistics
-from features.store import Store, embedding_path
+from features.store import Store
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuarantineCount:
-    """How much of a modality is in the quarantine."""
+def draft_snapshot(plan: Plan) -> Snapshot:
+    """The snapshot that a plan leads to, without what only its shards can tell.
 
-    modality: str
-    bad: int
-    payloads: int
-    reasons: Mapping[tuple[str, str], int]
-    """Rows by stage and reason."""
-
-    @property
-    def fraction(self) -> float:
-        return self.bad / self.payloads if self.payloads else 0.0
-
-
-def count_quarantine(plan: Plan, *, store: Store) -> dict[str, QuarantineCount]:
-    """Count the quarantined rows of all shards of a plan whose work is done.
-
-    Costs one listing an encoder, and one small read a shard that has bad rows.
+    Its id and parts are right; widths and counts of bad rows are zero.
     """
-    counts: dict[str, QuarantineCount] = {}
-    for modality, part in plan.modalities.items():
-        listed = store.quarantined_shards_of(part.encoder_fingerprint)
-        reasons: Counter[tuple[str, str]] = Counter()
-        for over in part.shards:
-            bad = store.read_bad(over, encoder=part.encoder_fingerprint, listed=listed)
-            if bad is not None:
-                pairs = zip(bad["stage"].to_pylist(), bad["reason"].to_pylist(), strict=True)
-                reasons.update(pairs)
-        counts[modality] = QuarantineCount(
-            modality=modality, bad=reasons.total(), payloads=part.payloads, reasons=reasons
-        )
-    return counts
+    return _snapshot_of(plan, dims={}, bad={})
 
 
 def make_snapshot(
     plan: Plan, *, store: Store, quarantine: Mapping[str, QuarantineCount]
 ) -> Snapshot:
     """The snapshot of a plan whose shards are all there."""
-    return snapshot_of(
+    return _snapshot_of(
         plan,
         dims={name: _width(store, part) for name, part in plan.modalities.items()},
         bad={name: item.bad for name, item in quarantine.items()},
     )
 
 
-def refuse_broken(
-    snapshot: Snapshot,
-    *,
-    quarantine: Mapping[str, QuarantineCount],
-    statistics: Mapping[str, ModalityStatistics],
-) -> None:
-    """Raise BrokenEncoder if all embeddings of a modality are worthless.
-
-    A shard of enough rows is refused before it is written. This is for those of which each has
-    too few rows to tell, and all together have enough.
-    """
-    for modality, part in snapshot.modalities.items():
-        found = statistics[modality]
-        unlike = 0 if found.keys is None else round(found.keys.distinct)
-        if part.dim >= WIDE and found.constant and unlike >= COLLAPSED:
-            raise BrokenEncoder(
-                f"encoder {_type(part)} gave the same embedding for all {unlike} unlike payloads "
-                f"of {modality!r}: it has collapsed; look at its weights and options"
+def _snapshot_of(plan: Plan, *, dims: Mapping[str, int], bad: Mapping[str, int]) -> Snapshot:
+    """The snapshot of a plan, given each modality's width and number of bad rows."""
+    return Snapshot(
+        name=plan.name,
+        target=plan.target,
+        slices=plan.dataset.slices,
+        samples=plan.samples,
+        modalities={
+            name: ModalityShards(
+                kind=part.feature.encoder.kind,
+                encoder=part.feature.encoder.model_dump(mode="json"),
+                encoder_fingerprint=part.encoder_fingerprint,
+                dim=dims.get(name, 0),
+                shards=part.shards,
+                present=part.payloads - bad.get(name, 0),
+                missing=part.missing,
+                bad=bad.get(name, 0),
             )
-        count = quarantine[modality]
-        not_finite = sum(
-            number for (_, reason), number in count.reasons.items() if NOT_FINITE in reason
-        )
-        if not part.present and not_finite == count.bad and not_finite >= COLLAPSED:
-            raise BrokenEncoder(
-                f"encoder {_type(part)} gave values that are not finite for all {not_finite} "
-                f"payloads of {modality!r}; its weights or its precision are at fault"
-            )
-
-
-def _type(part: ModalityShards) -> str:
-    return repr(part.encoder.get("type", part.kind))
+            for name, part in plan.modalities.items()
+        },
+        files=plan.source.files,
+    )
 
 
 def _width(store: Store, part: ModalityPlan) -> int:

@@ -14,7 +14,9 @@ import numpy as np
 
 from features.fingerprint import DIGEST_BYTES
 from features.plan import Work
-from features.store import Store, embedding_path
+from features.shard_names import embedding_path
+from features.store import Store
+from features.stored_embeddings import read_donor, read_some_embeddings
 
 READ_WHOLE = 8
 """Donors up to which each is read whole."""
@@ -50,8 +52,8 @@ class Copier:
                 hit = held[place] == asked
                 if not hit.any():
                     continue
-                values = self._store.read_vectors(
-                    donor, encoder=work.encoder, rows=rows[place[hit]]
+                values = read_some_embeddings(
+                    self._store, donor, encoder=work.encoder, rows=rows[place[hit]]
                 )
             except FileNotFoundError:
                 continue  # collected since the planning; its rows are computed like any others
@@ -65,7 +67,7 @@ class Copier:
         held: dict[bytes, np.ndarray] = {}
         for donor in work.donors:
             try:
-                held.update(self._store.read_donor(donor, encoder=work.encoder))
+                held.update(read_donor(self._store, donor, encoder=work.encoder))
             except FileNotFoundError:
                 continue  # as above
         return {row: held[key] for row, key in enumerate(keys) if key is not None and key in held}

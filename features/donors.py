@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from features.sample_rows import key_hashes
+from features.shard_names import embedding_path
 from features.snapshot import ModalityShards
 from features.spill import Spill, first_of_runs
-from features.store import READERS, Store, embedding_path
+from features.store import READERS, Store
 
 _KEY = np.dtype([("hash", "<u8"), ("shard", "<i4"), ("wanted", "u1")])
 

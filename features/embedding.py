@@ -14,39 +14,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
-import pyarrow as pa
-
+from features.broken_encoder import refuse_broken_shard
 from features.columns import PayloadColumns
 from features.copying import Copier
 from features.decoders.base import DEFAULT_LIMITS, Limits
 from features.encoders import Encoder, EncoderSpec
-from features.encoding import NOT_FINITE, Bad, Prepared, Rows, encode_rows
+from features.encoding import Bad, Prepared, Rows, encode_rows
 from features.plan import Work
 from features.prepare import THREADS, Opening, Window, prepared_windows
+from features.quarantine import quarantine_rows
 from features.shard import ShardFacts, embedding_bytes, shard_table
-from features.sources import RowRange, RowReader, Source
-from features.store import (
-    QUARANTINE_SCHEMA,
-    Store,
-    embedding_path,
-    parquet_bytes,
-    patch_fingerprint,
-    quarantine_path,
-)
+from features.shard_names import embedding_path, patch_fingerprint, quarantine_path
+from features.sources import RowReader, Source, rows_in_source
+from features.store import Store, parquet_bytes
 
 PROBES = 4
 """Copied rows that are tried for one to prove an encoder with."""
-COLLAPSED = 64
-"""So many unlike payloads, and more, have not all one embedding unless the encoder is broken."""
-WIDE = 16
-"""Width from which that holds: an encoder of few numbers may have few answers."""
 
 T = TypeVar("T")
-
-
-class BrokenEncoder(RuntimeError):
-    """An encoder whose embeddings are worthless: not finite, or the same for all payloads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +137,13 @@ def embed_shards(
             shard.seconds["encode"] += time.perf_counter() - begun
             if step.last:
                 if not shard.there:
-                    _refuse_broken(shard, spec=spec, dim=encoder.dim)
+                    refuse_broken_shard(
+                        shard.done,
+                        keys=shard.keys,
+                        modality=shard.work.modality,
+                        spec=spec,
+                        dim=encoder.dim,
+                    )
                 if pending is not None:
                     yield pending.result()
                 pending = writing.submit(_write, shard, store=store, spec=spec, dim=encoder.dim)
@@ -254,26 +245,6 @@ def _encode(
     encode_rows(window.prepared, spec=spec, encoder=encoder, into=shard.done, known_good=known_good)
 
 
-def _refuse_broken(shard: _Shard, *, spec: EncoderSpec, dim: int) -> None:
-    """Raise BrokenEncoder if what came out can be no embedding of what went in."""
-    bad = [bad for bad in shard.done.bad if NOT_FINITE in bad.reason]
-    if len(bad) >= COLLAPSED and len(bad) == len(shard.done.bad) + len(shard.done.values):
-        raise BrokenEncoder(
-            f"encoder {spec.type!r} gave values that are not finite for all {len(bad)} payloads "
-            f"of a shard of {shard.work.modality!r}; its weights or its precision are at fault"
-        )
-    values = shard.done.values
-    unlike = {key for row in values if (key := shard.keys[row]) is not None}
-    if dim < WIDE or len(unlike) < COLLAPSED or spec.sequence:
-        return
-    first = next(iter(values.values()))
-    if all(np.array_equal(first, value) for value in values.values()):
-        raise BrokenEncoder(
-            f"encoder {spec.type!r} gave the same embedding for {len(unlike)} unlike payloads of "
-            f"{shard.work.modality!r}: it has collapsed; look at its weights and options"
-        )
-
-
 def _write(shard: _Shard, *, store: Store, spec: EncoderSpec, dim: int) -> ShardResult:
     work, done = shard.work, shard.done
     result = ShardResult(
@@ -306,35 +277,8 @@ def _write(shard: _Shard, *, store: Store, spec: EncoderSpec, dim: int) -> Shard
     table = shard_table(done, keys=shard.keys, spec=spec, dim=dim, facts=facts)
     if done.bad and not work.only:
         path = quarantine_path(encoder=work.encoder, shard=name)
-        store.storage.write_once(path, parquet_bytes(_quarantine_table(shard)))
+        store.storage.write_once(path, parquet_bytes(quarantine_rows(done.bad, keys=shard.keys)))
     path = embedding_path(encoder=work.encoder, shard=name)
     written = store.storage.write_once(path, embedding_bytes(table))
     shard.seconds["write"] = time.perf_counter() - begun
     return ShardResult(**{**vars(result), "written": written, "patch": name if work.only else ""})
-
-
-def _quarantine_table(shard: _Shard) -> pa.Table:
-    rows = sorted(shard.done.bad, key=lambda bad: bad.row)
-    return pa.table(
-        {
-            "row": [bad.row for bad in rows],
-            "payload_key": [shard.keys[bad.row] for bad in rows],
-            "stage": [bad.stage for bad in rows],
-            "reason": [bad.reason for bad in rows],
-        },
-        schema=QUARANTINE_SCHEMA,
-    )
-
-
-def rows_in_source(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:
-    """Where some rows of a shard, counted within it and ascending, stand in the source."""
-    starts = np.cumsum([0, *(part.stop - part.start for part in ranges)])
-    found: list[RowRange] = []
-    for row in rows:
-        place = int(np.searchsorted(starts, row, side="right")) - 1
-        file, at = ranges[place].file, ranges[place].start + row - int(starts[place])
-        if found and (found[-1].file, found[-1].stop) == (file, at):
-            found[-1] = RowRange(file=file, start=found[-1].start, stop=at + 1)
-        else:
-            found.append(RowRange(file=file, start=at, stop=at + 1))
-    return found

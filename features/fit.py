@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from features.columns import Cut, PayloadColumns, depends_on_files, open_payload
+from features.columns import Cut, PayloadColumns
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders.base import EncoderSpec
+from features.payload_keys import depends_on_files
+from features.payloads import open_payload
 from features.sources import SourceError
 
 SIZE = 65_536

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from features.columns import depends_on_files, payload_keys, read_as_text
+from features.columns import read_as_text
 from features.encoders import EncoderSpec
 from features.fit import FitSample
+from features.payload_keys import depends_on_files, payload_keys
 from features.sources import Source
 from features.spec import DatasetSpec, FeatureSpec
 from features.split import Strata, splits_of

@@ -25,12 +25,17 @@ from features.spill import Spill, first_of_runs
 
 IDS = np.dtype([("hash", "<u8")])
 SIDES = np.dtype([("hash", "<u8"), ("split", "u1")])
+LABELS = np.dtype([("label", object), ("split", "u1")])
 MOST_SUSPECTS = 1000
-"""Repeated ids that are looked up, at most."""
+"""Repeated ids, and payloads on two given sides, that are looked up at most. Those on two sides
+are more than are shown, so that a few of them are soon found."""
+MOST_CLASSES = 100_000
+"""Classes of which it is looked at whether they have training rows; of more, it is not."""
 SHOWN = 5
 
 Marks = Mapping[str, np.ndarray]
-"""Hashes of some rows of samples, by column: `sample_id`, `group` and each `key.<modality>`."""
+"""Hashes of some rows of samples, by column: `sample_id`, `group` and each `key.<modality>`; of
+`target.<column>` the labels that there are, each once a split."""
 Rows = Callable[[SampleShard, list[str]], pa.Table]
 """Reads some columns of a shard's rows."""
 
@@ -42,15 +47,12 @@ class Repeats:
     values: int
     """Rows that have one."""
     distinct: int
+    repeated: int
+    """Rows whose own stands in another row too, as the statistics of a snapshot count them."""
     divided: Mapping[str, int] = field(default_factory=dict)
     """Distinct ones that are on two sides, by the names of the splits: `train/test`."""
-    examples: tuple[str, ...] = ()
-    """Ids of samples whose payload is on two sides, a few of them."""
-
-    @property
-    def repeated(self) -> int:
-        """Rows whose payload another row before has too."""
-        return self.values - self.distinct
+    examples: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    """By the same names, a few of them: ids of two samples that share one, in the same order."""
 
 
 def marks_of(rows: pa.Table) -> Marks:
@@ -58,6 +60,8 @@ def marks_of(rows: pa.Table) -> Marks:
     marks = {"sample_id": _text_hashes(rows["sample_id"]).astype(IDS)}
     codes = _codes(rows["split"])
     for name in rows.column_names:
+        if name.startswith("target."):
+            marks[name] = _labels(rows[name], codes=codes)
         if name != "group" and not name.startswith("key."):
             continue
         present = rows[name].is_valid().to_numpy()
@@ -75,6 +79,8 @@ class Integrity:
         self._stack = stack
         self._ids = stack.enter_context(Spill(IDS))
         self._sides: dict[str, Spill] = {}
+        self._classes: dict[object, int] = {}
+        """Per label: the splits that it is in, a bit each."""
 
     def add(self, marks: Marks) -> None:
         """Look at some rows of samples, by their marks."""
@@ -82,9 +88,26 @@ class Integrity:
             if name == "sample_id":
                 self._ids.add(records)
                 continue
+            if name.startswith("target."):
+                self._add_labels(records)
+                continue
             if name not in self._sides:
                 self._sides[name] = self._stack.enter_context(Spill(SIDES))
             self._sides[name].add(records)
+
+    def _add_labels(self, records: np.ndarray) -> None:
+        if len(self._classes) > MOST_CLASSES:
+            return
+        for label, split in records.tolist():
+            self._classes[label] = self._classes.get(label, 0) | split
+
+    def untrained(self) -> tuple[str, ...]:
+        """Classes that some row is labelled with, and no row of the training split."""
+        if len(self._classes) > MOST_CLASSES:
+            return ()
+        train = 1 << SPLITS.index("train")
+        lacking = [label for label, splits in self._classes.items() if not splits & train]
+        return tuple(map(str, sorted(lacking, key=lambda label: (str(type(label)), label))))
 
     def refuse_repeated_ids(
         self, *, column: str, shards: Iterable[SampleShard], rows: Rows
@@ -121,57 +144,101 @@ class Integrity:
     def repeats(self, *, shards: Iterable[SampleShard], rows: Rows) -> dict[str, Repeats]:
         """What is repeated, by modality, and by the group under the name of an empty modality."""
         found: dict[str, Repeats] = {}
-        divided: dict[str, np.ndarray] = {}
+        wanted: dict[str, dict[str, np.ndarray]] = {}
         for name, spill in self._sides.items():
-            counted, hashes = _repeats(spill)
-            found[_modality(name)] = counted
-            if len(hashes):
-                divided[name] = hashes
-        for name, ids in _examples(divided, shards=shards, rows=rows).items():
+            found[_modality(name)], divided = _repeats(spill)
+            if divided:
+                wanted[name] = divided
+        for name, pairs in _examples(wanted, shards=shards, rows=rows).items():
             modality = _modality(name)
-            found[modality] = replace(found[modality], examples=tuple(ids))
+            found[modality] = replace(found[modality], examples=pairs)
         return found
 
 
-def _repeats(spill: Spill) -> tuple[Repeats, np.ndarray]:
-    """Counts, and hashes of a few that are on two sides."""
-    values = distinct = 0
-    divided = dict.fromkeys(combinations(range(len(SPLITS)), 2), 0)
-    examples = [np.empty(0, np.uint64)]
+def _repeats(spill: Spill) -> tuple[Repeats, dict[str, np.ndarray]]:
+    """Counts, and hashes of some that are on two sides, by the names of the splits."""
+    values = distinct = repeated = 0
+    pairs = {
+        f"{SPLITS[one]}/{SPLITS[other]}": np.uint8(1 << one | 1 << other)
+        for one, other in combinations(range(len(SPLITS)), 2)
+    }
+    divided = dict.fromkeys(pairs, 0)
+    hashes = dict.fromkeys(pairs, np.empty(0, np.uint64))
     for records in spill.groups():
         firsts = first_of_runs(records)
         values, distinct = values + len(records), distinct + len(firsts)
         if not len(firsts):
             continue
+        lengths = np.diff(np.append(firsts, len(records)))
+        repeated += int(lengths[lengths > 1].sum())
         sides = np.bitwise_or.reduceat(records["split"], firsts)
-        for one, other in divided:
-            both = np.uint8(1 << one | 1 << other)
-            divided[one, other] += int((sides & both == both).sum())
-        on_two = np.isin(sides & 7, [0, 1, 2, 4], invert=True)
-        examples.append(records["hash"][firsts[on_two]][:SHOWN])
-    named = {f"{SPLITS[a]}/{SPLITS[b]}": n for (a, b), n in divided.items() if n}
-    counted = Repeats(values=values, distinct=distinct, divided=named)
-    return counted, np.concatenate(examples)[:SHOWN]
+        for name, both in pairs.items():
+            shared = records["hash"][firsts[sides & both == both]]
+            divided[name] += len(shared)
+            hashes[name] = np.append(hashes[name], shared)[:MOST_SUSPECTS]
+    counted = Repeats(
+        values=values,
+        distinct=distinct,
+        repeated=repeated,
+        divided={name: count for name, count in divided.items() if count},
+    )
+    return counted, {name: hashes[name] for name in counted.divided}
 
 
 def _examples(
-    divided: Mapping[str, np.ndarray], *, shards: Iterable[SampleShard], rows: Rows
-) -> dict[str, list[str]]:
-    """Ids of samples with these hashes, a few for each column; reads on until they are found."""
-    found: dict[str, list[str]] = {name: [] for name in divided}
-    waiting = dict(divided)
+    divided: Mapping[str, Mapping[str, np.ndarray]], *, shards: Iterable[SampleShard], rows: Rows
+) -> dict[str, dict[str, tuple[tuple[str, str], ...]]]:
+    """Per column and two splits: pairs of samples that share one of these hashes, a few of them.
+
+    Reads on until they are found.
+    """
+    searches = {
+        (name, sides): _PairSearch(sides, hashes=hashes)
+        for name, by_sides in divided.items()
+        for sides, hashes in by_sides.items()
+    }
     for shard in shards:
+        waiting = list(dict.fromkeys(n for (n, _), one in searches.items() if not one.done))
         if not waiting:
             break
-        table = rows(shard, ["sample_id", *waiting])
-        for name, wanted in list(waiting.items()):
-            column = table[name]
-            hit = np.isin(_hashes(column), wanted) & column.is_valid().to_numpy()
-            found[name] += table["sample_id"].filter(pa.array(hit)).to_pylist()
-            if len(found[name]) >= SHOWN:
-                found[name] = found[name][:SHOWN]
-                del waiting[name]
+        table = rows(shard, ["sample_id", "split", *waiting])
+        for (name, _), search in searches.items():
+            if not search.done:
+                search.add(table, name=name)
+    found: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {}
+    for (name, sides), search in searches.items():
+        found.setdefault(name, {})[sides] = tuple(search.pairs[:SHOWN])
     return found
+
+
+class _PairSearch:
+    """Two samples on given sides that share one of some hashes."""
+
+    def __init__(self, sides: str, *, hashes: np.ndarray) -> None:
+        self._sides = sides.split("/")
+        self._hashes = hashes
+        self._enough = min(SHOWN, len(hashes))
+        self._waiting: dict[int, dict[str, str]] = {}
+        """Per hash: the first sample on each side."""
+        self.pairs: list[tuple[str, str]] = []
+
+    @property
+    def done(self) -> bool:
+        return len(self.pairs) >= self._enough
+
+    def add(self, table: pa.Table, *, name: str) -> None:
+        """Look at some rows, in the column of that name."""
+        column = table[name]
+        hashes = _hashes(column)
+        hit = np.isin(hashes, self._hashes) & column.is_valid().to_numpy()
+        some = table.select(["sample_id", "split"]).filter(pa.array(hit))
+        ids, splits = some["sample_id"].to_pylist(), some["split"].to_pylist()
+        for shared, sample, split in zip(hashes[hit].tolist(), ids, splits, strict=True):
+            firsts = self._waiting.setdefault(shared, {})
+            if split in self._sides and split not in firsts:
+                firsts[split] = sample
+                if len(firsts) == len(self._sides):
+                    self.pairs.append((firsts[self._sides[0]], firsts[self._sides[1]]))
 
 
 def _modality(column: str) -> str:
@@ -184,6 +251,15 @@ def _hashes(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_fixed_size_binary(column.type):
         return key_hashes(column)
     return _text_hashes(column)
+
+
+def _labels(column: pa.ChunkedArray, *, codes: np.ndarray) -> np.ndarray:
+    """The labels that there are, each once a split, `[L]`."""
+    pairs = pa.table({"label": column, "split": codes}).filter(column.is_valid())
+    found = pairs.group_by(["label", "split"]).aggregate([])
+    records = np.empty(found.num_rows, LABELS)
+    records["label"], records["split"] = found["label"].to_pylist(), found["split"].to_numpy()
+    return records
 
 
 def _codes(splits: pa.ChunkedArray) -> np.ndarray:

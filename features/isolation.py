@@ -21,12 +21,11 @@ import pydantic
 
 from features.columns import PayloadColumns
 from features.decoders.base import Limits
-from features.embedding import rows_in_source
 from features.encoders import Encoder, EncoderField
 from features.encoding import Prepared, budget_of, form_batches
 from features.plan import Work
 from features.prepare import Opening, prepared_windows
-from features.sources import RowReader, Source
+from features.sources import RowReader, Source, rows_in_source
 from features.storage import open_storage
 from features.store import Store
 
@@ -93,13 +92,14 @@ def find_killers(trial: Trial) -> dict[int, str]:
                 words = complaint.result().strip()
         if finished:
             return killers
-        if not last:
-            raise RuntimeError(
-                f"the rows cannot be tried in a process of their own: {words[-2000:]}"
-            )
         how = _how_it_died(code)
         if -code in OF_THE_SYSTEM:
-            raise MemoryError(f"the process was ended from outside ({how}) at rows {last[:5]}")
+            place = f"at rows {last[:5]}" if last else "while it loaded the encoder"
+            raise MemoryError(f"the process was ended from outside ({how}) {place}")
+        if not last:
+            raise RuntimeError(
+                f"the rows cannot be tried in a process of their own ({how}): {words[-2000:]}"
+            )
         if len(last) > 1:
             most = (len(last) + 1) // 2
             continue

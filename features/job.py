@@ -22,16 +22,18 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from features.attempts import Attempts
+from features.broken_encoder import BrokenEncoder
 from features.copying import Copier
 from features.decoders.base import Limits
-from features.embedding import BrokenEncoder, ShardResult, embed_shards
+from features.embedding import ShardResult, embed_shards
 from features.encoders import Encoder
 from features.isolation import Trial, find_killers
 from features.plan import Plan, Work
+from features.shard_names import embedding_path
 from features.sources import RowReader, Source, SourceError
 from features.spec import FeatureSpec
 from features.storage import Storage
-from features.store import Store, embedding_path
+from features.store import Store
 
 TASK_RETRIES = 3
 """How often a shard is tried again after its worker has died."""
@@ -40,6 +42,8 @@ MOST_IN_BLOCK = 8
 DEATHS = TASK_RETRIES + 2 * MOST_IN_BLOCK
 """How often a block is tried again after its actor has died. Each of its shards, and of those of
 the block that waits behind it, may kill the actor once before the rows that do it are found."""
+LOADS = 2
+"""How often an actor begins to load an encoder that ends its process: once may be chance."""
 EXPECTED = (SourceError, OSError, ImportError, BrokenEncoder, MemoryError)
 """What is raised as the worker raised it; its message is for the one who started the job."""
 
@@ -225,7 +229,7 @@ class ShardEncoder:
         columns = feature.payload_columns
         if self._encoder is None or self._reader is None or self._modality != modality:
             self._encoder = None  # the last one's memory first
-            self._encoder = feature.encoder.load()
+            self._encoder = self._load(modality, encoder=works[0].encoder)
             self._reader = RowReader(self._source, columns=columns.names, text=columns.text_names)
             self._modality = modality
         return embed_shards(
@@ -241,6 +245,23 @@ class ShardEncoder:
             copier=self._copier,
             on_begin=self._killers,
         )
+
+    def _load(self, modality: str, *, encoder: str) -> Encoder:
+        """Load the encoder, unless this actor's process has died of that before, LOADS times."""
+        spec = self._features[modality].encoder
+        actor = ray.get_runtime_context().get_actor_id()
+        number = ray.get(self._attempts.begin_load.remote(encoder, actor))
+        if number > LOADS:
+            raise BrokenEncoder(
+                f"modality {modality!r}: the process was ended {LOADS} times while it loaded the "
+                f"encoder {spec.type!r}, so it is not tried again. The system does that where "
+                "memory is short: free some, take a machine with more, or a smaller model. If "
+                "there is enough, a library that the encoder loads is at fault"
+            )
+        try:
+            return spec.load()
+        finally:
+            ray.get(self._attempts.end_load.remote(encoder, actor))
 
     def _killers(self, work: Work) -> dict[int, str]:
         """Rows that end the process, if this shard was begun before: that attempt has died."""

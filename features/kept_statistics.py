@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from features.shard_names import embedding_path
 from features.sketch import below, sketch_from, sketch_json
 from features.snapshot import ModalityShards, Snapshot
 from features.statistics import (
@@ -23,7 +24,7 @@ from features.statistics import (
     merge_statistics,
     statistics_from,
 )
-from features.store import READERS, Store, UnreadableFile, embedding_path, parquet_bytes
+from features.store import READERS, Store, UnreadableFile, parquet_bytes
 
 LAYOUT = "1"
 """Of the file of a snapshot's statistics; one of another layout is made anew."""

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.shard_names import embedding_path, quarantine_path
 from features.snapshot import ModalityShards, Snapshot
-from features.store import READERS, Store, embedding_path, quarantine_path
+from features.store import READERS, Store
 
 State = Literal["embedded", "missing", "quarantined", "lost"]
 

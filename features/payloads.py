@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from features import s3
+from features.columns import Cut, PayloadColumns
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders.base import Kind
 from features.storage import read_uri, stat_uri
@@ -36,6 +37,29 @@ OF_THE_FILE = {
 }
 """Errors that will be the same the next time; all others are the medium's."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def open_payload(
+    value: Any, *, columns: PayloadColumns, folder: str, limits: Limits = DEFAULT_LIMITS
+) -> Any:
+    """A payload, fetched if it stands behind a URI, and decoded into what an encoder prepares.
+
+    Raises BadPayload for one that cannot be used; OSError for a fault of the medium.
+    """
+    start, end = 0.0, None
+    if isinstance(value, Cut):
+        start, end, value = value.start, value.end, value.whole
+
+    def fetched(cell: Any) -> Any:
+        inline = columns.kind == "table" or (columns.kind == "text" and not columns.uri)
+        if inline or not isinstance(cell, str):
+            return cell
+        return fetch(cell, base=folder, limits=limits)
+
+    if isinstance(value, tuple):
+        value = tuple(fetched(cell) for cell in value)
+        return decode_row(value, kind=columns.kind, names=columns.columns, limits=limits)
+    return decode(fetched(value), kind=columns.kind, start=start, end=end, limits=limits)
 
 
 def fetch(uri: str, *, base: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -75,7 +99,7 @@ def locate(uri: str, *, base: str) -> str:
     if not uri.startswith(s3.SCHEME):
         return local_path(uri, base=base)
     bucket, _, key = uri.removeprefix(s3.SCHEME).partition("/")
-    if not bucket or not key or "\0" in key:
+    if not s3.is_bucket(bucket) or not key or "\0" in key:
         raise BadPayload(f"this is not of the form s3://BUCKET/KEY: {uri!r}", stage="fetch")
     return uri
 

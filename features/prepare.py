@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from features.columns import PayloadColumns, depends_on_files, open_payload, payload_key
+from features.columns import PayloadColumns
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders import Encoder, Kind
 from features.encoding import Bad, Prepared
+from features.payload_keys import depends_on_files, payload_key
+from features.payloads import open_payload
 from features.sources import SourceError
 
 WINDOW_ROWS: dict[Kind, int] = {

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from features.embedding import ShardResult
 from features.plan import Plan, Work
+from features.quarantine import read_bad
 from features.store import Store
 
 
@@ -24,7 +25,7 @@ def retry_work(plan: Plan, *, store: Store) -> list[Work]:
     for modality, part in plan.modalities.items():
         listed = store.quarantined_shards_of(part.encoder_fingerprint)
         for samples, over in zip(plan.samples, part.shards, strict=True):
-            bad = store.read_bad(over, encoder=part.encoder_fingerprint, listed=listed)
+            bad = read_bad(store, over, encoder=part.encoder_fingerprint, listed=listed)
             if bad is None:
                 continue
             rows = tuple(bad["row"].to_pylist())

@@ -5,8 +5,9 @@ or AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and its companions, AWS_PROFI
 under ~/.aws, or the role of the machine. They are looked up in each process, and are in no object
 that travels, and in no error.
 
-By boto3, since pyarrow's filesystem cannot write on condition that nothing is there, and s3fs
-took twice as long to write a shard and three times as long to read one (65 MB, Ceph's gateway).
+By boto3, since it can write on condition that nothing is there, which keeps two jobs apart, and
+pyarrow's filesystem cannot, though it may write faster. s3fs took twice as long to write a shard
+and three times as long to read one (65 MB, Ceph's gateway; `benchmarks/s3.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -31,7 +34,9 @@ that is reset or silent. The waits double, with jitter, up to 20 s (botocore's s
 CONNECT_SECONDS = 10
 SILENT_SECONDS = 60
 CONNECTIONS = 32
+PART_BYTES = 16 * 1024**2
 AWS = ".amazonaws.com"
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:aws[a-z-]*:s3[a-z-]*:[^\s/]+")
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 WRONG_CREDENTIALS = {
     "ExpiredToken",
@@ -48,6 +53,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     if not uri.startswith(SCHEME) or not bucket:
         raise ValueError(f"{uri!r} is not of the form s3://BUCKET/KEY")
     return bucket, key
+
+
+def is_bucket(name: str) -> bool:
+    """Whether a bucket may have this name, as boto3 has it; others it refuses before it asks."""
+    return _BUCKET.fullmatch(name) is not None
 
 
 def client() -> Any:
@@ -71,6 +81,20 @@ def read(uri: str) -> bytes:
     """The bytes of an object; FileNotFoundError if there is none. One GET."""
     bucket, key = split_uri(uri)
     return get(bucket, key)[0]
+
+
+def parts(uri: str) -> Iterator[bytes]:
+    """The bytes of an object, by `PART_BYTES`; FileNotFoundError if there is none.
+
+    OSError if it is written anew meanwhile.
+    """
+    size, tag = stat(uri)
+    bucket, key = split_uri(uri)
+    for start in range(0, size, PART_BYTES):
+        span = f"{start}-{min(size, start + PART_BYTES) - 1}"
+        yield get(bucket, key, span=span)[0]
+    if size > PART_BYTES and stat(uri)[1] != tag:
+        raise OSError(errno.EIO, "it was changed while it was read", uri)
 
 
 def get(bucket: str, key: str, *, span: str | None = None) -> tuple[bytes, int]:

@@ -10,15 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.columns import (
-    PayloadColumns,
-    as_text,
-    depends_on_files,
-    payload_keys,
-    plain_array,
-    read_as_text,
-)
+from features.columns import PayloadColumns, as_text, plain_array, read_as_text
 from features.fingerprint import DIGEST_BYTES, fingerprint
+from features.payload_keys import depends_on_files, payload_keys
 from features.sources import SourceError
 from features.spec import DatasetSpec
 from features.split import Strata, splits_of
@@ -72,16 +66,18 @@ class SampleColumns:
             }
         )
 
-    def rows(self, table: pa.Table, *, first_row: int, folder: str) -> SampleRows:
+    def rows(
+        self, table: pa.Table, *, folder: str, first_row: int = 0, file: str = ""
+    ) -> SampleRows:
         """Rows of samples, given these columns of some rows of the table.
 
         Their columns are `sample_id`, `split`, `target.<column>`, `slice.<column>`, `group` (if
         it is only to be looked at) and `key.<modality>`. Raises SourceError for a null id and an
-        unknown split; `first_row` is where they stand in the table, for its message.
+        unknown split; `first_row` and `file` are where they stand, for its message.
         """
         dataset = self.dataset
         columns: dict[str, pa.Array] = {
-            "sample_id": ids_of(table[dataset.id], name=dataset.id, first_row=first_row),
+            "sample_id": ids_of(table[dataset.id], name=dataset.id, first_row=first_row, file=file),
             "split": splits_of(table, dataset=dataset, strata=self.strata),
         }
         if self.target is not None:
@@ -114,12 +110,15 @@ def id_hashes(ids: pa.Array) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def ids_of(column: pa.ChunkedArray, *, name: str, first_row: int) -> pa.Array:
-    """The ids as text; SourceError with the row, counted from `first_row`, of one that is null."""
+def ids_of(column: pa.ChunkedArray, *, name: str, first_row: int, file: str) -> pa.Array:
+    """The ids as text; SourceError with the file and the row in it, from 0, of one that is null."""
     ids = as_text(column, name=name)
     if ids.null_count:
         row = first_row + pc.index(pc.is_null(ids), True).as_py()
-        raise SourceError(f"column {name!r}, row {row}: the id is null; every sample needs one")
+        at = f"row {row} of {file}" if file else f"row {row}"
+        raise SourceError(
+            f"column {name!r}, {at} (counted from 0): the id is null; every sample needs one"
+        )
     return ids
 
 

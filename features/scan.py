@@ -105,7 +105,6 @@ class Scanner:
         self._reader = RowReader(source, columns=columns.names, text=columns.text_names)
         self._cutter = Cutter(columns.dataset.shard_rows)
         self._pieces: list[_Piece] = []
-        self._rows = 0
         self._found: list[ScannedShard] = []
 
     def unknown_files(self) -> list[int]:
@@ -193,7 +192,12 @@ class Scanner:
             files=range(number, number + 1),
             agreement=self._agreement,
         ):
-            rows = self._columns.rows(chunk.table, first_row=self._rows, folder=self._source.folder)
+            rows = self._columns.rows(
+                chunk.table,
+                folder=self._source.folder,
+                first_row=chunk.first_row,
+                file=self._file(number)[0],
+            )
             hashes = id_hashes(rows.table["sample_id"].combine_chunks())
             ends = self._cutter.ends(hashes)
             cuts = set(ends)
@@ -207,7 +211,6 @@ class Scanner:
                 self._pieces.append(_Piece(place=place, table=table, in_files=rows.in_files))
                 if stop in cuts:
                     yield self._close(cut=True)
-            self._rows += chunk.table.num_rows
 
     def _reuse(self, number: int, known: _KnownFile) -> Iterator[tuple[ScannedShard, Marks | None]]:
         """The shards that end in a file which is known."""
@@ -222,7 +225,6 @@ class Scanner:
             if stop in cuts:
                 yield self._close(cut=True)
         self._cutter.pending = sum(p.place.stop - p.place.start for p in self._pieces)
-        self._rows += known.rows
 
     def _ends_anew(self, number: int, known: _KnownFile) -> list[int]:
         """Boundaries in a known file after other rows than before: read until they are the same."""
@@ -231,7 +233,8 @@ class Scanner:
         for chunk in self._source.scan(
             columns=[name], text=[name], files=range(number, number + 1)
         ):
-            ids = ids_of(chunk.table[name], name=name, first_row=self._rows + chunk.first_row)
+            file = self._file(number)[0]
+            ids = ids_of(chunk.table[name], name=name, first_row=chunk.first_row, file=file)
             for end in cutter.ends(id_hashes(ids)):
                 found.append(chunk.first_row + end)
                 if found[-1] in before:
@@ -253,7 +256,7 @@ class Scanner:
             in_files |= piece.in_files
             if table is None:
                 read = self._reader.read([piece.place])
-                rows = self._columns.rows(read, first_row=0, folder=self._source.folder)
+                rows = self._columns.rows(read, folder=self._source.folder)
                 table, in_files = rows.table, in_files or rows.in_files
             tables.append(table)
         made, table = make_shard(tables, ranges=ranges)
@@ -264,7 +267,7 @@ class Scanner:
 def read_rows(ranges: Sequence[RowRange], *, reader: RowReader, columns: SampleColumns) -> pa.Table:
     """Rows of samples that stand at some places in the source."""
     table = reader.read(ranges)
-    return columns.rows(table, first_row=0, folder=reader.source.folder).table
+    return columns.rows(table, folder=reader.source.folder).table
 
 
 def _scanned(shard: SampleShard, *, rows: pa.Table, cut: bool, in_files: bool) -> ScannedShard:

@@ -24,6 +24,8 @@ class ScanRecord:
 
     scan: Scan
     repeats: Mapping[str, Repeats]
+    untrained: tuple[str, ...]
+    """Classes that no row of the training split is labelled with."""
     derived: Mapping[str, Any]
     """What was counted over the whole table, by the hash of how and of which files."""
 

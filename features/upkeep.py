@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from features.lease import Announced, announced
+from features.shard_names import embedding_path, quarantine_path
 from features.snapshot import Snapshot
 from features.storage import TEMPORARY_SUFFIX
-from features.store import Store, embedding_path, quarantine_path
+from features.store import Store
 
 KINDS = (
     "samples",

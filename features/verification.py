@@ -17,13 +17,9 @@ import pyarrow.parquet as pq
 
 from features.samples import SampleShard, sample_fingerprint
 from features.shard import column_checksum, vectors
+from features.shard_names import embedding_path, quarantine_path, shard_fingerprint
 from features.snapshot import ModalityShards, Snapshot
-from features.store import (
-    Store,
-    embedding_path,
-    quarantine_path,
-    shard_fingerprint,
-)
+from features.store import Store
 
 BATCH_ROWS = 4096
 AT_ONCE = 4

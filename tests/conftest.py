@@ -1,4 +1,8 @@
-"""What all tests share: their environment, one small Ray, and a check that nothing is left."""
+"""What all tests share: their environment, one small Ray, and a check that nothing is left.
+
+They may run in several processes (`pytest -n 2 --dist loadgroup`): all that start Ray in one, the
+others where there is room.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.fault_table import FaultTable
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +51,7 @@ GRACE_SECONDS = 40.0
 _before: set[str] = set()
 _folder: str | None = None
 _faults: list[str] = []
+_fault_table = FaultTable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,28 +72,61 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=_is_slow)
+    for item in items:
+        if _is_slow(item) or "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session if a test has left a process behind, or a file in the checkout."""
     if _folder is None:
         return
-    left = _wait_for_end(_folder)
-    _faults.extend(f"process {pid} still runs: {command}" for pid, command in left.items())
-    for pid in left:
-        _kill(pid)
+    if not _leads_others(session.config):
+        left = _wait_for_end(_folder)
+        _faults.extend(f"process {pid} still runs: {command}" for pid, command in left.items())
+        for pid in left:
+            _kill(pid)
     expected = {".pytest_cache", ".coverage", "__pycache__"}
     for name in sorted(set(os.listdir(ROOT)) - _before - expected):
         if name.startswith(("mlruns", "mlartifacts", "mlflow.db", "store", "outputs")):
             _faults.append(f"{ROOT / name} was written by a test; tests write under tmp_path")
-    if _faults:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output.update(left_behind=list(_faults), fault_table=_fault_table.dump())
+    elif _faults:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _leads_others(config: pytest.Config) -> bool:
+    """Whether the tests run in other processes, which look for themselves what they leave."""
+    return bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """What a process tells that ran a share of the tests."""
+    del error
+    output = getattr(node, "workeroutput", {})
+    _faults.extend(output.get("left_behind", ()))
+    if "fault_table" in output:
+        _fault_table.add(output["fault_table"])
+
+
+@pytest.fixture
+def fault_table() -> FaultTable:
+    """What became of injected faults; printed at the end of the tests."""
+    return _fault_table
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for fault in _faults:
         terminalreporter.write_line(f"LEFT BEHIND: {fault}", red=True)
+    _fault_table.write(terminalreporter)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -14,7 +14,8 @@ import yaml
 
 from features.encoders import BUILT_IN, parse_encoder
 from features.encoders.conformance import check_encoder
-from training.spec import InputSpec, parse_candidate
+from training.built_in import parse_candidate
+from training.spec import InputSpec
 from workflows.pipeline import PipelineSpec
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -82,9 +83,9 @@ def test_the_example_encoder_conforms(modules):
 
 def test_the_example_fusion_answers_and_ignores_what_is_missing(modules):
     spec = parse_candidate({"type": "my_fusions.SumSpec", "width": 8})
-    model = spec.build(inputs={"a": InputSpec(dim=3), "b": InputSpec(dim=2)}, classes=4)
+    model = spec.build(inputs={"a": InputSpec(dim=3), "b": InputSpec(dim=2)}, outputs=4)
     embeddings = {"a": torch.randn(5, 3), "b": torch.randn(5, 2)}
     presence = {"a": torch.ones(5, dtype=torch.bool), "b": torch.zeros(5, dtype=torch.bool)}
-    logits = model(embeddings, presence)
+    logits = model(embeddings, presence, {})
     assert logits.shape == (5, 4)
-    torch.testing.assert_close(logits, model({**embeddings, "b": torch.randn(5, 2)}, presence))
+    torch.testing.assert_close(logits, model({**embeddings, "b": torch.randn(5, 2)}, presence, {}))

@@ -1,55 +1,65 @@
 """Contrastive alignment: one tower a modality into a shared space of unit vectors.
 
-Radford et al. 2021 (CLIP), https://arxiv.org/abs/2103.00020; for more than two modalities,
-Girdhar et al. 2023 (ImageBind), https://arxiv.org/abs/2305.05665, here over every pair.
+Radford et al. 2021 (CLIP), https://arxiv.org/abs/2103.00020; with a sigmoid, Zhai et al. 2023
+(SigLIP), https://arxiv.org/abs/2303.15343; for more than two modalities, over every pair, or with
+one of them as the anchor of all others: Girdhar et al. 2023 (ImageBind),
+https://arxiv.org/abs/2305.05665.
 
-Suffixes of tensors: B rows, M modalities, S width of the shared space, C classes.
+Suffixes of tensors: B rows, M modalities, W hidden width, S width of the shared space.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.fusion import Input, PerModality, projections
+from training.batch import Batch
+from training.contrastive import info_nce, modality_pairs
+from training.grad_cache import in_chunks
+from training.layers import Input, PerModality, pooled, projections
+from training.shared_space import SharedSpace
+from training.sigmoid import sigmoid_loss
 
 LARGEST_LOG_SCALE = math.log(100)
 """The inverse temperature is held at 100 at most, as in CLIP, section 2.5."""
+FIRST_BIAS = -10.0
+"""Of the sigmoid, as in SigLIP, section 3.2: most pairs of rows do not belong together."""
+ContrastiveLoss = Literal["infonce", "sigmoid"]
 
 
-class Alignment(nn.Module):
-    """Towers into a shared space, with a linear probe on top that makes it a classifier too.
-
-    The towers learn from which embeddings belong to one sample, and need no labels. The probe is
-    fitted afterwards, on the mean of a row's present embeddings; where none is present the
-    answer is the prior of the classes.
-    """
-
-    probe_weight_CS: Tensor
-    probe_bias_C: Tensor
-    prior_C: Tensor
+class Alignment(SharedSpace):
+    """Towers that learn from which embeddings belong to one sample, and need no labels."""
 
     def __init__(
         self,
         inputs: Mapping[str, Input],
         *,
-        classes: int,
+        outputs: int,
         width: int,
         dropout: float,
         dim: int,
         temperature: float,
+        learn_temperature: bool = True,
+        loss: ContrastiveLoss = "infonce",
+        anchor: str | None = None,
+        cache_rows: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(inputs, outputs=outputs, dim=dim)
         self.projections = projections(inputs, width=width, dropout=dropout)
         self.heads = PerModality({m: nn.Linear(width, dim, bias=False) for m in inputs})
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        self.register_buffer("probe_weight_CS", torch.zeros(classes, dim))
-        self.register_buffer("probe_bias_C", torch.zeros(classes))
-        self.register_buffer("prior_C", torch.zeros(classes))
+        self.log_scale = nn.Parameter(
+            torch.tensor(-math.log(temperature)), requires_grad=learn_temperature
+        )
+        self.bias = nn.Parameter(torch.tensor(FIRST_BIAS)) if loss == "sigmoid" else None
+        self.least_log_scale = min(0.0, -math.log(temperature))
+        place = None if anchor is None else self.modalities.index(anchor)
+        self.pairs = modality_pairs(len(self.modalities), anchor=place)
+        self.cache_rows = cache_rows
 
     @property
     def scale(self) -> Tensor:
@@ -57,42 +67,40 @@ class Alignment(nn.Module):
         return self.log_scale.exp()
 
     def embed(
-        self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Per modality the unit vectors `[B, S]` in the shared space; zero where it is missing."""
-        return {
-            m: F.normalize(self.heads[m](layer(embeddings[m], presence[m])), dim=-1)
-            for m, layer in self.projections.items()
-        }
+        self, modality: str, *, x: Tensor, present_B: Tensor, mask_BT: Tensor | None = None
+    ) -> Tensor:
+        hidden_BW = pooled(self.projections[modality], x, present_B, mask_BT)
+        return F.normalize(self.heads[modality](hidden_BW), dim=-1)
 
-    def embed_all(
-        self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """All modalities' unit vectors `[B, M, S]`, and which are present `[B, M]`."""
-        aligned = self.embed(embeddings, presence)
-        present = [presence[m] for m in aligned]
-        return torch.stack(list(aligned.values()), dim=1), torch.stack(present, dim=1)
+    def loss_share(self, batch: Batch) -> Tensor:
+        """This worker's share of the contrastive loss over the batch of all workers.
 
-    def joint(self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
-        """Mean of a row's present unit vectors `[B, S]`; zero where none is present."""
-        aligned_BMS, present_BM = self.embed_all(embeddings, presence)
-        return aligned_BMS.sum(dim=1) / present_BM.sum(dim=1, keepdim=True).clamp(min=1)
-
-    def forward(self, embeddings: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
-        logits_BC = F.linear(
-            self.joint(embeddings, presence), self.probe_weight_CS, self.probe_bias_C
+        Where the batch numbers all modalities' payloads, rows with the same one count as right.
+        """
+        aligned_BMS, present_BM = in_chunks(
+            self.embed_all, batch.inputs, model=self, rows=self.cache_rows
         )
-        some_B1 = torch.stack([presence[m] for m in self.projections], dim=1).any(1, keepdim=True)
-        return torch.where(some_B1, logits_BC, self.prior_C)
+        payloads_BM = None
+        if all(m in batch.payloads for m in self.modalities):
+            payloads_BM = torch.stack([batch.payloads[m] for m in self.modalities], dim=1)
+        if self.bias is None:
+            return info_nce(
+                aligned_BMS,
+                presence_BM=present_BM,
+                scale=self.scale,
+                pairs=self.pairs,
+                payloads_BM=payloads_BM,
+            )
+        return sigmoid_loss(
+            aligned_BMS,
+            presence_BM=present_BM,
+            scale=self.scale,
+            bias=self.bias,
+            pairs=self.pairs,
+            payloads_BM=payloads_BM,
+        )
 
-    @torch.no_grad()
-    def set_probe(self, *, weight_CS: Tensor, bias_C: Tensor, prior_C: Tensor) -> None:
-        """Take over a fitted linear probe, and the log shares of the classes."""
-        self.probe_weight_CS.copy_(weight_CS)
-        self.probe_bias_C.copy_(bias_C)
-        self.prior_C.copy_(prior_C)
-
-    @torch.no_grad()
-    def limit_scale(self) -> None:
-        """Hold the inverse temperature within 1..100; called after every step."""
-        self.log_scale.clamp_(0.0, LARGEST_LOG_SCALE)
+    def after_step(self) -> None:
+        """Hold the inverse temperature within 1..100, or from where it began if that is less."""
+        with torch.no_grad():
+            self.log_scale.clamp_(self.least_log_scale, LARGEST_LOG_SCALE)

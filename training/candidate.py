@@ -25,14 +25,17 @@ import pyarrow as pa
 from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.snapshot import Snapshot
 from features.store import Store, parquet_bytes
-from training.spec import CandidateSpec, InputSpec, TaskSpec, TrainingSpec, parse_candidate
+from training.built_in import parse_candidate
+from training.spec import CandidateSpec, InputSpec
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 RECORD_FILE = "record.json"
-FORMAT = 2
+FORMAT = 4
 """Raised by one whenever training's code changes a result, or how a model is stored."""
 
 
@@ -52,7 +55,7 @@ class CandidateRecord:
     classes: Sequence[Any]
     """The labels as they stand in the table; a class index is a place in this list."""
     modalities: Mapping[str, Mapping[str, Any]]
-    """Per modality: `kind`, `dim` and `encoder_fingerprint`."""
+    """Per modality: `kind`, `dim`, `encoder_fingerprint`, and whether it is a `sequence`."""
     parameters: int
     status: Literal["fitted", "failed"]
     failure: Mapping[str, Any] | None
@@ -224,9 +227,12 @@ def restore_model(record: CandidateRecord, *, weights: bytes) -> nn.Module:
     import torch
 
     spec = parse_candidate(record.spec)
-    inputs = {name: InputSpec(dim=int(part["dim"])) for name, part in record.modalities.items()}
+    inputs = {
+        name: InputSpec(dim=int(part["dim"]), sequence=bool(part.get("sequence")))
+        for name, part in record.modalities.items()
+    }
     with torch.random.fork_rng(devices=[]):
-        model = spec.build(inputs=inputs, classes=len(record.classes))
+        model = spec.build(inputs=inputs, outputs=len(record.classes))
     model.load_state_dict(safetensors.torch.load(weights))
     return model.eval().requires_grad_(False)
 
@@ -236,11 +242,13 @@ def predict(
     *,
     embeddings: Mapping[str, np.ndarray | torch.Tensor],
     presence: Mapping[str, np.ndarray | torch.Tensor],
+    masks: Mapping[str, np.ndarray | torch.Tensor] | None = None,
 ) -> np.ndarray:
     """Probabilities float32 `[B, C]` for embeddings `{modality: [B, D]}` of any float type.
 
     `presence` `{modality: bool [B]}` says which rows have the modality; what stands in the
-    embeddings of the others has no influence.
+    embeddings of the others has no influence. Of sequences, `[B, T, D]`, `masks` bool `[B, T]`
+    says where a step is.
     """
     import torch
 
@@ -252,5 +260,6 @@ def predict(
         logits = model.eval()(
             {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
             {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
+            {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
         )
         return logits.float().softmax(-1).cpu().numpy()

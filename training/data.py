@@ -1,71 +1,69 @@
-"""A snapshot in memory, and the plan of which rows are in which step on which worker.
+"""The rows that are trained on, and the plan of which are in which step on which worker.
 
-The embeddings are read once, in the snapshot's row order, and never moved: a batch is an index
-into them. All draws are functions of (seed, epoch, step), so every worker knows the whole plan
-before the first step, and the number of workers changes no batch.
+The embeddings keep the snapshot's row order: a batch is an index into them. All draws are
+functions of (seed, epoch, step), so every worker knows the whole plan before the first step, and
+neither the number of workers nor the memory they have changes a batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from features.shard import Embeddings
 from features.snapshot import Snapshot
 from features.spec import SPLITS
 from features.store import Store
-from training.spec import InputSpec, TaskSpec
-
-ABSENT = -1
-"""Stands for no embedding in an index, and for no label among the targets."""
+from training.batch import Batch
+from training.reading import read_vectors
+from training.spec import InputSpec
+from training.targets import ABSENT, Untrainable, class_indices, classes_of
+from training.task import TaskSpec
+from training.vectors import HeldVectors, PlacedVectors, VectorReader, placed_vectors
 
 CONSTANT = 1e-4
 """A dimension whose deviation is below this share of the modality's largest is left unscaled."""
-
-
-class Untrainable(ValueError):
-    """The data do not allow a training; the message says what they lack."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Some rows of a table, modality by modality."""
-
-    embeddings: Mapping[str, torch.Tensor]
-    """Per modality float32 `[B, D]`; rows that are not present hold anything."""
-    presence: Mapping[str, torch.Tensor]
-    """Per modality bool `[B]`."""
-    targets: torch.Tensor
-    """int64 `[B]`, -1 where there is no label."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.targets)
+BLOCK_VECTORS = 8192
+"""Vectors that the statistics take at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingTable:
-    """The samples of a snapshot in their common row order, all in memory."""
+    """The samples of a snapshot in their common row order.
+
+    All that is known of a row is in memory, but for its embeddings, which may be read as they
+    are needed.
+    """
 
     sample_ids: pa.Array
     """Text `[N]`."""
-    embeddings: Mapping[str, torch.Tensor]
-    """Per modality float32 `[P, D]`: the rows that are present, and no others."""
+    embeddings: Mapping[str, VectorReader]
+    """Per modality the vectors `[V, D]` of the rows that are present, and no others."""
     index: Mapping[str, torch.Tensor]
-    """Per modality int64 `[N]`: where a row's embedding stands, -1 if it has none."""
+    """Per modality int64 `[N]`: the place of a row's embedding, -1 if it has none."""
+    starts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Of the modalities that are sequences, int64 `[P + 1]`: the embedding at place p is vectors
+    `starts[p]` to `starts[p + 1]`. Of the others it is vector p."""
     targets: torch.Tensor
     """int64 `[N]`: class index, -1 for an unlabelled row."""
     split: Mapping[str, torch.Tensor]
     """Row numbers of each split, int64, ascending; labelled and unlabelled."""
     classes: tuple[Any, ...]
     """The labels as they stand in the table, sorted."""
+    shards: torch.Tensor | None = None
+    """int64 `[S + 1]`: the first row of each shard, and the number of rows; if they come from a
+    store."""
+    payloads: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Per modality int64 `[N]`, if payloads are told apart: equal numbers for rows that hold the
+    same payload, -1 for those without one."""
+    _known: dict[str, InputSpec] = field(default_factory=dict, init=False, repr=False)
+    """The inputs that have been computed; of these very vectors, rows and splits."""
 
     @property
     def rows(self) -> int:
@@ -84,11 +82,34 @@ class EmbeddingTable:
 
     def select(self, modalities: Sequence[str]) -> EmbeddingTable:
         """The same rows with some of the modalities, nothing copied."""
-        return replace(
+        selected = replace(
             self,
             embeddings={m: self.embeddings[m] for m in modalities},
             index={m: self.index[m] for m in modalities},
+            starts={m: self.starts[m] for m in modalities if m in self.starts},
+            payloads={m: x for m, x in self.payloads.items() if m in modalities},
         )
+        object.__setattr__(selected, "_known", self._known)
+        return selected
+
+    def expect(self, rows: torch.Tensor, *, modalities: Sequence[str] | None = None) -> None:
+        """Say which rows `[K]` batches will be of, in that order, so that they are read ahead.
+
+        A matter of speed alone: any rows may be taken at any time.
+        """
+        for modality in self.embeddings if modalities is None else modalities:
+            if isinstance(self.embeddings[modality], HeldVectors):
+                continue
+            numbers = self.index[modality][rows]
+            if modality in self.starts:
+                first, lengths = self._steps(modality, place=numbers)
+                numbers = first.repeat_interleave(lengths) + _counted(lengths)
+            self.embeddings[modality].expect(numbers)
+
+    def close(self) -> None:
+        """End what is read ahead."""
+        for reader in self.embeddings.values():
+            reader.close()
 
     def batch(
         self,
@@ -97,51 +118,122 @@ class EmbeddingTable:
         modalities: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> Batch:
-        """The rows of some numbers `[B]`, in that order; all modalities if none are named."""
-        embeddings, presence = {}, {}
+        """The rows of some numbers `[B]`, in that order; all modalities if none are named.
+
+        A sequence is as long as the longest of these rows.
+        """
+        embeddings, presence, masks, payloads = {}, {}, {}, {}
         for modality in self.embeddings if modalities is None else modalities:
             place = self.index[modality][rows]
-            values = self.embeddings[modality]
-            if len(values):
-                embeddings[modality] = values[place.clamp(min=0)].to(device)
-            else:
-                embeddings[modality] = values.new_empty(len(rows), values.shape[1], device=device)
             presence[modality] = (place != ABSENT).to(device)
+            if modality in self.payloads:
+                payloads[modality] = self.payloads[modality][rows].to(device)
+            if modality not in self.starts:
+                embeddings[modality] = self._take(modality, place, device=device)
+                continue
+            first, lengths = self._steps(modality, place=place)
+            step = torch.arange(max(1, int(lengths.max()) if len(lengths) else 0))
+            mask = step < lengths[:, None]
+            numbers = torch.where(mask, first[:, None] + step, ABSENT)
+            found = self._take(modality, numbers.reshape(-1), device=device)
+            embeddings[modality] = found.view(*mask.shape, found.shape[1])
+            masks[modality] = mask.to(device)
         return Batch(
-            embeddings=embeddings, presence=presence, targets=self.targets[rows].to(device)
+            embeddings=embeddings,
+            presence=presence,
+            masks=masks,
+            targets=self.targets[rows].to(device),
+            payloads=payloads,
         )
+
+    def _take(
+        self, modality: str, numbers: torch.Tensor, *, device: torch.device | str
+    ) -> torch.Tensor:
+        """float32 `[K, D]`, on a device; moved there as it is stored."""
+        reader = self.embeddings[modality]
+        if not len(reader):
+            return torch.zeros(len(numbers), reader.dim, device=device)
+        return reader.take(numbers).to(device).float()
+
+    def _steps(self, modality: str, *, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of embeddings at places `[B]`: their first vectors, and how many they have `[B]`."""
+        starts = self.starts[modality]
+        known = place.clamp(min=0)
+        if len(starts) == 1:
+            return known, torch.zeros_like(known)
+        first = starts[known]
+        return first, torch.where(place != ABSENT, starts[known + 1] - first, 0)
 
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
         """Per modality the width, mean and deviation of the present training rows.
 
-        Untrainable for a modality that no training row has, or with values that are not finite.
+        Of sequences, over all their steps. Computed once for each modality. Untrainable for a
+        modality that no training row has, or with values that are not finite.
         """
-        return {modality: self._input(modality) for modality in modalities}
+        for modality in modalities:
+            if modality not in self._known:
+                self._known[modality] = self._input(modality)
+        return {modality: self._known[modality] for modality in modalities}
 
     def _input(self, modality: str) -> InputSpec:
-        place = self.index[modality][self.split["train"]]
-        values = self.embeddings[modality][place[place != ABSENT]].double()
-        if not len(values):
+        rows = self.split["train"]
+        reader, place = self.embeddings[modality], self.index[modality][rows]
+        numbers = place[place != ABSENT]
+        if modality in self.starts:
+            first, lengths = self._steps(modality, place=numbers)
+            numbers = first.repeat_interleave(lengths) + _counted(lengths)
+        if not len(numbers):
             raise Untrainable(
                 f"modality {modality!r}: none of the {len(place)} training rows has an embedding; "
                 "take it out of the candidates, or see the quarantine"
             )
-        std, mean = torch.std_mean(values, dim=0, correction=0)
+        reader.expect(numbers)
+        # Around the first vector: the deviation of what lies far from zero keeps its digits.
+        origin = reader.take(numbers[:1])[0].float()
+        total = torch.zeros(reader.dim, dtype=torch.float64, device=origin.device)
+        square = torch.zeros_like(total)
+        for some in numbers.split(BLOCK_VECTORS):
+            values = reader.take(some).float() - origin
+            total += values.sum(dim=0, dtype=torch.float64)
+            square += values.square_().sum(dim=0, dtype=torch.float64)
+        mean = total / len(numbers)
+        std = (square / len(numbers) - mean.square()).clamp(min=0).sqrt()
+        mean = mean + origin
         if not (std.isfinite().all() and mean.isfinite().all()):
             raise Untrainable(
                 f"modality {modality!r}: an embedding of the training rows is not finite; "
                 "its encoder is at fault"
             )
         scale = torch.where(std > CONSTANT * std.max(), std, torch.ones_like(std))
-        return InputSpec(dim=values.shape[1], mean=mean.float(), std=scale.float())
+        return InputSpec(
+            dim=reader.dim,
+            mean=mean.float().cpu(),
+            std=scale.float().cpu(),
+            sequence=modality in self.starts,
+        )
+
+
+def _counted(lengths: torch.Tensor) -> torch.Tensor:
+    """0, 1, … within each of some runs, one after another: of 2 and 3, `[0, 1, 0, 1, 2]`."""
+    stops = lengths.cumsum(0)
+    return torch.arange(int(lengths.sum())) - (stops - lengths).repeat_interleave(lengths)
 
 
 def load_table(
-    store: Store, snapshot: Snapshot, *, task: TaskSpec, modalities: Sequence[str]
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    task: TaskSpec,
+    modalities: Sequence[str],
+    memory: int | None = None,
+    window: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> EmbeddingTable:
-    """Read a snapshot's samples and the embeddings of some modalities, once.
+    """A snapshot's samples, and the embeddings of some modalities: held if they fit `memory` bytes.
 
-    Untrainable if a split has no labelled row, or there are fewer than two classes.
+    If they do not, they are read as they are needed, in an order drawn among `window` rows: see
+    `training.reading.read_vectors`. Untrainable if a split has no labelled row, or there are fewer
+    than two classes.
     """
     column = f"target.{task.target}"
     samples = store.read_samples(snapshot, columns=["sample_id", "split", column])
@@ -149,10 +241,11 @@ def load_table(
         sample_ids=samples["sample_id"],
         split=samples["split"],
         labels=samples[column],
-        embeddings={
-            modality: store.read_embeddings(snapshot, modality=modality) for modality in modalities
-        },
+        embeddings=read_vectors(
+            store, snapshot, modalities=modalities, memory=memory, window=window, device=device
+        ),
         target=task.target,
+        shards=[*snapshot.first_rows, snapshot.rows],
     )
 
 
@@ -161,17 +254,16 @@ def table_of(
     sample_ids: pa.ChunkedArray | pa.Array,
     split: pa.ChunkedArray | pa.Array,
     labels: pa.ChunkedArray | pa.Array,
-    embeddings: Mapping[str, Embeddings],
+    embeddings: Mapping[str, Embeddings | PlacedVectors],
     target: str = "label",
+    shards: Sequence[int] | None = None,
 ) -> EmbeddingTable:
-    """A table of columns in row order and embeddings with their row numbers."""
-    classes = _classes(labels, target=target)
-    codes = pc.index_in(labels, value_set=pa.array(classes, labels.type))
-    targets = torch.from_numpy(
-        codes.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int64)
-        if isinstance(codes, pa.Array)
-        else codes.fill_null(ABSENT).to_numpy().astype(np.int64)
-    )
+    """A table of columns in row order and embeddings with their row numbers.
+
+    Untrainable if a split has no labelled row, or there are fewer than two classes.
+    """
+    classes = classes_of(labels, target=target)
+    targets = class_indices(labels, classes=classes)
     names = np.asarray(split.to_pylist(), dtype=object)
     splits = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLITS}
     for name, rows in splits.items():
@@ -183,43 +275,22 @@ def table_of(
     met = targets[splits["train"]].unique()
     if len(met[met != ABSENT]) < 2:
         raise Untrainable(f"all labelled training rows are of one class in column {target!r}")
-    index = {}
-    values = {}
-    for modality, part in embeddings.items():
-        place = np.full(len(targets), ABSENT, np.int64)
-        place[part.rows] = np.arange(len(part.rows))
-        index[modality] = torch.from_numpy(place)
-        values[modality] = torch.from_numpy(part.values.astype(np.float32))
+    placed = {
+        m: placed_vectors(part) if isinstance(part, Embeddings) else part
+        for m, part in embeddings.items()
+    }
     return EmbeddingTable(
         sample_ids=sample_ids.combine_chunks()
         if isinstance(sample_ids, pa.ChunkedArray)
         else sample_ids,
-        embeddings=values,
-        index=index,
+        embeddings={m: part.vectors for m, part in placed.items()},
+        index={m: part.index(rows=len(targets)) for m, part in placed.items()},
+        starts={m: part.starts for m, part in placed.items() if part.starts is not None},
         targets=targets,
         split=splits,
         classes=classes,
+        shards=None if shards is None else torch.as_tensor(shards),
     )
-
-
-def _classes(labels: pa.ChunkedArray | pa.Array, *, target: str) -> tuple[Any, ...]:
-    """All labels there are, sorted."""
-    kind = labels.type
-    if not (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-    ):
-        raise Untrainable(
-            f"column {target!r} holds {kind}; a class is text, an integer or a boolean"
-        )
-    classes = tuple(sorted(pc.unique(labels.drop_null()).to_pylist()))
-    if len(classes) < 2:
-        raise Untrainable(
-            f"column {target!r} holds {len(classes)} classes {list(classes)}; at least 2 are needed"
-        )
-    return classes
 
 
 def step_count(rows: int, *, batch_size: int) -> int:
@@ -238,10 +309,42 @@ def worker_slice(rows: int, *, rank: int, workers: int) -> slice:
     return slice(rank * rows // workers, (rank + 1) * rows // workers)
 
 
-def epoch_order(rows: torch.Tensor, *, seed: int, epoch: int) -> torch.Tensor:
-    """The rows in the order of an epoch: a permutation drawn from (seed, epoch)."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-    return rows[torch.from_numpy(order)]
+def worker_rows(
+    order: torch.Tensor, *, steps: int, rank: int, workers: int, first_step: int = 0
+) -> torch.Tensor:
+    """A worker's rows of an epoch's steps, from one of them on, in the order it takes them."""
+    taken = []
+    for step in range(first_step, steps):
+        batch = step_rows(order, step=step, steps=steps)
+        taken.append(batch[worker_slice(len(batch), rank=rank, workers=workers)])
+    return torch.cat(taken) if taken else order[:0]
+
+
+def epoch_order(
+    rows: torch.Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    shards: torch.Tensor | None = None,
+    window: int | None = None,
+) -> torch.Tensor:
+    """The rows in the order of an epoch, drawn from (seed, epoch): a permutation.
+
+    Of a table of more rows than `window`, whole shards are put in a drawn order, and a row is
+    taken among some `window` rows of the table that come before and after it. `shards` are the
+    first rows of all shards and the number of rows; without them any row may come anywhere.
+    """
+    draw = np.random.default_rng([seed, epoch])
+    if shards is None or window is None or int(shards[-1]) <= window:
+        return rows[torch.from_numpy(draw.permutation(len(rows)))]
+    firsts, numbers = shards.numpy(), rows.numpy()
+    order = draw.permutation(len(firsts) - 1)
+    begins = np.empty(len(order), np.int64)
+    begins[order] = np.cumsum(np.diff(firsts)[order]) - np.diff(firsts)[order]
+    shard = np.searchsorted(firsts, numbers, side="right") - 1
+    arrival = begins[shard] + numbers - firsts[shard]
+    moment = arrival + draw.random(len(rows)) * window
+    return rows[torch.from_numpy(np.argsort(moment, kind="stable"))]
 
 
 def kept_modalities(

@@ -13,8 +13,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from training.data import Untrainable
-from training.losses import Group, worker_count
+from training.targets import Untrainable
+from training.workers import Group, worker_count
 
 AGREEMENT_SECONDS = 60.0
 """How long a worker whose candidate has failed waits for the others to fail too."""

@@ -26,18 +26,24 @@ import torch.distributed as dist
 from features.fingerprint import fingerprint
 from features.storage import open_storage
 from features.store import Store
+from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
     PlannedCandidate,
     plan_candidates,
 )
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
-from training.data import Untrainable, load_table
+from training.data import load_table
 from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.loop import Epoch
-from training.losses import worker_count, worker_rank
+from training.memory import memory_bytes
 from training.produce import produce_candidate
-from training.spec import CandidateSpec, TaskSpec, TrainingSpec, parse_candidate
+from training.reading import MemoryTooSmall
+from training.spec import CandidateSpec
+from training.targets import Untrainable
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
+from training.workers import worker_count, worker_rank
 
 RUNS_FOLDER = "train-runs"
 RETRIES = 3
@@ -238,8 +244,16 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
     pending = _agree_on_pending(planned)
     modalities = sorted({m for candidate in pending for m in candidate.modalities})
     try:
-        table = load_table(store, snapshot, task=task, modalities=modalities)
-    except Untrainable as error:
+        table = load_table(
+            store,
+            snapshot,
+            task=task,
+            modalities=modalities,
+            memory=memory_bytes(training.memory, processes=_workers_here()),
+            window=training.shuffle_buffer,
+            device=device,
+        )
+    except (Untrainable, MemoryTooSmall) as error:
         return str(error)
     group = agreement_group()
     faults = []
@@ -272,6 +286,11 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
             continue
         report.end(record.failure["reason"] if record.failure else None)
     return "; ".join(faults) or None
+
+
+def _workers_here() -> int:
+    """Workers on this one's machine, which share its memory."""
+    return int(ray.train.get_context().get_local_world_size())
 
 
 def _agree_on_pending(planned: Sequence[PlannedCandidate]) -> list[PlannedCandidate]:

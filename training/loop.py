@@ -24,10 +24,10 @@ from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from training.checkpoint import FitState, load_optimizer, optimizer_tensors
-from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
+from training.closed_form import has_closed_form, solve
+from training.data import EmbeddingTable, epoch_order, step_count, step_rows, worker_rows
 from training.faults import own_code
-from training.losses import sum_over_workers
-from training.spec import CandidateSpec, Objective, TrainingSpec
+from training.spec import CandidateSpec, Objective
 from training.step import (
     learning_rate,
     loss_share,
@@ -38,6 +38,9 @@ from training.step import (
     train_step,
     worker_batch,
 )
+from training.targets import Untrainable
+from training.training_spec import TrainingSpec
+from training.workers import sum_over_workers, worker_count, worker_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,8 @@ def fit_candidate(
         order=rows["train"],
         optimizer=optimizer,
     )
+    if has_closed_form(model):
+        return _solved(fitting, on_epoch=on_epoch)
     trainer = Engine(lambda engine, _: _take_step(fitting, engine=engine))
     RowMean().attach(trainer, "loss")
     evaluator = _evaluator(fitting)
@@ -183,6 +188,7 @@ def fit_candidate(
     def finish_epoch(engine: Engine) -> None:
         if fitting.failure:
             return
+        _expect(fitting, fitting.validation_rows, steps=fitting.validation_steps)
         evaluator.run(range(fitting.validation_steps))
         if not _note_epoch(fitting, trainer=engine, evaluator=evaluator):
             engine.terminate()
@@ -193,7 +199,14 @@ def fit_candidate(
             save(_state(fitting, stopping=stopping))
 
     def start_epoch(engine: Engine) -> None:
-        fitting.order = epoch_order(rows["train"], seed=spec.seed, epoch=engine.state.epoch)
+        fitting.order = epoch_order(
+            rows["train"],
+            seed=spec.seed,
+            epoch=engine.state.epoch,
+            shards=table.shards,
+            window=training.shuffle_buffer,
+        )
+        _expect(fitting, fitting.order, steps=fitting.steps)
         fitting.epoch_started = time.perf_counter()
 
     trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
@@ -221,11 +234,43 @@ def fit_candidate(
     )
 
 
+def _solved(fitting: _Fitting, *, on_epoch: Callable[[Epoch], None] | None) -> Fit:
+    """The fit of a model that has a closed form, told as a single epoch."""
+    begun = time.perf_counter()
+    with own_code():
+        train_loss = solve(
+            fitting.model,
+            table=fitting.table,
+            rows=fitting.train_rows,
+            modalities=fitting.modalities,
+            batch_size=fitting.training.batch_size,
+            device=fitting.device,
+        )
+    validated = _evaluator(fitting).run(range(fitting.validation_steps))
+    loss = validated.metrics["loss"]
+    if not math.isfinite(train_loss + loss):
+        fitting.failure = Failure(
+            reason="the loss is not finite", epoch=1, step=1, learning_rate=0.0, sample_ids=[]
+        )
+        return Fit(model=fitting.model, epochs=[], best_epoch=None, failure=fitting.failure)
+    epoch = Epoch(
+        epoch=1,
+        train_loss=train_loss,
+        validation_loss=loss,
+        validation_accuracy=None,
+        learning_rate=0.0,
+        seconds=time.perf_counter() - begun,
+    )
+    if on_epoch:
+        on_epoch(epoch)
+    return Fit(model=fitting.model.eval(), epochs=[epoch], best_epoch=1, failure=None)
+
+
 def objective_rows(
     table: EmbeddingTable, *, split: str, objective: Objective, modalities: tuple[str, ...]
 ) -> Tensor:
     """Rows of a split that an objective learns from: labelled ones, or those with a pair."""
-    if objective == "classification":
+    if objective == "task":
         return table.labelled(split)
     rows = table.with_modalities(split, modalities=modalities, least=2)
     if len(rows) < 2:
@@ -234,6 +279,12 @@ def objective_rows(
             f"the {split} split has {len(rows)}"
         )
     return rows
+
+
+def _expect(fitting: _Fitting, order: Tensor, *, steps: int) -> None:
+    """Let this worker's part of some steps be read ahead."""
+    own = worker_rows(order, steps=steps, rank=worker_rank(), workers=worker_count())
+    fitting.table.expect(own, modalities=fitting.modalities)
 
 
 def _take_step(fitting: _Fitting, *, engine: Engine) -> tuple[float, int]:
@@ -296,16 +347,16 @@ def _evaluator(fitting: _Fitting) -> Engine:
             fitting.table, rows=rows, modalities=fitting.modalities, device=fitting.device
         )
         fitting.model.eval()
-        if spec.objective == "alignment":
+        if spec.objective == "own":
             share = loss_share(fitting.model, batch=batch, objective=spec.objective)
             return {"loss": (float(sum_over_workers(share)) * batch.rows, batch.rows)}
-        logits = fitting.model(batch.embeddings, batch.presence)
+        logits = fitting.model(*batch.inputs)
         loss = F.cross_entropy(logits, batch.targets, reduction="sum")
         right = (logits.argmax(dim=1) == batch.targets).sum()
         return {"loss": (float(loss), batch.rows), "accuracy": (int(right), batch.rows)}
 
     engine = Engine(evaluate)
-    names = ("loss", "accuracy") if spec.objective == "classification" else ("loss",)
+    names = ("loss", "accuracy") if spec.objective == "task" else ("loss",)
     for name in names:
         RowMean(lambda output, name=name: output[name]).attach(engine, name)
     return engine

@@ -10,15 +10,18 @@ import torch
 
 from features.snapshot import Snapshot
 from features.store import Store
-from training.alignment import Alignment
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState
-from training.data import EmbeddingTable, Untrainable
-from training.evaluate import evaluate, fit_probe, retrieval
+from training.data import EmbeddingTable
+from training.evaluate import evaluate
+from training.evaluate_space import fit_probe, retrieval
 from training.faults import own_code
 from training.loop import Epoch, Failure, Fit, fit_candidate
-from training.losses import worker_count, worker_rank
-from training.spec import TaskSpec, TrainingSpec
+from training.shared_space import SharedSpace
+from training.targets import Untrainable
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
+from training.workers import worker_count, worker_rank
 
 
 def produce_candidate(
@@ -70,7 +73,7 @@ def produce_candidate(
         return write_candidate(store, record) if worker_rank() == 0 else record
     found = None
     with own_code():
-        if isinstance(fit.model, Alignment):
+        if isinstance(fit.model, SharedSpace):
             fit_probe(fit.model, table=own, modalities=modalities, device=device)
             found = retrieval(fit.model, table=own, modalities=modalities, device=device)
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
@@ -97,6 +100,7 @@ def _record(
             "kind": part.kind,
             "dim": part.dim,
             "encoder_fingerprint": part.encoder_fingerprint,
+            "sequence": name in table.starts,
         }
         for name, part in parts.items()
     }

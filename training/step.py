@@ -15,10 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.data import Batch, EmbeddingTable, kept_modalities, worker_slice
-from training.fusion import seed_dropout
-from training.losses import cross_entropy, info_nce, sum_over_workers, worker_count, worker_rank
+from training.batch import Batch
+from training.data import EmbeddingTable, kept_modalities, worker_slice
+from training.layers import seed_dropout
+from training.losses import cross_entropy
 from training.spec import CandidateSpec, Objective
+from training.workers import sum_over_workers, worker_count, worker_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ def train_step(
     *,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    objective: Objective = "classification",
+    objective: Objective = "task",
     gradient_clip: float = 1.0,
 ) -> Step:
     """One optimizer step on this worker's part of a global batch; all workers take it together.
@@ -56,17 +58,18 @@ def train_step(
     step = Step(loss=loss, gradient_norm=float(norm))
     if step.finite:
         optimizer.step()
-        if objective == "alignment":
-            model.limit_scale()  # type: ignore[operator]
+        after_step = getattr(model, "after_step", None)
+        if after_step is not None:
+            after_step()
     return step
 
 
 def loss_share(model: nn.Module, *, batch: Batch, objective: Objective) -> Tensor:
     """This worker's share of the loss over the global batch: the shares sum to it."""
-    if objective == "alignment":
-        aligned_BMS, present_BM = model.embed_all(batch.embeddings, batch.presence)  # type: ignore[operator]
-        return info_nce(aligned_BMS, presence_BM=present_BM, scale=model.scale)  # type: ignore[arg-type]
-    return cross_entropy(model(batch.embeddings, batch.presence), targets_B=batch.targets)
+    if objective == "own":
+        own: Tensor = model.loss_share(batch)  # type: ignore[operator]
+        return own
+    return cross_entropy(model(*batch.inputs), targets_B=batch.targets)
 
 
 def sum_gradients(model: nn.Module, *, share: Tensor) -> float:
@@ -124,7 +127,7 @@ def make_model(
     """A new model with first weights drawn from the spec's seed, equal on all workers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = spec.build(inputs=table.inputs(modalities), classes=len(table.classes))
+        model = spec.build(inputs=table.inputs(modalities), outputs=len(table.classes))
     model = model.to(device)
     if worker_count() > 1:
         for value in model.state_dict().values():

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from features.shard import vectors
 from features.snapshot import Snapshot
 from features.store import Store
+from features.stored_embeddings import embedded_rows
 from training.bootstrap import bootstrap_interval, paired_bootstrap
 from workflows.findings import Estimate, Masked, SliceFindings
 
@@ -107,7 +108,7 @@ class Answers:
             for value in np.unique(texts):
                 yield findings(column, str(value), texts == value)
         lacking = {
-            f"{name} missing": ~np.isin(self.rows, store.read_rows(snapshot, modality=name))
+            f"{name} missing": ~np.isin(self.rows, embedded_rows(store, snapshot, modality=name))
             for name in snapshot.modalities
         }
         whole = ~np.any(list(lacking.values()), axis=0)

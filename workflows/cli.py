@@ -42,8 +42,9 @@ PipelineFile = Annotated[
 
 def main() -> None:
     """Run the command line, and turn the errors that are meant for its user into exit codes."""
-    from workflows.embed import BudgetExceeded, quarantine_table
+    from workflows.embed import BudgetExceeded
     from workflows.pipeline import ConfigurationError, StageError
+    from workflows.quarantine import quarantine_table
 
     errors = make_console(stderr=True)
     try:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.quarantine import read_quarantine
+from features.repeats import repeats_in
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
@@ -34,9 +36,11 @@ from workflows.findings import (
     SplitFindings,
 )
 from workflows.gate import Comparison, Condition
+from workflows.inputs import example_cells, input_of
 from workflows.plots import Family
 from workflows.promote import Promotion, choose_winner
 from workflows.quarantine import group_reasons
+from workflows.repeats import leaks_of, repeated_of
 from workflows.runs import without_passwords
 
 if TYPE_CHECKING:
@@ -83,7 +87,8 @@ def collect(
         winner = choose_winner(records).name if predictions else None
     samples = _samples(store, snapshot=snapshot, target=pipeline.spec.task.target)
     classes = next((tuple(map(str, record.classes)) for record in records), ())
-    quarantine = store.read_quarantine(snapshot)
+    quarantine = read_quarantine(store, snapshot)
+    repeats = repeats_in(store, snapshot=snapshot)
     best = tested.get(winner) if winner is not None else None
     return ReportData(
         pipeline=pipeline.name,
@@ -96,7 +101,9 @@ def collect(
             _modality(
                 name,
                 snapshot.modalities[name],
-                column=", ".join(feature.payload_columns.columns),
+                cells=example_cells(
+                    input_of(name, features=pipeline.spec.features, snapshot=snapshot)
+                ),
                 stated=feature.encoder.model_dump(mode="json", exclude_unset=True),
             )
             for name, feature in pipeline.spec.features.items()
@@ -122,6 +129,9 @@ def collect(
             best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
         ),
         retrieval=tuple(_retrieval(records, order=tuple(snapshot.modalities))),
+        untrained=_untrained(samples, target=pipeline.spec.task.target),
+        leaks=tuple(leaks_of(repeats, group=pipeline.spec.dataset.split.group)),
+        repeated=tuple(repeated_of(repeats)),
         quarantined=tuple(
             BadPayload(**{name: without_passwords(str(value)) for name, value in row.items()})
             for row in quarantine.slice(0, LISTED_PAYLOADS).to_pylist()
@@ -232,6 +242,14 @@ def _splits(samples: pa.Table, *, target: str) -> Iterator[SplitFindings]:
         yield SplitFindings(name="not used", rows=split.null_count, labelled=unused)
 
 
+def _untrained(samples: pa.Table, *, target: str) -> tuple[str, ...]:
+    labels = samples[f"target.{target}"]
+    trained = pc.unique(labels.filter(pc.fill_null(pc.equal(samples["split"], "train"), False)))
+    known = set(trained.to_pylist())
+    lacking = {label for label in pc.unique(labels.drop_null()).to_pylist() if label not in known}
+    return tuple(map(str, sorted(lacking)))
+
+
 def _retrieval(
     records: Sequence[CandidateRecord], *, order: Sequence[str]
 ) -> Iterator[RetrievalFindings]:
@@ -259,13 +277,13 @@ def _by_k(values: Mapping[str, float] | None) -> dict[int, float]:
 
 
 def _modality(
-    name: str, part: ModalityShards, *, column: str, stated: Mapping[str, Any]
+    name: str, part: ModalityShards, *, cells: Mapping[str, Any], stated: Mapping[str, Any]
 ) -> ModalityFindings:
     """`stated` are the encoder's options as the pipeline gives them, without the defaults."""
     options = [f"{key} {value}" for key, value in stated.items() if key not in ("type", "dim")]
     return ModalityFindings(
         name=name,
-        column=column,
+        cells=cells,
         kind=part.kind,
         encoder=str(part.encoder.get("type", "")),
         options=", ".join(options),

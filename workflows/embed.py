@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,26 +11,27 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from features.commit import QuarantineCount, count_quarantine, make_snapshot, refuse_broken
-from features.embedding import BrokenEncoder, ShardResult
+from features.broken_encoder import BrokenEncoder, refuse_broken_snapshot
+from features.commit import draft_snapshot, make_snapshot
+from features.embedding import ShardResult
 from features.kept_statistics import keep_statistics
 from features.lease import Lease, announce_job
-from features.plan import Plan, draft_snapshot, is_there, make_plan, write_samples
+from features.plan import Plan, is_there
+from features.quarantine import QuarantineCount, count_quarantine, read_quarantine
 from features.retry import retry_work, with_patches
-from features.scan_units import Run
+from features.sample_shards import write_samples
+from features.scan_tasks import Run
 from features.snapshot import Snapshot
 from features.sources import SourceError
-from features.spec import SPLITS
-from features.storage import open_storage
 from features.store import Store
 from workflows.cluster import Connection
-from workflows.console import count, duration, progress, several, share, size, table
+from workflows.console import count, duration, progress, several
 from workflows.drift import find_drift, print_drift
 from workflows.pipeline import Pipeline, StageError
-from workflows.quarantine import group_reasons
-from workflows.repeats import print_repeats
+from workflows.plan import check_trainable, plan_embedding, print_work
+from workflows.quarantine import quarantine_table
+from workflows.repeats import print_repeats, print_untrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,42 +64,6 @@ class BudgetExceeded(Exception):
         self.rows = rows
 
 
-def open_store(pipeline: Pipeline) -> Store:
-    """The pipeline's store; ConfigurationError if there can be none at its place."""
-    try:
-        return Store(open_storage(pipeline.store_root))
-    except (ValueError, OSError, ImportError) as error:
-        raise pipeline.error(("store",), str(error)) from error
-
-
-def plan_embedding(pipeline: Pipeline, *, run: Run | None = None) -> Plan:
-    """Compare the table with the store; ConfigurationError for what is not as described.
-
-    `run` reads many changed files beside one another.
-    """
-    source = pipeline.open_source()
-    spec = pipeline.spec
-    for modality, feature in spec.features.items():
-        try:
-            feature.encoder.fingerprint()
-        except (ValueError, OSError, ImportError) as error:
-            raise pipeline.error(("features", modality, "encoder"), str(error)) from error
-    try:
-        return make_plan(
-            name=pipeline.name,
-            source=source,
-            dataset=spec.dataset,
-            features=spec.features,
-            target=spec.task.target,
-            store=open_store(pipeline),
-            run=run,
-        )
-    except SourceError as error:
-        raise pipeline.error(("dataset",), str(error)) from error
-    except OSError as error:
-        raise StageError(str(error)) from error
-
-
 def _tasks(connection: Connection) -> Run:
     """Functions called by Ray, which is started only if any is."""
 
@@ -112,25 +76,6 @@ def _tasks(connection: Connection) -> Run:
     return run
 
 
-def check_trainable(plan: Plan, *, pipeline: Pipeline) -> None:
-    """Refuse, before any work, what cannot be trained: no labels in a split, too many workers."""
-    workers, cpus = pipeline.spec.training.workers, os.cpu_count() or 1
-    if workers > cpus and not os.environ.get("RAY_ADDRESS"):
-        raise pipeline.error(
-            ("training", "workers"),
-            f"{workers} workers need a CPU each, and this machine has {cpus}; lower it, or name "
-            "a cluster in RAY_ADDRESS",
-        )
-    lacking = [split for split in SPLITS if not plan.labelled.get(split)]
-    if lacking:
-        splits = ", ".join(f"{name or 'no split'} {count(n)}" for name, n in plan.splits.items())
-        raise pipeline.error(
-            ("dataset", "split"),
-            f"no sample with a label in {' and '.join(lacking)}; each split needs some "
-            f"(samples: {splits}; with a label: {count(sum(plan.labelled.values()))})",
-        )
-
-
 def embed(
     pipeline: Pipeline,
     *,
@@ -141,16 +86,13 @@ def embed(
 ) -> Embedded:
     """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad.
 
-    `for_training` refuses, before any work, a table without labels in each split and sequences
-    that no candidate can take. `retry` tries the payloads in quarantine again, and lists what
-    could be embedded as patches.
+    `for_training` refuses, before any work, a table without labels in each split. `retry` tries
+    the payloads in quarantine again, and lists what could be embedded as patches.
     """
-    if for_training:
-        pipeline.refuse_sequences()
     plan = plan_embedding(pipeline, run=_tasks(connection))
     if for_training:
         check_trainable(plan, pipeline=pipeline)
-    store = open_store(pipeline)
+    store = pipeline.open_store()
     with _announced(plan, pipeline=pipeline, store=store, retry=retry, console=console) as held:
         plan, lease = held
         return _embed(
@@ -203,7 +145,9 @@ def _embed(
     )
     if plan.work:
         print_work(plan, console=console)
+    if lease is not None:  # there is no work if splits alone have changed, and all to tell
         print_repeats(plan, console=console)
+        print_untrained(plan, console=console)
     try:
         write_samples(plan, store=store, run=_tasks(connection))
         if plan.work:
@@ -215,7 +159,9 @@ def _embed(
         previous, statistics = plan.previous, None
         if previous is None or previous.id != snapshot.id:
             statistics = keep_statistics(store, snapshot, previous=previous)
-            refuse_broken(snapshot, quarantine=quarantine, statistics=statistics.modalities)
+            refuse_broken_snapshot(
+                snapshot, quarantine=quarantine, statistics=statistics.modalities
+            )
     except BrokenEncoder as error:
         raise StageError(str(error)) from error
     except (SourceError, OSError, ImportError, MemoryError) as error:
@@ -225,7 +171,7 @@ def _embed(
     limit = plan.dataset.max_bad_fraction
     if any(item.fraction > limit for item in quarantine.values()):
         store.keep_attempt(snapshot)
-        raise BudgetExceeded(quarantine, rows=store.read_quarantine(snapshot), limit=limit)
+        raise BudgetExceeded(quarantine, rows=read_quarantine(store, snapshot), limit=limit)
     committed = store.commit(snapshot)
     bad = sum(item.bad for item in quarantine.values())
     if not plan.work and not retry:
@@ -234,7 +180,7 @@ def _embed(
         parts = ", ".join(f"{q.modality} {q.bad}" for q in quarantine.values() if q.bad)
         console.print(f"         {several(bad, 'bad payload')} in quarantine ({parts})")
         if plan.work or retry:
-            console.print(quarantine_table(quarantine, rows=store.read_quarantine(snapshot)))
+            console.print(quarantine_table(quarantine, rows=read_quarantine(store, snapshot)))
     console.print(f"         snapshot {snapshot.id[:12]}{'' if committed else ', unchanged'}")
     drift = find_drift(store, snapshot, previous=previous, statistics=statistics)
     if drift is not None:
@@ -245,74 +191,6 @@ def _embed(
         quarantine=quarantine,
         changed=bool(plan.work) or committed,
     )
-
-
-def print_work(plan: Plan, *, console: Console) -> None:
-    """What would be embedded, modality by modality in rows, how much is reused, what it costs."""
-    made = table(
-        "modality", "encoder", "payloads", "reused", "copied", "to embed", "why",
-        numbers=("payloads", "reused", "copied", "to embed"), wraps=("why",),
-    )  # fmt: skip
-    parts = plan.modalities.values()
-    for part in parts:
-        new = f"[bold]{count(part.to_embed)}[/bold]" if part.to_embed else "0"
-        numbers = [count(n) for n in (part.payloads, part.reused, part.copied)]
-        encoder = part.feature.encoder.type
-        made.add_row(part.modality, encoder, *numbers, new, escape(part.reason))
-    console.print(made)
-    payloads = sum(part.payloads for part in parts)
-    kept = sum(part.reused + part.copied for part in parts)
-    to_embed = sum(part.to_embed for part in parts)
-    missing = sum(part.missing for part in parts)
-    said = (
-        f"{count(to_embed)} of {count(payloads)} payloads to embed, {share(kept, payloads)} reused"
-    )
-    changing = [part for part in parts if part.reason]
-    if changing and all(part.bytes is not None for part in changing):
-        written = sum(part.bytes or 0 for part in changing)
-        seconds = sum(part.seconds or 0.0 for part in changing)
-        said += f"; about {size(written)} to write, {duration(seconds)} on one worker"
-    said = said if plan.work else "nothing to embed"
-    console.print(f"         {said} ({count(missing)} are missing)", soft_wrap=True)
-    print_cautions(plan, console=console)
-
-
-def print_cautions(plan: Plan, *, console: Console) -> None:
-    """What the encoders that have work to do say of it; nothing where other machines do the work.
-
-    One line for each sentence, naming all modalities that it is about.
-    """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    about: dict[str, list[str]] = {}
-    for part in plan.modalities.values():
-        said = part.feature.encoder.caution() if part.to_embed else None
-        if said is not None:
-            about.setdefault(said, []).append(part.modality)
-    for said, modalities in about.items():
-        console.print(
-            f"[bold red]warning[/bold red]  {escape(', '.join(modalities))}: {escape(said)}",
-            soft_wrap=True,
-        )
-
-
-def quarantine_table(counts: Mapping[str, QuarantineCount], *, rows: pa.Table) -> Table:
-    """Bad payloads by modality, stage and kind of reason, with the first samples of each."""
-    made = table(
-        "modality", "stage", "reason", "rows", "share", "samples",
-        numbers=("rows", "share"), wraps=("reason", "samples"),
-    )  # fmt: skip
-    for group in group_reasons(rows):
-        more = ", …" if group.rows > len(group.samples) else ""
-        made.add_row(
-            group.modality,
-            group.stage,
-            escape(group.reason),
-            count(group.rows),
-            share(group.rows, counts[group.modality].payloads),
-            escape(", ".join(group.samples)) + more,
-        )
-    return made
 
 
 def _try_again(plan: Plan, *, store: Store, connection: Connection, console: Console) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,8 +116,8 @@ class ModalityFindings:
     """One modality's payloads and the encoder that embeds them."""
 
     name: str
-    column: str
-    """The table's column of payloads."""
+    cells: Mapping[str, Any]
+    """By column of the table that it is read from: a value of the form that a model takes."""
     kind: str
     encoder: str
     options: str
@@ -136,6 +136,42 @@ class SplitFindings:
     name: str
     rows: int
     labelled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leak:
+    """Payloads of a modality, or groups, that stand on two sides of a split."""
+
+    modality: str
+    """Empty for groups."""
+    group: str = ""
+    """The column of the groups."""
+    sides: tuple[str, str]
+    """The two splits."""
+    count: int
+    """How many distinct ones there are."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Ids of two samples that share one, in the order of the sides; a few of all such pairs."""
+
+    @property
+    def noun(self) -> str:
+        return "payload" if self.modality else "group"
+
+    @property
+    def of(self) -> str:
+        """Of what the payloads or groups are, to follow the noun."""
+        return f"of {self.modality}" if self.modality else f"({self.group})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """Payloads of a modality that stand in more than one row."""
+
+    modality: str
+    rows: int
+    """All rows whose payload another one has too."""
+    payloads: int
+    """Rows that have a payload."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +247,10 @@ class ReportData:
     """The winner's test rows, int `[C, C]`: true class × answer."""
     slices: tuple[SliceFindings, ...] = ()
     retrieval: tuple[RetrievalFindings, ...] = ()
+    untrained: tuple[str, ...] = ()
+    """Classes that some row is labelled with, and no row of the training split."""
+    leaks: tuple[Leak, ...] = ()
+    repeated: tuple[Repeated, ...] = ()
     quarantined: tuple[BadPayload, ...] = ()
     """The first of them; `bad_reasons` counts all."""
     bad_reasons: tuple[BadReason, ...] = ()

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from features.columns import PayloadColumns
-from features.shard import vectors
+from features.shard import Embeddings, vectors
 from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
 from features.store import Store
+from features.stored_embeddings import embedded_rows, read_embeddings
 from training.candidate import CandidateRecord, predict, read_predictions
 from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from workflows.scoring import LoadedModel
 
+ANSWERED_ROWS = 1024
+"""Rows that a model answers at a time."""
 RawRows = Callable[[np.ndarray], "pd.DataFrame"]
 """Row numbers of the snapshot, ascending → those rows of the user's table."""
 
@@ -47,7 +50,8 @@ def frozen_rows(
         targets=targets[rows],
         slices={name: _objects(table[f"slice.{name}"])[rows] for name in snapshot.slices},
         missing={
-            name: ~np.isin(rows, store.read_rows(snapshot, modality=name)) for name in modalities
+            name: ~np.isin(rows, embedded_rows(store, snapshot, modality=name))
+            for name in modalities
         },
     )
 
@@ -83,10 +87,13 @@ def champion_predictions(
         and columns[name] == item.columns
         for name, item in model.inputs.items()
     ):
-        embeddings, presence = {}, {}
-        for name in model.inputs:
-            embeddings[name], presence[name] = _take(store, snapshot, modality=name, rows=rows)
-        probabilities = predict(model.fitted(), embeddings=embeddings, presence=presence)
+        held = {name: read_embeddings(store, snapshot, modality=name) for name in model.inputs}
+        probabilities = np.concatenate(
+            [
+                _answer(model, held=held, rows=rows[start : start + ANSWERED_ROWS])
+                for start in range(0, max(1, len(rows)), ANSWERED_ROWS)
+            ]
+        )
         return Predictions(rows=rows, labels=_labels(model.record, probabilities))
     answers = model.predict(raw_rows(rows))
     return Predictions(rows=rows, labels=np.array(answers["prediction"].tolist(), dtype=object))
@@ -128,15 +135,24 @@ def table_rows(
     return read
 
 
-def _take(
-    store: Store, snapshot: Snapshot, *, modality: str, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A modality's embeddings of some rows, float32 `[N, D]`, and whether each is present."""
-    held = store.read_embeddings(snapshot, modality=modality)
-    values = np.zeros((len(rows), held.values.shape[1]), dtype=np.float32)
-    present = np.isin(rows, held.rows)
-    values[present] = held.values[np.searchsorted(held.rows, rows[present])]
-    return values, present
+def _answer(model: LoadedModel, *, held: Mapping[str, Embeddings], rows: np.ndarray) -> np.ndarray:
+    """A model's answers to some rows, from embeddings that are in memory."""
+    embeddings, presence, masks = {}, {}, {}
+    for name, found in held.items():
+        present = np.isin(rows, found.rows)
+        presence[name] = present
+        places = np.searchsorted(found.rows, rows[present])
+        if found.lengths is None:
+            embeddings[name] = np.zeros((len(rows), found.values.shape[1]), np.float32)
+            embeddings[name][present] = found.values[places]
+            continue
+        values, steps = found.padded(places)
+        shape = (len(rows), max(1, steps.shape[1]))
+        embeddings[name] = np.zeros((*shape, found.values.shape[1]), np.float32)
+        masks[name] = np.zeros(shape, bool)
+        if len(places):
+            embeddings[name][present], masks[name][present] = values, steps
+    return predict(model.fitted(), embeddings=embeddings, presence=presence, masks=masks)
 
 
 def _labels(record: CandidateRecord, probabilities: np.ndarray) -> np.ndarray:

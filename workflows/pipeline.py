@@ -6,18 +6,21 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import pydantic
 import yaml
 
 from features.fingerprint import Execution, Spec, fingerprint, nearest_hint
-from features.sources import Source, SourceError, open_source
+from features.sources import Source, SourceError, folder_hint, open_source
 from features.spec import DatasetSpec, FeatureSpec, Name
-from training.spec import CandidateField, TaskSpec, TrainingSpec
+from features.storage import open_storage
+from features.store import Store
+from training.built_in import CandidateField
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 from workflows.gate import PromotionSpec
-
-Location = tuple[str | int, ...]
+from workflows.yaml_lines import Lines, Location
 
 
 class ConfigurationError(ValueError):
@@ -106,34 +109,18 @@ class Pipeline:
 
     def error(self, where: Location, text: str) -> ConfigurationError:
         """What is wrong with a field, with the line in which it stands."""
-        return ConfigurationError(_Lines(self.path).message(where, text))
+        return ConfigurationError(Lines(self.path).message(where, text))
 
-    def refuse_sequences(self) -> None:
-        """ConfigurationError if a candidate takes a modality that is embedded as sequences.
-
-        They can be embedded and kept, but candidates are fitted on one embedding a sample.
-        """
-        features = self.spec.features
-        for candidate in self.spec.candidates:
-            for modality in candidate.resolved_modalities(tuple(features)):
-                encoder = features[modality].encoder
-                if not encoder.sequence:
-                    continue
-                field = type(encoder).model_fields.get("output")
-                single = [
-                    v for v in get_args(field.annotation if field else None) if v != "sequence"
-                ]
-                remedy = " or ".join(f"`output: {value}`" for value in single) or "another encoder"
-                raise self.error(
-                    ("features", modality, "encoder", "output"),
-                    f"gives a sequence of embeddings, and the candidate {candidate.name!r} takes "
-                    f"one embedding a sample; set {remedy}, or name the candidate's `modalities` "
-                    f"without {modality!r}",
-                )
+    def open_store(self) -> Store:
+        """The store at its place; ConfigurationError if there can be none."""
+        try:
+            return Store(open_storage(self.store_root))
+        except (ValueError, OSError, ImportError) as error:
+            raise self.error(("store",), str(error)) from error
 
     def open_source(self) -> Source:
         """Find the table and check that it has every column that the file names."""
-        lines = _Lines(self.path)
+        lines = Lines(self.path)
         try:
             source = open_source(
                 self.spec.dataset.path, folder=str(self.folder), format=self.spec.dataset.format
@@ -153,13 +140,20 @@ class Pipeline:
             if column not in columns
         ]
         if problems:
+            hint = folder_hint(source)
+            problems += [lines.message(("dataset", "path"), hint)] if hint else []
             raise ConfigurationError("\n".join(problems))
         return source
+
+    @property
+    def columns_read(self) -> set[str]:
+        """Names of the table's columns that the file asks for."""
+        return {column for _, column in self._columns()}
 
     def _columns(self) -> Iterator[tuple[Location, str]]:
         dataset = self.spec.dataset
         yield ("dataset", "id"), dataset.id
-        for key in ("column", "group"):
+        for key in ("column", "group", "stratify"):
             column = getattr(dataset.split, key)
             if column is not None:
                 yield ("dataset", "split", key), column
@@ -195,12 +189,14 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
         raise ConfigurationError(f"{path}: no such file; {hint}".rstrip("; ")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from error
-    lines = _Lines(file)
+    lines = Lines(file)
     try:
         value = yaml.safe_load(text)
-        lines.refuse_repeated_keys()
+        repeated = next(lines.repeated_keys(), None)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: not YAML: {error}") from error
+    if repeated is not None:
+        raise ConfigurationError(repeated)
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{path}: a pipeline is a mapping with name, dataset, features …")
     try:
@@ -229,7 +225,15 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                 f"the name {candidate.name!r} is that of candidate {seen[candidate.name] + 1} too",
             )
         seen.setdefault(candidate.name, i)
-        for where, modality in candidate.named_modalities():
+        named = list(candidate.named_modalities())
+        if not named and len(spec.features) < candidate.least_modalities:
+            yield (
+                ("candidates", i, "type"),
+                f"{candidate.type!r} takes at least {candidate.least_modalities} modalities, and "
+                f"the pipeline has {len(spec.features)}: {', '.join(spec.features)}; leave the "
+                "candidate out, or describe another modality under `features`",
+            )
+        for where, modality in named:
             if modality not in spec.features:
                 yield (
                     ("candidates", i, *where),
@@ -256,54 +260,3 @@ def _explain(error: pydantic.ValidationError) -> Iterator[tuple[Location, str]]:
             simple = isinstance(value, str | int | float | bool | None)
             shown = f" (value: {value!r})" if simple else ""
             yield where, problem["msg"].removeprefix("Value error, ") + shown
-
-
-class _Lines:
-    """Where the fields of a YAML file stand."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._name = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-    def message(self, where: Location, text: str) -> str:
-        """`file:line: field: text`."""
-        field = ".".join(str(part) for part in where)
-        return f"{self._name}:{self._line(where)}: {field}: {text}".replace(": : ", ": ")
-
-    def _line(self, where: Location) -> int:
-        """Line of a field, or of the deepest part of its path that is there, counted from 1."""
-        node: Any = yaml.compose(self._path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        line = 1
-        for part in where:
-            if isinstance(node, yaml.MappingNode):
-                pairs = [(k, v) for k, v in node.value if k.value == part]
-                if not pairs:
-                    break
-                line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-                node = node.value[part]
-                line = node.start_mark.line + 1
-            else:
-                break
-        return line
-
-    def refuse_repeated_keys(self) -> None:
-        """YAML readers keep the last of two equal keys silently; that is never what is meant."""
-
-        def visit(node: Any, where: Location) -> None:
-            if isinstance(node, yaml.MappingNode):
-                seen: dict[str, int] = {}
-                for key, value in node.value:
-                    line = key.start_mark.line + 1
-                    if key.value in seen:
-                        field = ".".join(str(part) for part in (*where, key.value))
-                        raise ConfigurationError(
-                            f"{self._name}:{line}: {field}: given before, in line {seen[key.value]}"
-                        )
-                    seen[key.value] = line
-                    visit(value, (*where, key.value))
-            elif isinstance(node, yaml.SequenceNode):
-                for i, value in enumerate(node.value):
-                    visit(value, (*where, i))
-
-        visit(yaml.compose(self._path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+from rich.markup import escape
+from rich.table import Table
 
+from features.quarantine import QuarantineCount
+from workflows.console import count, share, table
 from workflows.runs import without_passwords
 
 MOST_SAMPLES = 3
@@ -36,7 +41,7 @@ class ReasonGroup:
 
 
 def group_reasons(quarantine: pa.Table) -> list[ReasonGroup]:
-    """The rows of `Store.read_quarantine` by modality, stage and kind of reason, largest first."""
+    """The rows of `read_quarantine` by modality, stage and kind of reason, largest first."""
     samples: dict[tuple[str, str, str], list[str]] = {}
     for row in quarantine.to_pylist():
         key = (row["modality"], row["stage"], reason_group(row["reason"]))
@@ -53,3 +58,22 @@ def group_reasons(quarantine: pa.Table) -> list[ReasonGroup]:
             samples.items(), key=lambda item: (item[0][0], -len(item[1]), item[0])
         )
     ]
+
+
+def quarantine_table(counts: Mapping[str, QuarantineCount], *, rows: pa.Table) -> Table:
+    """Bad payloads by modality, stage and kind of reason, with the first samples of each."""
+    made = table(
+        "modality", "stage", "reason", "rows", "share", "samples",
+        numbers=("rows", "share"), wraps=("reason", "samples"),
+    )  # fmt: skip
+    for group in group_reasons(rows):
+        more = ", …" if group.rows > len(group.samples) else ""
+        made.add_row(
+            group.modality,
+            group.stage,
+            escape(group.reason),
+            count(group.rows),
+            share(group.rows, counts[group.modality].payloads),
+            escape(", ".join(group.samples)) + more,
+        )
+    return made

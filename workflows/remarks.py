@@ -13,12 +13,14 @@ from workflows.findings import (
     CandidateFindings,
     ConditionFindings,
     GateFindings,
+    Leak,
     ReportData,
     RetrievalFindings,
 )
 from workflows.wording import (
     NO_BREAK,
     count,
+    few,
     interval,
     number,
     percent,
@@ -28,6 +30,7 @@ from workflows.wording import (
     title,
 )
 
+MOST_LEAKS = 3
 BREAKDOWN_NOTE = "Challenger − champion where it may hide; decides nothing unless listed above."
 
 
@@ -192,6 +195,18 @@ def on_candidates(data: ReportData) -> list[Markup]:
     if not fitted:
         return [say("No candidate has been measured on test rows.")]
     lines = [say("Accuracy on {}, which no candidate has seen.", count(fitted[0].n, "test row"))]
+    records = {item.name for item in data.modalities if item.kind == "table"}
+    seen = [
+        leak
+        for leak in data.leaks
+        if leak.sides == ("train", "test") and leak.modality not in records
+    ]
+    if seen:
+        lines = [say("Accuracy on {}.", count(fitted[0].n, "test row"))]
+        what = few([_shared(leak) for leak in seen])
+        lines.append(
+            say("Leak: {} in both train and test, so the accuracy may be too high; see Data.", what)
+        )
     best = data.candidate(data.winner)
     if best is None:
         return lines
@@ -232,6 +247,8 @@ def on_failures(data: ReportData) -> list[Markup]:
                 count(total, "test row"),
             )
         )
+    if data.untrained:
+        lines.append(_untrained(data))
     groups = [item for item in data.slices if item.group is not None and item.accuracy.n >= 10]
     if len(groups) > 1:
         worst = min(groups, key=lambda item: item.accuracy.value)
@@ -292,7 +309,47 @@ def on_data(data: ReportData) -> list[Markup]:
     if bad:
         lines.append(say("{} of those that are there could not be used.", percent(bad / there)))
     lines.append(say("What is missing or bad is masked, never replaced by zeros."))
+    if data.untrained:
+        lines.append(_untrained(data))
+    for leak in data.leaks[:MOST_LEAKS]:
+        lines.append(say("Leak: {} in both {} and {}.", _shared(leak), *leak.sides))
+    if len(data.leaks) > MOST_LEAKS:
+        lines.append(say("And {} more leaks.", number(len(data.leaks) - MOST_LEAKS)))
     return lines
+
+
+def _untrained(data: ReportData) -> Markup:
+    classes = few(data.untrained, limit=10)
+    if len(data.untrained) == 1:
+        return say("No training row is of the class {}, so it is never learned.", classes)
+    return say("No training row is of the classes {}, so none of them is ever learned.", classes)
+
+
+def _shared(leak: Leak) -> str:
+    return f"{count(leak.count, leak.noun)} {leak.of}"
+
+
+def on_leaks(data: ReportData) -> str:
+    """What it means that something stands in two splits."""
+    text = "Stand in two splits; the test split shares nothing with the others."
+    if any("test" in leak.sides for leak in data.leaks):
+        text = (
+            "Stand in two splits. The test rows among them measure what is remembered, and not "
+            "what is learned."
+        )
+    records = {item.name for item in data.modalities if item.kind == "table"}
+    if any(leak.modality in records for leak in data.leaks):
+        text += " Records of few and coarse fields may be alike by chance."
+    return text
+
+
+def on_repeated(data: ReportData) -> str:
+    """Which payloads stand in several rows; empty if none does."""
+    parts = [
+        f"{found.modality} {number(found.rows)} ({percent(found.rows / found.payloads)})"
+        for found in data.repeated
+    ]
+    return f"Payloads that stand in more than one row: {', '.join(parts)}." if parts else ""
 
 
 def on_quarantine(total: int) -> str:

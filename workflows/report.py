@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ __all__ = ["ReportData", "collect", "render"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_PAIRS = 6
+MOST_CELLS = 24
+"""Columns of the example row."""
 
 FAMILY_NAMES = {
     "single": "single modality",
@@ -77,6 +78,8 @@ def render(data: ReportData) -> str:
         curves=figures.curves(candidates),
         retrieval=[table for block in data.retrieval for table in _retrieval_tables(data, block)],
         total_bad=sum(reason.count for reason in data.bad_reasons),
+        leak_note=remarks.on_leaks(data),
+        repeated_note=remarks.on_repeated(data),
         quarantine_note=remarks.on_quarantine(sum(r.count for r in data.bad_reasons)),
         changes=changes.change_rows(data.drift),
         gate_tables=_gate_tables(data),
@@ -247,14 +250,36 @@ def _commands(data: ReportData) -> list[dict[str, str]]:
         if not data.tracking_uri.startswith(("http://", "https://", "databricks")):
             commands.append({"title": "Open the runs in MLflow", "text": text})
     if data.load_uri:
-        lines = ["import mlflow, pandas"]
+        lines = ["import mlflow, pandas", ""]
         if data.tracking_uri:
             lines.append(f"mlflow.set_tracking_uri({data.tracking_uri!r})")
         lines.append(f"model = mlflow.pyfunc.load_model({data.load_uri!r})")
-        columns = ", ".join(f"{item.column!r}: …" for item in itertools.islice(data.modalities, 6))
-        lines.append(f"model.predict(pandas.DataFrame([{{{columns}}}]))")
+        lines += _example_row(data)
+        lines.append("model.predict(pandas.DataFrame([row]))")
         commands.append({"title": "Load the champion", "text": "\n".join(lines)})
     return commands
+
+
+def _example_row(data: ReportData) -> list[str]:
+    """Python that makes a row of the table, each column with a value of the right form."""
+    cells = {name: cell for item in reversed(data.modalities) for name, cell in item.cells.items()}
+    names = [name for item in data.modalities for name in item.cells]
+    names = list(dict.fromkeys(names))
+    lines = [f"    {name!r}: {_literal(cells[name])}," for name in names[:MOST_CELLS]]
+    if len(names) > MOST_CELLS:
+        lines.append(
+            f"    # and {len(names) - MOST_CELLS} more columns; what is left out is missing"
+        )
+    return ["row = {", *lines, "}"]
+
+
+def _literal(value: Any) -> str:
+    """Python that makes a value; a list of many equal numbers as a product."""
+    if not isinstance(value, list):
+        return repr(value)
+    if len(value) > 4 and all(item == value[0] for item in value):
+        return f"[{_literal(value[0])}] * {len(value)}"
+    return f"[{', '.join(map(_literal, value))}]"
 
 
 def _quoted(text: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from features.plan import draft_snapshot
+from features.commit import draft_snapshot
+from features.plan import Plan
 from features.snapshot import Snapshot
 from training.candidate import CandidateRecord, read_predictions
 from workflows.answers import Answers
@@ -19,15 +20,18 @@ from workflows.cluster import Connection
 from workflows.collect import best_single, collect
 from workflows.console import count, duration, progress, several
 from workflows.drift import print_planned_changes
-from workflows.embed import check_trainable, embed, open_store, plan_embedding, print_work
+from workflows.embed import embed
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
+from workflows.plan import check_trainable, plan_embedding, print_work
 from workflows.promote import Promotion, choose_winner, promote
-from workflows.repeats import print_repeats
+from workflows.repeats import print_repeats, print_untrained
 from workflows.runs import without_passwords
 from workflows.tracking import log_report
 from workflows.train import candidate_table, last_snapshot, planned, train
 
+MOST_UNUSED = 12
+"""Columns without a use that are named."""
 DEMO_RECIPE = "digits.yaml"
 
 
@@ -92,8 +96,10 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
         f"[bold]embed[/bold]    {several(plan.rows, 'sample')} ({splits}) in "
         f"{several(len(plan.samples), 'shard')}"
     )
+    _print_unused(plan, pipeline=pipeline, console=console)
     print_work(plan, console=console)
     print_repeats(plan, console=console)
+    print_untrained(plan, console=console)
     print_planned_changes(plan, console=console)
     check_trainable(plan, pipeline=pipeline)
     candidates = planned(pipeline, snapshot=draft_snapshot(plan))
@@ -102,6 +108,15 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
         f"[bold]train[/bold]    {several(len(candidates), 'candidate')}, {len(waiting)} to fit"
         + (f": {', '.join(waiting)}" if waiting else "")
     )
+
+
+def _print_unused(plan: Plan, *, pipeline: Pipeline, console: Console) -> None:
+    """The columns of the table that the pipeline makes no use of, on one line."""
+    unused = [name for name in plan.source.columns() if name not in pipeline.columns_read]
+    if unused:
+        more = f" and {len(unused) - MOST_UNUSED} more" if len(unused) > MOST_UNUSED else ""
+        names = escape(", ".join(unused[:MOST_UNUSED]))
+        console.print(f"[dim]         columns not used: {names}{more}[/dim]", soft_wrap=True)
 
 
 def promote_last(pipeline: Pipeline, *, dry_run: bool, console: Console) -> Promotion:
@@ -122,7 +137,7 @@ def write_last_report(pipeline: Pipeline, *, out: Path | None, console: Console)
     records = _fitted(pipeline, snapshot=snapshot)
     promotion = promote(
         pipeline=pipeline,
-        store=open_store(pipeline),
+        store=pipeline.open_store(),
         snapshot=snapshot,
         records=records,
         dry_run=True,
@@ -145,7 +160,7 @@ def write_report(
 
     data = collect(
         pipeline=pipeline,
-        store=open_store(pipeline),
+        store=pipeline.open_store(),
         snapshot=snapshot,
         records=records,
         promotion=promotion,
@@ -182,7 +197,7 @@ def _promote(
     console.print(f"[bold]promote[/bold]  {pipeline.model} at {place}")
     promotion = promote(
         pipeline=pipeline,
-        store=open_store(pipeline),
+        store=pipeline.open_store(),
         snapshot=snapshot,
         records=records,
         dry_run=dry_run,
@@ -201,7 +216,7 @@ def _summary(
 ) -> None:
     """The candidates, what fusion gains, the champion, and where to look further."""
     confidence = pipeline.spec.promotion.confidence
-    store = open_store(pipeline)
+    store = pipeline.open_store()
     tested = {
         record.name: Answers.from_table(read_predictions(store, record.fingerprint), split="test")
         for record in records

@@ -22,11 +22,12 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from features.columns import NUMBER_KINDS, PayloadColumns, open_payload
+from features.columns import NUMBER_KINDS, PayloadColumns
 from features.decoders.base import BadPayload
-from features.encoders import Encoder, EncoderSpec, Kind, parse_encoder
+from features.encoders import Encoder, EncoderSpec, parse_encoder
 from features.encoding import Prepared, Rows, encode_rows
 from features.number_lists import as_numbers
+from features.payloads import open_payload
 from features.store import Store
 from training.candidate import (
     RECORD_FILE,
@@ -36,7 +37,7 @@ from training.candidate import (
     parse_record,
     predict,
 )
-from workflows.inputs import Input, column_names, input_from
+from workflows.inputs import Input, column_names, example_cells, input_from
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -153,15 +154,19 @@ class SensoriumModel(PythonModel):
 
     def _predict_window(self, rows: pd.DataFrame, *, base: str) -> pd.DataFrame:
         count = len(rows)
-        embeddings, presence = {}, {}
+        embeddings, presence, masks = {}, {}, {}
         problems: list[list[str]] = [[] for _ in range(count)]
         for name, item in self.inputs.items():
             values = _payloads(rows, columns=item.columns)
-            embeddings[name], presence[name] = self._embed(
-                name, values=values, base=base, problems=problems
-            )
+            found = self._embed(name, values=values, base=base, problems=problems)
+            presence[name] = np.array([row in found for row in range(count)], bool)
+            if self.record.modalities[name].get("sequence"):
+                embeddings[name], masks[name] = _padded(found, rows=count, dim=item.dim)
+            else:
+                embeddings[name] = _stacked(found, rows=count, dim=item.dim)
         probabilities = np.asarray(
-            predict(self.fitted(), embeddings=embeddings, presence=presence), dtype=np.float32
+            predict(self.fitted(), embeddings=embeddings, presence=presence, masks=masks),
+            dtype=np.float32,
         ).reshape(count, len(self.record.classes))
         best = probabilities.argmax(axis=1) if count else np.empty(0, dtype=np.int64)
         return pd.DataFrame(
@@ -183,14 +188,12 @@ class SensoriumModel(PythonModel):
 
     def _embed(
         self, name: str, *, values: Sequence[Any], base: str, problems: list[list[str]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One modality of a window of rows: float32 `[B, D]`, and whether each is present."""
+    ) -> dict[int, np.ndarray]:
+        """One modality's embeddings by row, of a window of rows: `[D]`, of sequences `[T, D]`."""
         item = self.inputs[name]
-        embeddings = np.zeros((len(values), item.dim), dtype=np.float32)
-        presence = np.zeros(len(values), dtype=bool)
         wanted = [row for row, value in enumerate(values) if value is not None]
         if not wanted:
-            return embeddings, presence
+            return {}
         spec, encoder = self._encoder(name)
         prepared: list[Prepared] = []
         for row in wanted:
@@ -206,12 +209,10 @@ class SensoriumModel(PythonModel):
         done = Rows()
         proven = self._proven.get(name, ())
         encode_rows(prepared, spec=spec, encoder=encoder, into=done, known_good=lambda: proven)
-        for row, value in done.values.items():
-            embeddings[row], presence[row] = value, True
         for bad in done.bad:
             problems[bad.row].append(f"{name}: {bad.reason}")
-        self._proven[name] = [item for item in prepared if presence[item.row]][:1] or proven
-        return embeddings, presence
+        self._proven[name] = [item for item in prepared if item.row in done.values][:1] or proven
+        return dict(done.values)
 
     def _encoder(self, name: str) -> tuple[EncoderSpec, Encoder]:
         """A modality's encoder, loaded once, if it is the one that the model was fitted to."""
@@ -297,6 +298,27 @@ def loaded(uri: str, *, base: str) -> Iterator[LoadedModel]:
         yield LoadedModel(pyfunc=mlflow.pyfunc.load_model(uri, dst_path=folder), base=base)
 
 
+def _stacked(found: Mapping[int, np.ndarray], *, rows: int, dim: int) -> np.ndarray:
+    """Embeddings by row as float32 `[rows, D]`, zero where there is none."""
+    values = np.zeros((rows, dim), np.float32)
+    for row, value in found.items():
+        values[row] = value
+    return values
+
+
+def _padded(
+    found: Mapping[int, np.ndarray], *, rows: int, dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences by row as float32 `[rows, T, D]`, and a mask `[rows, T]` of where a step is."""
+    longest = max([1, *map(len, found.values())])
+    values = np.zeros((rows, longest, dim), np.float32)
+    mask = np.zeros((rows, longest), bool)
+    for row, value in found.items():
+        values[row, : len(value)] = value
+        mask[row, : len(value)] = True
+    return values, mask
+
+
 def _payloads(rows: pd.DataFrame, *, columns: PayloadColumns) -> list[Any]:
     """The payload of each row; None where it is missing, or its column is not there."""
 
@@ -361,22 +383,8 @@ def _signature(inputs: Mapping[str, Input], *, classes: Sequence[Any]) -> Any:
 
 
 def _example(inputs: Mapping[str, Input]) -> pd.DataFrame:
-    values: dict[Kind, Any] = {
-        "text": "a sentence",
-        "image": "photos/1.png",
-        "audio": "sounds/1.wav",
-        "video": "videos/1.mp4",
-        "series": [0.0, 1.0],
-        "vector": [0.0, 1.0],
-        "table": 1.0,
-    }
-    return pd.DataFrame(
-        {
-            name: [0.0 if name in (read.start, read.end) else values[read.kind], None]
-            for read in (item.columns for item in inputs.values())
-            for name in read.names
-        }
-    )
+    cells = [example_cells(item) for item in inputs.values()]
+    return pd.DataFrame({name: [cell, None] for some in cells for name, cell in some.items()})
 
 
 def _requirements() -> list[str]:

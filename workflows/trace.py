@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from features.lineage import PayloadTrace, SampleTrace, trace_sample
 from workflows.console import count
-from workflows.embed import open_store
 from workflows.pipeline import Pipeline
 from workflows.upkeep import wanted_snapshots
 
@@ -26,7 +25,7 @@ def trace(pipeline: Pipeline, *, sample_id: str, wanted: str | None) -> SampleTr
 
     BadParameter if there is no such snapshot, or no such sample in it.
     """
-    store = open_store(pipeline)
+    store = pipeline.open_store()
     (id,) = wanted_snapshots(store, pipeline, wanted=wanted, every=False)
     latest = store.latest(pipeline.name)
     snapshot = latest if latest is not None and latest.id == id else store.placed(id)

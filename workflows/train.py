@@ -20,7 +20,6 @@ from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, table
-from workflows.embed import open_store
 from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError
 
@@ -37,7 +36,7 @@ class Trained:
 
 def last_snapshot(pipeline: Pipeline) -> Snapshot:
     """The snapshot that stage 1 committed last; StageError if it is not of this pipeline."""
-    store = open_store(pipeline)
+    store = pipeline.open_store()
     snapshot = store.latest(pipeline.name)
     command = f"sensorium embed {pipeline.path.name}"
     if snapshot is None:
@@ -72,14 +71,10 @@ def _is_of(part: ModalityShards, *, encoder: EncoderSpec) -> bool:
 
 
 def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]:
-    """The pipeline's candidates over a snapshot: which are fitted, which are not.
-
-    ConfigurationError if one takes a modality that is embedded as sequences.
-    """
-    pipeline.refuse_sequences()
+    """The pipeline's candidates over a snapshot: which are fitted, which are not."""
     spec = pipeline.spec
     return plan_candidates(
-        open_store(pipeline),
+        pipeline.open_store(),
         snapshot=snapshot,
         task=spec.task,
         candidates=spec.candidates,
@@ -186,7 +181,7 @@ def _fit(
     from training.job import FitProgress, TrainingError, fit
 
     begun = time.perf_counter()
-    store: Store = open_store(pipeline)
+    store: Store = pipeline.open_store()
     with (
         _announced(store, snapshot=snapshot, pipeline=pipeline, console=console),
         progress(console) as bar,

@@ -6,26 +6,22 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from features.garbage import Garbage, collect_garbage
 from features.lease import Announced
 from features.snapshot import Snapshot
 from features.storage import open_storage
 from features.store import Store
-from features.upkeep import Amount, Inventory, StoreDamaged, inventory, read_pointers
+from features.upkeep import StoreDamaged, inventory, read_pointers
 from features.verification import Verification, verify
-from workflows.console import count, progress, several, share, size, table
-from workflows.embed import open_store
+from workflows.console import count, progress, several, size, table
+from workflows.inventory import SHOWN, encoders_table, kinds_table, snapshots_table
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 
-SHOWN = 20
-"""Rows of a table, after which the rest is counted."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -36,7 +32,7 @@ def find_store(place: str) -> tuple[Store, Pipeline | None]:
     """
     if place.endswith((".yaml", ".yml")) or os.path.isfile(place):
         pipeline = load_pipeline(place)
-        store = open_store(pipeline)
+        store = pipeline.open_store()
     else:
         pipeline = None
         try:
@@ -65,11 +61,11 @@ def list_store(store: Store, *, console: Console) -> bool:
     if not found.kinds:
         console.print("         nothing: no job has written to it")
         return True
-    console.print(_kinds_table(found))
+    console.print(kinds_table(found))
     if found.encoders:
-        console.print(_encoders_table(found))
+        console.print(encoders_table(found))
     if found.snapshots:
-        console.print(_snapshots_table(found))
+        console.print(snapshots_table(found))
     free = [use.unreferenced for use in found.encoders.values() if use.unreferenced.files]
     if free:
         console.print(
@@ -187,72 +183,6 @@ def _head(store: Store, *, console: Console) -> None:
 def _jobs(jobs: Sequence[Announced], *, console: Console) -> None:
     for job in jobs:
         console.print(f"         at work: {escape(job.who)}", soft_wrap=True)
-
-
-def _kinds_table(found: Inventory) -> Table:
-    made = table("kind", "files", "size", "share", numbers=("files", "size", "share"))
-    total = Amount()
-    for amount in found.kinds.values():
-        total.files += amount.files
-        total.bytes += amount.bytes
-    for kind, amount in found.kinds.items():
-        part = share(amount.bytes, total.bytes)
-        made.add_row(kind, count(amount.files), size(amount.bytes), part)
-    made.add_row("all", count(total.files), size(total.bytes), "", style="bold")
-    return made
-
-
-def _encoders_table(found: Inventory) -> Table:
-    made = table(
-        "encoder", "type", "shards", "size", "named by", "by none",
-        numbers=("shards", "size", "by none"), wraps=("named by",),
-    )  # fmt: skip
-    for encoder, use in list(found.encoders.items())[:SHOWN]:
-        free = use.unreferenced
-        named = [id[:12] for id in use.snapshots]
-        made.add_row(
-            encoder[:12],
-            escape(", ".join(use.kinds)) or "?",
-            count(use.amount.files),
-            size(use.amount.bytes),
-            ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else ""),
-            f"{count(free.files)} ({size(free.bytes)})" if free.files else "",
-        )
-    _more(made, len(found.encoders))
-    return made
-
-
-def _snapshots_table(found: Inventory) -> Table:
-    made = table(
-        "snapshot", "name", "written", "samples", "modalities", "shards", "size", "is",
-        numbers=("samples", "shards", "size"), wraps=("modalities", "is"),
-    )  # fmt: skip
-    for use in found.snapshots[:SHOWN]:
-        snapshot = use.snapshot
-        made.add_row(
-            snapshot.id[:12],
-            escape(snapshot.name),
-            datetime.fromtimestamp(use.written).strftime("%Y-%m-%d %H:%M"),
-            count(snapshot.rows),
-            escape(", ".join(snapshot.modalities)),
-            count(use.amount.files) + (f", {len(use.lacking)} lost" if use.lacking else ""),
-            size(use.amount.bytes),
-            escape(", ".join(_pointer(path) for path in use.pointers)),
-            style="red" if use.lacking else None,
-        )
-    _more(made, len(found.snapshots))
-    return made
-
-
-def _pointer(path: str) -> str:
-    """What a snapshot is to a name, by the path of the pointer."""
-    folder, _, name = path.partition("/")
-    return f"latest {name.removesuffix('.json')}" if folder == "latest" else f"attempt {name}"
-
-
-def _more(made: Table, number: int) -> None:
-    if number > SHOWN:
-        made.add_row(f"… {number - SHOWN} more")
 
 
 def wanted_snapshots(

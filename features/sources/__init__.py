@@ -8,8 +8,8 @@ file in all. Each format is a file here; `formats` lists them.
 
 from features.sources.agreement import Agreement
 from features.sources.base import CHUNK_BYTES, CHUNK_ROWS, SourceError
-from features.sources.finding import open_source
-from features.sources.rows import RowRange, RowReader
+from features.sources.finding import folder_hint, open_source
+from features.sources.rows import RowRange, RowReader, rows_in_source
 from features.sources.source import UNIT_BYTES, Chunk, Source
 
 __all__ = [
@@ -22,5 +22,7 @@ __all__ = [
     "RowReader",
     "Source",
     "SourceError",
+    "folder_hint",
     "open_source",
+    "rows_in_source",
 ]

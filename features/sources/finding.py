@@ -25,6 +25,7 @@ from features.sources.opening import bare_name, is_remote
 from features.sources.source import Source
 from features.storage import local_path, read_uri, stat_uri
 
+EACH_A_SAMPLE = "set `dataset.format: folder` if each file in it is a sample"
 DATASET = "state.json"
 DATASETS = "dataset_dict.json"
 """What `datasets` writes beside the data of a Dataset, and above those of a DatasetDict."""
@@ -56,13 +57,30 @@ def open_source(path: str, *, folder: str, format: str | None = None) -> Source:
         if not found:
             raise SourceError(
                 f"{full} has no files that end in {', '.join(known)}"
-                + (
-                    "; set `dataset.format: folder` if each file in it is a sample"
-                    if format is None
-                    else ""
-                )
+                + (f"; {EACH_A_SAMPLE}" if any(not _is_table(e) for e in entries) else "")
             )
     return _source(found, base=full, format=format, path=full)
+
+
+def folder_hint(source: Source) -> str:
+    """What to say where a table is not as described, and may be the metadata of files beside it.
+
+    Empty if it cannot be that.
+    """
+    metadata = {os.path.basename(file) for file in source.files} & set(plain_folder.TABLES)
+    if source.format == "folder" or not metadata:
+        return ""
+    return (
+        f"if {metadata.pop()} describes the files beside it, set `path` to their folder and "
+        "`dataset.format: folder`: that adds the columns "
+        f"{', '.join(plain_folder.COLUMNS)}, and `path` is the id"
+    )
+
+
+def _is_table(entry: Found) -> bool:
+    """Whether it is a file whose name is that of a table, or one that is hidden."""
+    name = bare_name(os.path.basename(entry.path))
+    return name.startswith(".") or (entry.stat is not None and name.endswith(suffixes_of(None)))
 
 
 def _full(path: str, *, folder: str) -> str:

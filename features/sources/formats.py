@@ -34,5 +34,8 @@ def format_of(file: str) -> str:
     for name, format in BY_NAME.items():
         if bare_name(file).endswith(format.suffixes):
             return name
-    raise SourceError(f"{file}: the name does not tell the format; it may end in "
-                      f"{', '.join(suffixes_of(None))}, or set `dataset.format`")  # fmt: skip
+    raise SourceError(
+        f"{file}: the name does not tell the format; it may end in "
+        f"{', '.join(suffixes_of(None))}, or set `dataset.format`. If each file is a sample, give "
+        "their folder as the path, and set `dataset.format: folder`"
+    )

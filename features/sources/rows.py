@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from features.sources.agreement import together
@@ -20,6 +21,20 @@ class RowRange:
     file: int
     start: int
     stop: int
+
+
+def rows_in_source(ranges: Sequence[RowRange], rows: Sequence[int]) -> list[RowRange]:
+    """Where some rows of a shard, counted within it and ascending, stand in the source."""
+    starts = np.cumsum([0, *(part.stop - part.start for part in ranges)])
+    found: list[RowRange] = []
+    for row in rows:
+        place = int(np.searchsorted(starts, row, side="right")) - 1
+        file, at = ranges[place].file, ranges[place].start + row - int(starts[place])
+        if found and (found[-1].file, found[-1].stop) == (file, at):
+            found[-1] = RowRange(file=file, start=found[-1].start, stop=at + 1)
+        else:
+            found.append(RowRange(file=file, start=at, stop=at + 1))
+    return found
 
 
 class RowReader:

@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import features.columns
+import features.payload_keys
 import features.payloads
 import features.storage
 
-MODULES = (features.storage, features.payloads, features.columns)
+MODULES = (features.storage, features.payloads, features.payload_keys)
 """All that touches the store, and payloads behind URIs."""
 HANG_SECONDS = 0.02
 

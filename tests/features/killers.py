@@ -19,6 +19,25 @@ class KillerSpec(EncoderSpec):
         return Killer()
 
 
+class StillbornSpec(EncoderSpec):
+    """Lengths of texts; the first loads end the process, as where memory is short."""
+
+    kind: ClassVar = "text"
+    type: Literal["tests.features.killers.StillbornSpec"] = "tests.features.killers.StillbornSpec"
+    log: str
+    """File that gets a line for each load."""
+    deaths: int
+    """Loads that end the process."""
+
+    def load(self):
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        with open(self.log) as file:
+            if len(file.readlines()) <= self.deaths:
+                os.kill(os.getpid(), 9)
+        return Killer()
+
+
 class Killer:
     dim = 2
 

@@ -5,11 +5,12 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 
-from features.commit import count_quarantine, make_snapshot, refuse_broken
-from features.embedding import COLLAPSED, BrokenEncoder
+from features.broken_encoder import COLLAPSED, BrokenEncoder, refuse_broken_snapshot
+from features.commit import make_snapshot
 from features.encoders import EncoderSpec
 from features.kept_statistics import gather_statistics
-from features.plan import write_samples
+from features.quarantine import count_quarantine
+from features.sample_shards import write_samples
 from features.spec import ShardSize
 from tests.features import world as worlds
 
@@ -61,7 +62,7 @@ def commit(world):
     counts = count_quarantine(plan, store=world.store)
     snapshot = make_snapshot(plan, store=world.store, quarantine=counts)
     found = gather_statistics(world.store, snapshot)
-    refuse_broken(snapshot, quarantine=counts, statistics=found.modalities)
+    refuse_broken_snapshot(snapshot, quarantine=counts, statistics=found.modalities)
 
 
 @pytest.mark.parametrize(

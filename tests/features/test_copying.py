@@ -8,7 +8,8 @@ import pytest
 
 from features.donors import DonorSearch
 from features.encoders import SeriesSpec
-from features.scan_units import SampleReader
+from features.sample_shards import SampleReader
+from features.stored_embeddings import read_embeddings
 from tests.features.world import ROWS, LettersSpec, World
 
 
@@ -25,7 +26,7 @@ def test_a_sorted_table_embeds_nothing(tmp_path, monkeypatch, whole, kept):
     assert max(len(work.donors) for work in plan.work) > 8
     assert sum(result.copied for result in results) == ROWS + ROWS * 9 // 10
     for modality in ("text", "note"):
-        found = world.store.read_embeddings(snapshot, modality=modality)
+        found = read_embeddings(world.store, snapshot, modality=modality)
         rows, values = world.expected(modality)
         np.testing.assert_array_equal(found.rows, rows)
         np.testing.assert_array_equal(found.values, values)
@@ -43,8 +44,8 @@ def test_sequences_are_copied_whole(tmp_path, monkeypatch):
     world.frame = world.frame.iloc[order].reset_index(drop=True)
     _, results, after = world.run()
     assert all(result.embedded == 0 for result in results)
-    old = world.store.read_embeddings(before, modality="note")
-    new = world.store.read_embeddings(after, modality="note")
+    old = read_embeddings(world.store, before, modality="note")
+    new = read_embeddings(world.store, after, modality="note")
     ends = np.cumsum(old.lengths)
     parts = [old.values[end - n : end] for end, n in zip(ends, old.lengths, strict=True)]
     np.testing.assert_array_equal(new.lengths, old.lengths[order])

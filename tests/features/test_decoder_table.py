@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from features.columns import PayloadColumns, open_payload
+from features.columns import PayloadColumns
 from features.decoders.base import BadPayload, Limits
-from features.payloads import decode, decode_row
+from features.payloads import decode, decode_row, open_payload
 from features.sources import SourceError
 
 HELSINKI = ZoneInfo("Europe/Helsinki")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.columns import PayloadColumns, open_payload
+from features.columns import PayloadColumns
 from features.decoders.base import BadPayload, Limits
-from features.payloads import decode
+from features.payloads import decode, open_payload
 
 VECTOR = PayloadColumns(kind="vector", columns=("v",))
 

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from features.columns import Cut, PayloadColumns, open_payload
+from features.columns import Cut, PayloadColumns
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.decoders.video import _Film, decode
 from features.encoders.base import Video
+from features.payloads import open_payload
 from tests.features.films import MATRICES, film, number_of, numbers, picture, turned
 
 PIXELS = 48 * 64

@@ -10,6 +10,7 @@ from features.drift import compare, cosine_by_chance, count_changes
 from features.kept_statistics import gather_statistics
 from features.snapshot import ModalityShards
 from features.statistics import merge_statistics, statistics_of
+from features.stored_embeddings import read_embeddings
 from tests.features.test_statistics import Counting
 from tests.features.world import LettersSpec
 
@@ -88,7 +89,7 @@ def test_directions_and_norms_are_those_of_all_vectors(world):
     drift = drift_of(world, first, second)
     part = drift.modalities["text"]
     vectors = [
-        world.store.read_embeddings(s, modality="text").values.astype(float)
+        read_embeddings(world.store, s, modality="text").values.astype(float)
         for s in (first, second)
     ]
     norms = [np.linalg.norm(v, axis=1) for v in vectors]

@@ -10,11 +10,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from features.commit import count_quarantine, make_snapshot
-from features.plan import write_samples
+from features.commit import make_snapshot
+from features.quarantine import count_quarantine, read_quarantine
+from features.sample_shards import write_samples
 from features.sources import SourceError
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
+from features.stored_embeddings import embedded_rows, read_embeddings
 from tests.features.world import ROWS, Letters, LettersSpec
 
 
@@ -23,7 +25,7 @@ def test_embeddings_stand_at_their_rows(world):
     assert len(plan.samples) > 8 and sum(r.embedded for r in results) == ROWS + ROWS * 9 // 10
     for modality in world.specs:
         rows, values = world.expected(modality)
-        found = world.store.read_embeddings(snapshot, modality=modality)
+        found = read_embeddings(world.store, snapshot, modality=modality)
         np.testing.assert_array_equal(found.rows, rows)
         np.testing.assert_array_equal(found.values, values)
     assert snapshot.rows == ROWS
@@ -84,7 +86,7 @@ def test_a_changed_text_is_embedded_alone_and_its_neighbours_are_copied(world):
     assert plan.modalities["note"].reused == ROWS and part.reason == "payloads changed"
     _, values = world.expected("text")
     np.testing.assert_array_equal(
-        world.store.read_embeddings(snapshot, modality="text").values, values
+        read_embeddings(world.store, snapshot, modality="text").values, values
     )
     assert {path: status for path, status in world.files().items() if path in before} == before
 
@@ -97,7 +99,7 @@ def test_inserted_and_deleted_rows_cost_about_themselves(world):
     _, _, snapshot = world.run()
     assert LettersSpec.log == ["neu"] * 18
     for modality in world.specs:
-        found = world.store.read_embeddings(snapshot, modality=modality)
+        found = read_embeddings(world.store, snapshot, modality=modality)
         rows, values = world.expected(modality)
         np.testing.assert_array_equal(found.rows, rows)
         np.testing.assert_array_equal(found.values, values)
@@ -132,7 +134,7 @@ def test_bad_payloads_are_quarantined_with_their_reasons(world):
     }.items():  # fmt: skip
         world.frame.loc[row, "text"] = text
     _, results, snapshot = world.run()
-    found = world.store.read_quarantine(snapshot).to_pylist()
+    found = read_quarantine(world.store, snapshot).to_pylist()
     assert [(row["sample_id"], row["modality"], row["stage"]) for row in found] == [
         ("s5", "text", "prepare"),
         ("s200", "text", "decode"),
@@ -147,7 +149,7 @@ def test_bad_payloads_are_quarantined_with_their_reasons(world):
     assert sum(result.bad for result in results) == 5
     part = snapshot.modalities["text"]
     assert (part.bad, part.missing) == (5, 89) and part.present == ROWS - 89 - 5
-    embedded = set(world.store.read_embeddings(snapshot, modality="text").rows.tolist())
+    embedded = set(read_embeddings(world.store, snapshot, modality="text").rows.tolist())
     assert not embedded & {5, 200, 301, 402, 503} and len(embedded) == part.present
 
 
@@ -215,7 +217,7 @@ def test_patches_join_their_shard_in_row_order(world):
     shards[place] = (*shards[place], "f" * 32)
     patched = dataclasses.replace(part, shards=tuple(shards))
     snapshot = dataclasses.replace(snapshot, modalities={"text": patched})
-    found = world.store.read_embeddings(snapshot, modality="text")
+    found = read_embeddings(world.store, snapshot, modality="text")
     rows, _ = world.expected("text")
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.values[rows == 50], np.ones((1, 4)))
@@ -227,13 +229,13 @@ def test_a_shard_without_a_good_row_is_read_as_empty(world):
     first = plan.samples[0].rows
     world.frame.loc[: first - 1, "text"] = ""
     _, _, snapshot = world.run()
-    found = world.store.read_embeddings(snapshot, modality="text")
+    found = read_embeddings(world.store, snapshot, modality="text")
     assert found.values.shape == (snapshot.modalities["text"].present, 4)
-    np.testing.assert_array_equal(world.store.read_rows(snapshot, modality="text"), found.rows)
+    np.testing.assert_array_equal(embedded_rows(world.store, snapshot, modality="text"), found.rows)
     world.frame.loc[3, "text"] = "good now"
     _, _, snapshot = world.run()
     assert LettersSpec.log == ["good now"]
-    assert 3 in world.store.read_embeddings(snapshot, modality="text").rows
+    assert 3 in read_embeddings(world.store, snapshot, modality="text").rows
 
 
 def test_rows_that_fail_are_told_from_an_encoder_that_fails(world, monkeypatch):
@@ -308,7 +310,7 @@ def test_what_went_over_budget_is_copied_once_it_is_mended(world):
 
 def test_the_store_s_modules_load_no_model_library():
     code = (
-        "import sys, features.plan, features.store, features.embedding; "
+        "import sys, features.planning, features.store, features.embedding; "
         "print([m for m in ('torch', 'transformers', 'ray', 'mlflow') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,10 @@ from features.encoders.audio import AudioStatisticsSpec
 from features.encoders.log_mel import mel_filters
 from features.payloads import decode
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATE = 16_000
 SPEECH = Path(__file__).parents[3] / "shared" / "data" / "fsdd"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def chirp(seconds: float, *, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ Tiny models of each family, made from a configuration and saved with their featu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,10 @@ from features.encoders import Sound, parse_encoder
 from features.encoders.audio_models import AudioModel, Waveform
 from features.encoders.huggingface_audio import HuggingFaceAudioSpec, read_limit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEECH = Path(__file__).parents[3] / "shared" / "data" / "fsdd"
 RATE = 16_000
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def voice(seconds: float, *, rate: int = RATE, seed: int = 0) -> np.ndarray:

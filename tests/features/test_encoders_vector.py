@@ -10,8 +10,9 @@ import pydantic
 import pytest
 from sklearn.preprocessing import normalize
 
-from features.columns import PayloadColumns, open_payload
+from features.columns import PayloadColumns
 from features.encoders import parse_encoder
+from features.payloads import open_payload
 
 RANDOM = np.random.default_rng(0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,22 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-from features.columns import PayloadColumns, payload_key
+from features.columns import PayloadColumns
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.decoders.video import decode
 from features.encoders import EncoderSpec, HogSpec, HuggingFaceImageSpec, Kind, Video, parse_encoder
 from features.encoders.video import VideoFramesSpec, VideoMaeSpec
+from features.payload_keys import payload_key
 from features.prepare import Opening, prepared_windows
 from features.spec import FeatureSpec
 from tests.features.films import film, number_of
+from tests.features.vision_models import SIDE, SQUARE, save_vit, vit_options
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -288,25 +284,10 @@ def test_the_schema_describes_the_image_encoder() -> None:
 # ---------------------------------------------------------------- Hugging Face
 
 
-def save_vit(folder: Path) -> str:
-    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTModel(config).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return str(folder)
-
-
 def test_frames_through_a_vision_model(videos: list[Video], tmp_path: Path) -> None:
-    folder = save_vit(tmp_path / "vit")
+    folder = str(tmp_path / "vit")
+    torch.manual_seed(0)
+    save_vit(tmp_path / "vit")
     spec = frames_spec({"type": "huggingface_image", "model": folder}, frames=2)
     image_spec = HuggingFaceImageSpec(model=folder)
     image = image_spec.load()
@@ -328,21 +309,16 @@ def save_videomae(folder: Path, *, frames: int = 4) -> str:
 
     torch.manual_seed(0)
     config = VideoMAEConfig(
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=32,
-        patch_size=8,
+        **vit_options(),
         num_frames=frames,
         decoder_hidden_size=8,
         decoder_num_attention_heads=2,
         decoder_num_hidden_layers=1,
     )
     VideoMAEModel(config).save_pretrained(folder)
-    VideoMAEImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(folder)
+    VideoMAEImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SQUARE).save_pretrained(
+        folder
+    )
     return str(folder)
 
 
@@ -383,5 +359,6 @@ def test_identity_of_videomae(tmp_path: Path) -> None:
 
 
 def test_another_model_than_videomae_is_refused(tmp_path: Path) -> None:
+    save_vit(tmp_path)
     with pytest.raises(ValueError, match=r"type 'vit'.*video_frames"):
-        VideoMaeSpec(model=save_vit(tmp_path)).load()
+        VideoMaeSpec(model=str(tmp_path)).load()

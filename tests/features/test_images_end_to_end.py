@@ -13,7 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
+from features.quarantine import read_quarantine
 from features.spec import FeatureSpec
+from features.stored_embeddings import read_embeddings
 from tests.features.vision_models import save_resnet, save_siglip
 from tests.features.world import World
 
@@ -91,7 +93,7 @@ def test_every_format_is_embedded_and_every_fault_told(
     world.specs = {"photo": spec}  # type: ignore[dict-item]
     _, _, snapshot = world.run()
 
-    told = world.store.read_quarantine(snapshot).to_pylist()
+    told = read_quarantine(world.store, snapshot).to_pylist()
     expected = {name: reason for name, reason in REASONS.items() if name in cells}
     assert {row["sample_id"] for row in told} == set(expected)
     for row in told:
@@ -100,7 +102,7 @@ def test_every_format_is_embedded_and_every_fault_told(
         assert reason in row["reason"]
         assert str(tmp_path) not in row["reason"]
 
-    found = world.store.read_embeddings(snapshot, modality="photo")
+    found = read_embeddings(world.store, snapshot, modality="photo")
     names = [list(cells)[row] for row in found.rows]
     assert names == [name for name in cells if not name.startswith(("x", "none"))]
     encoder = spec.load()

@@ -3,9 +3,9 @@
 import pytest
 
 from features.isolation import Trial, find_killers
-from features.plan import write_samples
+from features.sample_shards import write_samples
 from features.spec import FeatureSpec
-from tests.features.killers import KillerSpec
+from tests.features.killers import KillerSpec, StillbornSpec
 
 
 def trial(world, texts):
@@ -52,3 +52,11 @@ def test_a_child_that_cannot_begin_says_why(world):
     broken = asked.__class__(**{**vars(asked), "root": asked.root + "-elsewhere"})
     with pytest.raises(RuntimeError, match="FileNotFoundError"):
         find_killers(broken)
+
+
+def test_a_child_that_is_killed_while_it_loads_the_encoder_says_so(world):
+    asked, _ = trial(world, {})
+    spec = StillbornSpec(log=str(world.folder / "loads"), deaths=9)
+    stillborn = asked.__class__(**{**vars(asked), "spec": spec})
+    with pytest.raises(MemoryError, match=r"\(SIGKILL\) while it loaded the encoder"):
+        find_killers(stillborn)

@@ -1,8 +1,11 @@
-"""How the work is divided among the machines of a cluster."""
+"""How the work is divided among the machines of a cluster, and encoders that end their process."""
 
 import pytest
 
-from features.job import plan_actors
+from features.broken_encoder import BrokenEncoder
+from features.job import LOADS, embed, plan_actors
+from features.sample_shards import write_samples
+from tests.features.killers import StillbornSpec
 
 
 def node(cpus, gpus=0):
@@ -43,3 +46,24 @@ def test_every_gpu_has_an_actor_with_its_share_of_that_machine_s_cpus(nodes, cou
     assert (actors.count, actors.cpus, actors.gpus) == (count, cpus, 1)
     for n in nodes:
         assert cpus * n["GPU"] <= n["CPU"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("deaths", [1, 99])
+def test_an_encoder_that_ends_its_process_while_it_loads_is_tried_twice(world, deaths):
+    log = world.folder / "loads"
+    world.specs = {"text": StillbornSpec(log=str(log), deaths=deaths)}
+    plan = world.plan()
+    write_samples(plan, store=world.store)
+    assert len(plan.work) > LOADS
+    if deaths < LOADS:
+        results = embed(plan, storage=world.store.storage)
+        assert sum(result.embedded for result in results) == world.frame["text"].notna().sum()
+    else:
+        with pytest.raises(BrokenEncoder) as raised:
+            embed(plan, storage=world.store.storage)
+        said = str(raised.value)
+        assert "'text'" in said and "tests.features.killers.StillbornSpec" in said
+        assert "ended 2 times while it loaded the encoder" in said and "memory" in said
+    assert len(set(log.read_text().split())) == LOADS, "each load in a process of its own"

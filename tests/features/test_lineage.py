@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from features.columns import payload_key
 from features.lineage import find_sample, trace_sample
+from features.payload_keys import payload_key
 from features.store import Store
 from tests.features.test_statistics import Counting
 from tests.features.world import LettersSpec

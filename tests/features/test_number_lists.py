@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.columns import PayloadColumns, payload_key
+from features.columns import PayloadColumns
+from features.payload_keys import payload_key
 
 SERIES = PayloadColumns(kind="series", columns=("v",))
 LISTS = [[1, 2, 3], None, [4, None, 6], [7, 8, 9]]

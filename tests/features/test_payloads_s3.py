@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from features import s3
-from features.columns import PayloadColumns, open_payload, payload_key, payload_keys
+from features.columns import PayloadColumns
 from features.decoders.base import BadPayload, Limits
-from features.payloads import fetch
+from features.payload_keys import payload_key, payload_keys
+from features.payloads import fetch, open_payload
 from tests.features.faulty_server import faulty_server, says
 
 TEXT = PayloadColumns(kind="text", columns=("text",), uri=True)
@@ -49,6 +50,7 @@ def test_what_is_not_there_or_not_usable_is_bad(s3_root: str) -> None:
         (empty, "the object is empty"),
         (large, "the object is too large"),
         ("s3://only-a-bucket", "not of the form s3://BUCKET/KEY"),
+        ("s3://no bucket is named so/a", "not of the form s3://BUCKET/KEY"),
     ):
         with pytest.raises(BadPayload, match=reason) as caught:
             fetch(uri, base="/", limits=limits)
@@ -78,6 +80,18 @@ def test_keys_follow_the_object(s3_root: str) -> None:
     boto3.client("s3").delete_object(Bucket=urlsplit(uri).netloc, Key=urlsplit(uri).path[1:])
     absent = keys()
     assert absent[0] == absent[1] and absent[0] not in first
+
+
+def test_content_is_read_by_parts(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 5
+    one, other, empty = (put(s3_root, name, data) for name in ("one", "other", "empty"))
+    put(s3_root, "empty", b"")
+    whole = payload_key(one, columns=TEXT, folder="/", by="content")
+    monkeypatch.setattr(s3, "PART_BYTES", 500)
+    assert b"".join(s3.parts(one)) == data
+    assert [len(part) for part in s3.parts(one)] == [500, 500, 280]
+    assert payload_key(other, columns=TEXT, folder="/", by="content") == whole
+    assert list(s3.parts(empty)) == []
 
 
 def test_many_keys_at_once_stand_in_their_order(s3_root: str) -> None:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from features.quarantine import read_quarantine
+from features.stored_embeddings import read_embeddings
 from tests.features.world import Letters
 
 
@@ -34,10 +36,10 @@ def test_a_retry_embeds_the_bad_rows_alone_and_changes_no_shard(world, monkeypat
     assert len(now) == len(files) + len(results)
     assert after.id != before.id and after.modalities["text"].bad == 0
     rows, values = world.expected("text")
-    found = world.store.read_embeddings(after, modality="text")
+    found = read_embeddings(world.store, after, modality="text")
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.values, values)
-    assert world.store.read_quarantine(after).num_rows == 0
+    assert read_quarantine(world.store, after).num_rows == 0
 
 
 def test_what_is_still_bad_stays_in_the_quarantine(world, monkeypatch):
@@ -48,7 +50,7 @@ def test_what_is_still_bad_stays_in_the_quarantine(world, monkeypatch):
     world.retry()
     _, results, after = world.retry()
     assert [result.patch for result in results] == [""]
-    left = world.store.read_quarantine(after).to_pylist()
+    left = read_quarantine(world.store, after).to_pylist()
     assert [(row["sample_id"], row["stage"]) for row in left] == [("s500", "decode")]
 
 

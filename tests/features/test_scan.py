@@ -8,7 +8,9 @@ import pytest
 
 from features.embedding import embed_shard
 from features.encoders import HashingSpec, TableSpec
-from features.plan import _patches, make_plan, write_samples
+from features.modality_plan import _patches
+from features.planning import make_plan
+from features.sample_shards import write_samples
 from features.scan_record import record_bytes, record_from
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowReader, Source, SourceError, open_source
@@ -94,7 +96,7 @@ def read(monkeypatch):
 
 
 def facts(plan):
-    return (plan.samples, plan.splits, plan.labelled, plan.repeats)
+    return (plan.samples, plan.splits, plan.labelled, plan.repeats, plan.untrained)
 
 
 def test_a_table_that_has_not_changed_is_not_read(table, read):
@@ -157,7 +159,7 @@ def test_many_edits_one_after_another(table):
 @pytest.mark.parametrize("known", [False, True])
 def test_units_beside_one_another_find_what_one_scan_finds(table, monkeypatch, known):
     units = Source.units
-    monkeypatch.setattr("features.scan_units.LEAST_UNITS", 2)
+    monkeypatch.setattr("features.scan_tasks.LEAST_UNITS", 2)
     monkeypatch.setattr(Source, "units", lambda self: units(self, least_bytes=1))
     if known:
         table.keep()
@@ -257,9 +259,45 @@ def test_repeats_are_what_pandas_finds(table, monkeypatch, held):
         sides = known.groupby(name)["split"].agg(set)
         for pair in ("train/validation", "train/test", "validation/test"):
             assert repeats.divided[pair] == sum(set(pair.split("/")) <= s for s in sides)
-        by_id = known.set_index("id")[name]
-        assert len(repeats.examples) == 5
-        assert all(len(sides[by_id[example]]) > 1 for example in repeats.examples)
+        assert repeats.repeated == known[name].duplicated(keep=False).sum()
+        by_id = known.set_index("id")
+        for pair, examples in repeats.examples.items():
+            assert len(set(examples)) == min(5, repeats.divided[pair])
+            for samples in examples:
+                two = by_id.loc[list(samples)]
+                assert list(two["split"]) == pair.split("/") and two[name].nunique() == 1
+        assert repeats.examples.keys() == repeats.divided.keys()
+
+
+def test_one_payload_on_two_sides_is_found_however_far_apart(table):
+    for number in range(6):
+        start = number * 200
+        texts = [f"{i}" for i in range(start, start + 200)]
+        texts[7] = "0" if number == 5 else texts[7]
+        table.put(f"{number:02}", rows(start, start + 200, text=texts))
+    found = table.plan().repeats["text"]
+    assert (found.repeated, found.divided) == (2, {"train/test": 1})
+    assert found.examples == {"train/test": (("s0", "s1007"),)}
+
+
+@pytest.mark.parametrize("kind", [str, int])
+def test_classes_without_a_training_row_are_named_in_every_plan(table, read, kind):
+    for number in range(6):
+        frame = rows(number * 200, number * 200 + 200)
+        frame["label"] = [kind(n % 4) for n in range(200)]
+        table.put(f"{number:02}", frame)
+    assert table.plan().untrained == ()
+    assert frame["split"][:3].tolist() == ["validation", "test", "train"]
+    frame["label"] = [kind(10 + n % 3) for n in range(200)]
+    frame.loc[199, ["split", "label"]] = [None, kind(9)]
+    table.put("05", frame)
+    first = table.keep()
+    assert first.untrained == (("10", "11", "9") if kind is str else ("9", "10", "11"))
+    read.clear()
+    assert table.plan().untrained == first.untrained and read == []
+    table.put("02", rows(400, 600, label=kind(10)))
+    assert table.plan().untrained == (("11", "9") if kind is str else ("9", "11"))
+    assert facts(table.plan()) == facts(table.afresh())
 
 
 def test_nothing_on_two_sides_is_no_leak(table):
@@ -268,7 +306,7 @@ def test_nothing_on_two_sides_is_no_leak(table):
         texts = [f"{i}" for i in range(start, start + 200)]
         table.put(f"{number:02}", rows(start, start + 200, text=texts))
     repeats = table.plan().repeats["text"]
-    assert (repeats.repeated, repeats.divided, repeats.examples) == (0, {}, ())
+    assert (repeats.repeated, repeats.divided, repeats.examples) == (0, {}, {})
 
 
 def test_strata_have_their_shares_and_groups_are_whole(table, read):
@@ -319,7 +357,7 @@ def test_statistics_of_the_training_split_are_counted_once(table, read):
 def test_payloads_in_files_are_asked_for_again_after_a_scan_in_units(table, monkeypatch):
     """Also those of shards that lie across two units."""
     units = Source.units
-    monkeypatch.setattr("features.scan_units.LEAST_UNITS", 2)
+    monkeypatch.setattr("features.scan_tasks.LEAST_UNITS", 2)
     monkeypatch.setattr(Source, "units", lambda self: units(self, least_bytes=1))
     folder = table.folder / "table"
     for number in range(6):

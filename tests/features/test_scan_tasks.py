@@ -3,7 +3,7 @@
 import pytest
 
 from features.job import in_tasks
-from features.plan import write_samples
+from features.sample_shards import write_samples
 from features.sources import Source, SourceError
 from features.storage import LocalStorage
 from features.store import Store
@@ -30,7 +30,7 @@ def test_a_scan_by_tasks_is_a_scan(tmp_path, monkeypatch):
         table.put(f"{number:02}", rows(number * 200, number * 200 + 200))
     units = Source.units
     monkeypatch.setattr(Source, "units", lambda self: units(self, least_bytes=1))
-    monkeypatch.setattr("features.plan.SHARDS_A_TASK", 2)
+    monkeypatch.setattr("features.sample_shards.SHARDS_A_TASK", 2)
     plan = table.plan(run=in_tasks)
     assert facts(plan) == facts(table.afresh())
     write_samples(plan, store=table.store, run=in_tasks)

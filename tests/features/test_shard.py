@@ -22,6 +22,7 @@ from features.shard import (
     shard_table,
 )
 from features.store import Store
+from features.stored_embeddings import read_embedding_shard, read_embeddings
 from tests.features.world import LettersSpec
 
 RNG = np.random.default_rng(3)
@@ -108,7 +109,7 @@ def test_sequences_are_stored_without_padding_and_come_back_padded(tmp_path):
     path.rename(tmp_path / "embeddings" / "e" / "s.parquet")
     from features.storage import LocalStorage
 
-    found = Store(LocalStorage(tmp_path)).read_shard("s", encoder="e")
+    found = read_embedding_shard(Store(LocalStorage(tmp_path)), "s", encoder="e")
     assert found.rows.tolist() == [0, 1, 3, 4] and found.lengths.tolist() == [3, 1, 4, 2]
     values, mask = found.padded([2, 0])
     assert values.shape == (2, 4, 5) and mask.sum(axis=1).tolist() == [4, 3]
@@ -133,7 +134,7 @@ def test_a_whole_job_of_sequences(world):
     world.frame.loc[7, "text"] = "one two three four five six seven eight nine ten eleven twelve 13"
     world.specs = {"text": Words()}
     _, results, snapshot = world.run()
-    found = world.store.read_embeddings(snapshot, modality="text")
+    found = read_embeddings(world.store, snapshot, modality="text")
     texts = world.frame["text"].dropna()
     assert found.lengths.tolist() == [len(text.split()) for text in texts]
     first = np.concatenate([[0], np.cumsum(found.lengths)[:-1]])
@@ -166,7 +167,7 @@ def test_a_sequence_of_the_wrong_shape_is_the_encoder_s_fault(given):
 def test_the_next_shard_is_read_while_the_present_one_is_encoded(world):
     """And an error of a later shard comes after the results of those before it."""
     plan = world.plan()
-    from features.plan import write_samples
+    from features.sample_shards import write_samples
     from features.sources import RowReader, SourceError
     from features.spec import FeatureSpec
 

@@ -109,7 +109,8 @@ def test_a_relative_path_starts_from_the_folder_of_the_configuration(tmp_path, p
         ("empty", "has no files that end in .*set `dataset.format: folder`"),
         ("*.parquet", "does not exist"),
         ("table-{0..3}.csv", r"table-1.csv does not exist \(one of 4 that the braces stand for\)"),
-        ("notes.txt", "may end in .parquet, .pq, .csv"),
+        ("notes.txt", "may end in .parquet, .pq, .csv.*set `dataset.format: folder`"),
+        ("empty/*.txt", "give their folder as the path, and set `dataset.format: folder`"),
         ("mixed", "files of several formats: csv, webdataset; set `dataset.format`"),
         ("gs://bucket/table.csv", "gs:// is not supported"),
     ],
@@ -123,6 +124,25 @@ def test_a_table_that_is_not_there_is_explained(tmp_path, storage_root, path, me
     root = publish(local, root=storage_root)
     with pytest.raises(SourceError, match=message):
         open_source(path if "://" in path else f"{root}/{path}", folder="/")
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl", "webdataset"])
+def test_a_folder_of_pictures_that_is_taken_for_a_table_is_told_of_its_format(
+    tmp_path, storage_root, format
+):
+    (tmp_path / "pictures").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "pictures" / name).write_bytes(b"x")
+    root = publish(tmp_path / "pictures", root=storage_root)
+    with pytest.raises(SourceError, match=r"set `dataset.format: folder` if each file in it"):
+        open_source(root, folder="/", format=format)
+
+
+def test_a_folder_of_other_tables_is_not_told_so(tmp_path):
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    with pytest.raises(SourceError) as raised:
+        open_source(str(tmp_path), folder="/", format="parquet")
+    assert "folder`" not in str(raised.value)
 
 
 def test_a_bucket_that_is_not_there_is_told_apart(s3_root):

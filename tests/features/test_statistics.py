@@ -15,6 +15,7 @@ from features.kept_statistics import (
     read_statistics,
     statistics_path,
 )
+from features.shard_names import embedding_path
 from features.snapshot import ModalityShards
 from features.statistics import (
     merge_statistics,
@@ -23,7 +24,8 @@ from features.statistics import (
     statistics_of,
 )
 from features.storage import LocalStorage
-from features.store import Store, embedding_path
+from features.store import Store
+from features.stored_embeddings import read_embeddings
 from tests.features.world import LettersSpec
 
 RNG = np.random.default_rng(11)
@@ -154,7 +156,7 @@ def test_statistics_of_a_snapshot_are_those_of_its_vectors(world):
     _, _, snapshot = world.run()
     found = gather_statistics(world.store, snapshot)
     for modality in world.specs:
-        embeddings = world.store.read_embeddings(snapshot, modality=modality)
+        embeddings = read_embeddings(world.store, snapshot, modality=modality)
         merged = found.modalities[modality]
         assert_like_numpy(merged, embeddings.values)
         assert merged.bad == snapshot.modalities[modality].bad

@@ -16,18 +16,13 @@ from features.fingerprint import fingerprint
 from features.garbage import DAY, collect_garbage
 from features.kept_statistics import statistics_path
 from features.lease import LeaseLost, announce, announce_job, announced
+from features.quarantine import QUARANTINE_SCHEMA
 from features.samples import SampleShard, sample_fingerprint
 from features.shard import column_checksum
+from features.shard_names import embedding_path, quarantine_path, shard_fingerprint
 from features.snapshot import ModalityShards, Snapshot
 from features.storage import LocalStorage, open_storage
-from features.store import (
-    QUARANTINE_SCHEMA,
-    Store,
-    embedding_path,
-    parquet_bytes,
-    quarantine_path,
-    shard_fingerprint,
-)
+from features.store import Store, parquet_bytes
 from features.upkeep import StoreDamaged, inventory, kind_of
 from features.verification import verify
 

@@ -5,11 +5,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from features.commit import count_quarantine, make_snapshot
+from features.commit import make_snapshot
 from features.embedding import embed_shard
 from features.encoders import EncoderSpec
-from features.plan import make_plan, write_samples
+from features.planning import make_plan
+from features.quarantine import count_quarantine
 from features.retry import retry_work, with_patches
+from features.sample_shards import write_samples
 from features.sources import RowReader, open_source
 from features.spec import DatasetSpec, FeatureSpec, ShardSize
 from features.storage import LocalStorage

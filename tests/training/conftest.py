@@ -15,21 +15,31 @@ import pytest
 import torch
 
 from features.samples import SampleShard
-from features.shard import Embeddings, embedding_bytes, embedding_table
+from features.shard import LAYOUT, Embeddings, embedding_bytes, embedding_table
+from features.shard_names import embedding_path
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
-from features.store import Store, embedding_path, parquet_bytes
+from features.store import Store, parquet_bytes
 from training.data import EmbeddingTable, table_of
 
 DIMS = {"caption": 5, "photo": 7, "speech": 6}
+FRAME_DIM = 4
 CLASSES = ["cat", "dog", "eel", "fox"]
 
 
-def make_columns(*, rows: int = 240, noise: float = 0.7, missing: float = 0.15, seed: int = 0):
+def make_columns(
+    *,
+    rows: int = 240,
+    noise: float = 0.7,
+    missing: float = 0.15,
+    seed: int = 0,
+    sequences: bool = False,
+):
     """Ids, splits, labels and embeddings, as a store would give them.
 
-    caption tells the class modulo 2, photo its half, speech all of it but with more noise.
+    caption tells the class modulo 2, photo its half, speech all of it but with more noise. With
+    `sequences` there are frames too: up to 6 steps, whose mean tells the class.
     """
     rng = np.random.default_rng(seed)
     codes = rng.integers(len(CLASSES), size=rows)
@@ -43,6 +53,15 @@ def make_columns(*, rows: int = 240, noise: float = 0.7, missing: float = 0.15, 
         values = means[signal[modality]] + rng.normal(size=(rows, dim)) * spread
         present = np.flatnonzero(rng.random(rows) >= missing)
         embeddings[modality] = Embeddings(rows=present, values=values[present].astype(np.float16))
+    if sequences:
+        present = np.flatnonzero(rng.random(rows) >= missing)
+        lengths = rng.integers(1, 7, size=len(present))
+        means = rng.normal(size=(len(CLASSES), FRAME_DIM)) * 2
+        steps = means[codes[present]].repeat(lengths, axis=0)
+        values = steps + rng.normal(size=steps.shape) * noise
+        embeddings["frames"] = Embeddings(
+            rows=present, values=values.astype(np.float16), lengths=lengths
+        )
     split = np.array(["train"] * 5 + ["validation"] + ["test"] * 2)[np.arange(rows) % 8]
     return {
         "sample_ids": pa.chunked_array([[f"s{i}" for i in range(rows)]]),
@@ -52,8 +71,22 @@ def make_columns(*, rows: int = 240, noise: float = 0.7, missing: float = 0.15, 
     }
 
 
-def write_store(folder: Path, columns: dict[str, Any], *, shard_rows: int = 100) -> Snapshot:
-    """Write the columns as a store, through the store's own writers, and commit a snapshot."""
+def chosen(found: Embeddings, which: np.ndarray, *, first: int = 0) -> Embeddings:
+    """Some of the embeddings, of which a row `first` is the first of a shard."""
+    rows = found.rows[which] - first
+    if found.lengths is None:
+        return Embeddings(rows=rows, values=found.values[which])
+    steps = which.repeat(found.lengths)
+    return Embeddings(rows=rows, values=found.values[steps], lengths=found.lengths[which])
+
+
+def write_store(
+    folder: Path, columns: dict[str, Any], *, shard_rows: int = 100, patched: bool = False
+) -> Snapshot:
+    """Write the columns as a store, through the store's own writers, and commit a snapshot.
+
+    If it is `patched`, every third embedding of a shard stands in a patch.
+    """
     store = Store(LocalStorage(folder))
     rows = len(columns["sample_ids"])
     samples, shards = [], {modality: [] for modality in columns["embeddings"]}
@@ -82,14 +115,26 @@ def write_store(folder: Path, columns: dict[str, Any], *, shard_rows: int = 100)
             if not inside.any():
                 shards[modality].append(())
                 continue
-            found = Embeddings(
-                rows=embeddings.rows[inside] - part.start, values=embeddings.values[inside]
+            found = chosen(embeddings, inside, first=part.start)
+            later = (
+                np.arange(len(found.rows)) % 3 == 1 if patched else np.zeros(len(found.rows), bool)
             )
-            keys = [b"0" * 16] * len(found.rows)
-            body = embedding_bytes(embedding_table(found, keys=keys, metadata={})).to_pybytes()
-            name = hashlib.blake2b(body, digest_size=16).hexdigest()
-            store.storage.write_once(embedding_path(encoder=f"of-{modality}", shard=name), body)
-            shards[modality].append((name,))
+            names = []
+            for which in (~later, later):
+                if not which.any():
+                    continue
+                some = chosen(found, which)
+                keys = [b"0" * 16] * len(some.rows)
+                metadata = {
+                    "sensorium.layout": LAYOUT,
+                    "sensorium.sequence": str(int(some.lengths is not None)),
+                }
+                table = embedding_table(some, keys=keys, metadata=metadata)
+                body = embedding_bytes(table).to_pybytes()
+                name = hashlib.blake2b(body, digest_size=16).hexdigest()
+                store.storage.write_once(embedding_path(encoder=f"of-{modality}", shard=name), body)
+                names.append(name)
+            shards[modality].append(tuple(names))
     snapshot = Snapshot(
         name="toy",
         target="label",
@@ -117,9 +162,12 @@ def write_store(folder: Path, columns: dict[str, Any], *, shard_rows: int = 100)
 def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
     """Writes a store of made-up columns under `tmp_path/name`; the store and its snapshot."""
 
-    def make(name: str = "store", **options: Any) -> tuple[Store, Snapshot]:
+    def make(
+        name: str = "store", *, shard_rows: int = 100, patched: bool = False, **options: Any
+    ) -> tuple[Store, Snapshot]:
         folder = tmp_path / name
-        snapshot = write_store(folder, make_columns(**options))
+        columns = make_columns(**options)
+        snapshot = write_store(folder, columns, shard_rows=shard_rows, patched=patched)
         return Store(LocalStorage(folder)), snapshot
 
     return make

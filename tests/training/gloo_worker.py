@@ -23,22 +23,23 @@ import torch.nn.functional as F  # noqa: E402
 
 from features.storage import LocalStorage  # noqa: E402
 from features.store import Store  # noqa: E402
+from training.batch import Batch  # noqa: E402
+from training.built_in import parse_candidate  # noqa: E402
 from training.candidate import plan_candidates  # noqa: E402
 from training.checkpoint import FitState  # noqa: E402
-from training.data import Batch, load_table, table_of  # noqa: E402
-from training.evaluate import evaluate, fit_probe, retrieval  # noqa: E402
+from training.contrastive import info_nce  # noqa: E402
+from training.data import load_table, table_of  # noqa: E402
+from training.evaluate import evaluate  # noqa: E402
+from training.evaluate_space import fit_probe, retrieval  # noqa: E402
 from training.faults import agreement_group, all_workers_agree  # noqa: E402
 from training.loop import fit_candidate  # noqa: E402
-from training.losses import (  # noqa: E402
-    cross_entropy,
-    gather_rows,
-    info_nce,
-    sum_over_workers,
-    worker_rank,
-)
+from training.losses import cross_entropy  # noqa: E402
 from training.produce import produce_candidate  # noqa: E402
-from training.spec import TaskSpec, TrainingSpec, parse_candidate  # noqa: E402
+from training.shared_space import SharedSpace  # noqa: E402
 from training.step import seed_step, sum_gradients, train_step  # noqa: E402
+from training.task import TaskSpec  # noqa: E402
+from training.training_spec import TrainingSpec  # noqa: E402
+from training.workers import gather_rows, sum_over_workers, worker_rank  # noqa: E402
 
 CONTRASTIVE = {
     # Rows of the first of two workers, out of 13.
@@ -51,6 +52,16 @@ FITS: dict[str, dict[str, Any]] = {
     "early": {"type": "early", "width": 16, "dropout": 0.3},
     "attention": {"type": "attention", "width": 16, "dropout": 0.3, "layers": 1},
     "alignment": {"type": "alignment", "width": 16, "dim": 8, "modality_dropout": 0.2},
+    "sigmoid": {
+        "type": "alignment",
+        "loss": "sigmoid",
+        "anchor": "photo",
+        "width": 16,
+        "dim": 8,
+        "dropout": 0.3,
+        "cache_rows": 5,
+    },
+    "cca": {"type": "cca", "dim": 4},
 }
 TRAINING = TrainingSpec(batch_size=37, max_epochs=6, checkpoint_every=2)
 
@@ -115,7 +126,7 @@ def step_gradients(*, part: slice) -> dict[str, Any]:
     spec = parse_candidate({"type": "attention", "width": 8, "dropout": 0.5, "heads": 2})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = spec.build(inputs=table.inputs(tuple(table.embeddings)), classes=4).double()
+        model = spec.build(inputs=table.inputs(tuple(table.embeddings)), outputs=4).double()
     whole = table.batch(rows)
     batch = Batch(
         embeddings={m: x[part].double() for m, x in whole.embeddings.items()},
@@ -142,10 +153,12 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
     states: list[FitState] = []
     fitted = fit_candidate(spec, table=table, training=TRAINING, save=states.append)
     weights = {name: value.tolist() for name, value in fitted.model.state_dict().items()}
-    resumed = fit_candidate(spec, table=table, training=TRAINING, resume=states[1])
+    # What is solved in closed form leaves no state to resume from.
+    resume = states[1] if states else None
+    resumed = fit_candidate(spec, table=table, training=TRAINING, resume=resume)
     again = {name: value.tolist() for name, value in resumed.model.state_dict().items()}
     found = None
-    if spec.type == "alignment":
+    if isinstance(fitted.model, SharedSpace):
         fit_probe(fitted.model, table=table, modalities=modalities)
         found = retrieval(fitted.model, table=table, modalities=modalities)
     answers = evaluate(fitted.model, table=table, modalities=modalities)

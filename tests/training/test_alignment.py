@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from training.alignment import Alignment
-from training.losses import info_nce
+from training.contrastive import info_nce
 from training.spec import InputSpec
 
 
 def make(**options: object) -> Alignment:
     torch.manual_seed(0)
     inputs = {"a": InputSpec(dim=3), "b": InputSpec(dim=4)}
-    settings = {"classes": 3, "width": 8, "dropout": 0.0, "dim": 5, "temperature": 0.1}
+    settings = {"outputs": 3, "width": 8, "dropout": 0.0, "dim": 5, "temperature": 0.1}
     return Alignment(inputs, **{**settings, **options})
 
 
@@ -27,9 +27,17 @@ def data() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return embeddings, presence
 
 
+def each_of(
+    model: Alignment, given: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
+) -> dict[str, torch.Tensor]:
+    """The vectors of each modality."""
+    aligned_BMS, _ = model.embed_all(*(given or data()), {})
+    return {m: aligned_BMS[:, i] for i, m in enumerate(model.heads)}
+
+
 def test_embeddings_are_unit_vectors_where_present_and_zero_elsewhere() -> None:
-    embeddings, presence = data()
-    for modality, vectors in make().embed(embeddings, presence).items():
+    _, presence = data()
+    for modality, vectors in each_of(make()).items():
         norms = vectors.norm(dim=1)
         torch.testing.assert_close(norms, presence[modality].float())
 
@@ -37,7 +45,7 @@ def test_embeddings_are_unit_vectors_where_present_and_zero_elsewhere() -> None:
 def test_joint_is_the_mean_of_what_is_present() -> None:
     embeddings, presence = data()
     model = make()
-    each, joint = model.embed(embeddings, presence), model.joint(embeddings, presence)
+    each, joint = each_of(model), model.fuse(embeddings, presence, {})
     torch.testing.assert_close(joint[0], (each["a"][0] + each["b"][0]) / 2)
     torch.testing.assert_close(joint[2], each["a"][2])
     torch.testing.assert_close(joint[3], each["b"][3])
@@ -49,8 +57,8 @@ def test_logits_are_the_probes_and_the_prior_where_nothing_is_present() -> None:
     model = make()
     weight, bias, prior = torch.randn(3, 5), torch.randn(3), torch.tensor([0.5, 0.3, 0.2]).log()
     model.set_probe(weight_CS=weight, bias_C=bias, prior_C=prior)
-    logits = model(embeddings, presence)
-    joint = model.joint(embeddings, presence)
+    logits = model(embeddings, presence, {})
+    joint = model.fuse(embeddings, presence, {})
     torch.testing.assert_close(logits[:4], joint[:4] @ weight.T + bias)
     assert torch.equal(logits[4], prior)
 
@@ -59,13 +67,13 @@ def test_temperature_starts_as_given_learns_and_is_held_in_bounds() -> None:
     embeddings, presence = data()
     model = make(temperature=0.1)
     assert float(model.scale.detach()) == pytest.approx(10.0)
-    aligned, present = model.embed_all(embeddings, presence)
+    aligned, present = model.embed_all(embeddings, presence, {})
     info_nce(aligned, presence_BM=present, scale=model.scale).backward()
     assert model.log_scale.grad.abs() > 0
     for value, expected in ((9.0, 100.0), (-3.0, 1.0)):
         with torch.no_grad():
             model.log_scale.fill_(value)
-        model.limit_scale()
+        model.after_step()
         assert float(model.scale.detach()) == pytest.approx(expected, rel=1e-5)
     assert math.exp(model.log_scale.item()) <= 100.001
 
@@ -79,12 +87,12 @@ def test_training_draws_pairs_together() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
     def found() -> float:
-        each = model.embed(embeddings, presence)
+        each = each_of(model, (embeddings, presence))
         return float(((each["a"] @ each["b"].T).argmax(dim=1) == torch.arange(40)).float().mean())
 
     before = found()
     for _ in range(150):
-        aligned, present = model.embed_all(embeddings, presence)
+        aligned, present = model.embed_all(embeddings, presence, {})
         loss = info_nce(aligned, presence_BM=present, scale=model.scale)
         optimizer.zero_grad()
         loss.backward()

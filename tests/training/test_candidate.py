@@ -12,6 +12,7 @@ import torch
 from features.snapshot import Snapshot
 from features.storage import LocalStorage
 from features.store import Store
+from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
     candidate_fingerprint,
@@ -27,7 +28,9 @@ from training.data import load_table
 from training.faults import CandidateFault
 from training.fusion import LateFusion
 from training.produce import produce_candidate
-from training.spec import CandidateSpec, TaskSpec, TrainingSpec, parse_candidate
+from training.spec import CandidateSpec
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 
 TASK = TaskSpec(target="label")
 TRAINING = TrainingSpec(batch_size=64, max_epochs=3)
@@ -269,13 +272,13 @@ def test_a_fault_of_a_candidates_own_code_is_not_recorded(make_store, monkeypatc
     spec = parse_candidate({"type": "late", "width": 8})
     forward = LateFusion.forward
 
-    def broken(self: LateFusion, embeddings, presence):
+    def broken(self: LateFusion, embeddings, presence, masks):
         where = "training" if self.training else "validation"
         if not self.training and torch.is_inference_mode_enabled():
             where = "evaluation"
         if where == place:
             raise IndexError("no such token")
-        return forward(self, embeddings, presence)
+        return forward(self, embeddings, presence, masks)
 
     def no_build(self: LateFusion, *_: object, **__: object) -> None:
         raise IndexError("no such token")
@@ -313,7 +316,7 @@ def test_a_record_holds_what_its_readers_expect(make_store) -> None:
         "epoch", "train_loss", "validation_loss", "validation_accuracy", "learning_rate", "seconds",
     }  # fmt: skip
     assert value["modalities"]["photo"] == {
-        "kind": "text", "dim": 7, "encoder_fingerprint": "of-photo",
+        "kind": "text", "dim": 7, "encoder_fingerprint": "of-photo", "sequence": False,
     }  # fmt: skip
     assert value["parameters"] == sum(
         p.numel() for p in load_model(store, record.fingerprint).parameters()

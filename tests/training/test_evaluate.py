@@ -10,10 +10,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from features.shard import Embeddings
+from training.built_in import parse_candidate
 from training.data import EmbeddingTable, table_of
-from training.evaluate import PROBE_STRENGTHS, evaluate, fit_probe, map_rows, retrieval
+from training.evaluate import evaluate, map_rows
+from training.evaluate_space import fit_probe, retrieval
 from training.loop import Fit, fit_candidate
-from training.spec import TrainingSpec, parse_candidate
+from training.probe import PROBE_STRENGTHS
+from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=10)
 
@@ -113,7 +116,7 @@ def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
     def joint(rows: torch.Tensor) -> np.ndarray:
         batch = table.batch(rows)
         with torch.no_grad():
-            return model.joint(batch.embeddings, batch.presence).double().numpy()
+            return model.fuse(*batch.inputs).double().numpy()
 
     def some(split: str) -> torch.Tensor:
         labelled = table.labelled(split)
@@ -131,7 +134,7 @@ def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
     ]
     expected = fits[int(np.argmin(losses))].predict_proba(joint(test))
     batch = table.batch(test)
-    answered = model(batch.embeddings, batch.presence).softmax(dim=1)
+    answered = model(*batch.inputs).softmax(dim=1)
     np.testing.assert_allclose(answered.numpy(force=True), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -141,7 +144,7 @@ def test_alignment_without_any_modality_answers_the_shares_of_the_classes(table)
     batch = table.batch(torch.arange(2))
     nothing = {m: torch.zeros_like(p) for m, p in batch.presence.items()}
     counts = torch.bincount(table.targets[table.labelled("train")]).float() + 1
-    answered = model(batch.embeddings, nothing).softmax(dim=1)
+    answered = model(batch.embeddings, nothing, {}).softmax(dim=1)
     torch.testing.assert_close(answered[0], counts / counts.sum())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -7,16 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from training.alignment import Alignment
-from training.fusion import (
-    AttentionBlock,
-    AttentionFusion,
-    EarlyFusion,
-    LateFusion,
-    Projection,
-    RowDropout,
-    SingleModality,
-    seed_dropout,
-)
+from training.fusion import AttentionFusion, EarlyFusion, LateFusion, SingleModality
+from training.layers import AttentionBlock, Projection, RowDropout, seed_dropout
 from training.spec import InputSpec
 
 DIMS = {"caption": 5, "photo": 7, "speech": 6}
@@ -37,7 +30,7 @@ def inputs(*names: str) -> dict[str, InputSpec]:
 
 def make(kind: str, *, dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(0)
-    options = {"classes": CLASSES, "width": 8, "dropout": dropout}
+    options = {"outputs": CLASSES, "width": 8, "dropout": dropout}
     match kind:
         case "single":
             return SingleModality(inputs("photo"), **options)
@@ -84,7 +77,7 @@ def test_what_stands_in_a_missing_row_changes_no_output_and_no_gradient(kind, ga
     outcomes = []
     for value in (3.7, garbage):
         model = make(kind)
-        logits = model(with_masked(embeddings, presence, value), presence)
+        logits = model(with_masked(embeddings, presence, value), presence, {})
         if kind != "alignment":  # its probe is not trained by gradients
             logits.square().sum().backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -100,7 +93,7 @@ def test_a_present_row_does_change_the_output(kind) -> None:
     model = make(kind)
     moved = {m: x + presence[m][:, None] for m, x in embeddings.items()}
     some = presence["photo"] if kind == "single" else torch.stack(list(presence.values())).any(0)
-    changed = (model(embeddings, presence) != model(moved, presence)).any(dim=1)
+    changed = (model(embeddings, presence, {}) != model(moved, presence, {})).any(dim=1)
     assert torch.equal(changed, some)
 
 
@@ -108,11 +101,13 @@ def test_a_present_row_does_change_the_output(kind) -> None:
 def test_rows_are_independent_of_each_other(kind) -> None:
     embeddings, presence = data()
     model = make(kind)
-    together = model(embeddings, presence)
+    together = model(embeddings, presence, {})
     for i in range(len(together)):
         row = slice(i, i + 1)
         alone = model(
-            {m: x[row] for m, x in embeddings.items()}, {m: p[row] for m, p in presence.items()}
+            {m: x[row] for m, x in embeddings.items()},
+            {m: p[row] for m, p in presence.items()},
+            {},
         )
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-6)
 
@@ -121,20 +116,22 @@ def test_rows_are_independent_of_each_other(kind) -> None:
 def test_no_modality_at_all_is_answered_alike_for_every_row(kind) -> None:
     embeddings, _ = data()
     model = make(kind)
+    alone = {"single": lambda: model.head.bias, "early": lambda: None, "attention": lambda: None}
+    answer = alone.get(kind, lambda: model.prior_C)()
     if kind in ("single", "late"):
-        nn.init.normal_(model.prior_C)
-    logits = model(embeddings, {m: torch.zeros(12, dtype=torch.bool) for m in DIMS})
+        nn.init.normal_(answer)
+    logits = model(embeddings, {m: torch.zeros(12, dtype=torch.bool) for m in DIMS}, {})
     assert torch.isfinite(logits).all()
     assert (logits == logits[0]).all()
-    if kind in ("single", "late", "alignment"):
-        assert torch.equal(logits[0], model.prior_C)
+    if answer is not None:
+        assert torch.equal(logits[0], answer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_batch_is_answered(kind) -> None:
     embeddings, presence = data()
     logits = make(kind)(
-        {m: x[:0] for m, x in embeddings.items()}, {m: p[:0] for m, p in presence.items()}
+        {m: x[:0] for m, x in embeddings.items()}, {m: p[:0] for m, p in presence.items()}, {}
     )
     assert logits.shape == (0, CLASSES)
 
@@ -143,7 +140,7 @@ def test_an_empty_batch_is_answered(kind) -> None:
 def test_every_parameter_learns(kind) -> None:
     embeddings, presence = data()
     model = make(kind)
-    loss = nn.functional.cross_entropy(model(embeddings, presence), torch.arange(12) % CLASSES)
+    loss = nn.functional.cross_entropy(model(embeddings, presence, {}), torch.arange(12) % CLASSES)
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -160,10 +157,29 @@ def test_projection_standardises_with_the_statistics_given() -> None:
     assert {"mean_D", "std_D"} <= set(layer.state_dict())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_behind_a_sequences_end_have_no_influence(kind) -> None:
+    embeddings, presence = data()
+    generator = torch.Generator().manual_seed(3)
+    longer = {m: torch.randn(12, 4, d, generator=generator) for m, d in DIMS.items()}
+    masks = {m: torch.arange(4)[None, :] < torch.randint(1, 5, (12, 1)) for m in DIMS}
+    model = make(kind)
+    expected = model(longer, presence, masks)
+    for value in (1e6, math.nan, math.inf):
+        filled = {m: torch.where(masks[m][:, :, None], x, value) for m, x in longer.items()}
+        assert torch.equal(model(filled, presence, masks), expected)
+    # A sequence of one step is the vector itself.
+    ones = {m: torch.ones(12, 1, dtype=torch.bool) for m in DIMS}
+    steps = {m: x[:, None] for m, x in embeddings.items()}
+    torch.testing.assert_close(
+        model(steps, presence, ones), model(embeddings, presence, {}), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_early_fusion_equals_a_row_by_row_reference() -> None:
     embeddings, presence = data()
     model = make("early")
-    logits = model(embeddings, presence)
+    logits = model(embeddings, presence, {})
     one = torch.ones(1, dtype=torch.bool)
     for i in range(12):
         parts = [
@@ -180,7 +196,7 @@ def test_late_fusion_equals_a_row_by_row_reference() -> None:
     embeddings, presence = data()
     model = make("late")
     nn.init.normal_(model.prior_C)
-    logits = model(embeddings, presence)
+    logits = model(embeddings, presence, {})
     one = torch.ones(1, dtype=torch.bool)
     for i in range(12):
         expected, total = torch.zeros(CLASSES), 0.0

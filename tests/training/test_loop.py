@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training.built_in import parse_candidate
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
-from training.data import EmbeddingTable, Untrainable, epoch_order, step_count, step_rows
+from training.data import EmbeddingTable, epoch_order, step_count, step_rows
 from training.evaluate import evaluate
 from training.loop import Fit, fit_candidate
-from training.spec import CandidateSpec, TrainingSpec, parse_candidate
+from training.spec import CandidateSpec
+from training.targets import Untrainable
+from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=40, max_epochs=8, checkpoint_every=3)
 
@@ -39,7 +42,7 @@ def same(a: Fit, b: Fit) -> bool:
 def validation_loss(fit: Fit, *, table: EmbeddingTable) -> float:
     batch = table.batch(table.labelled("validation"))
     with torch.no_grad():
-        return float(F.cross_entropy(fit.model(batch.embeddings, batch.presence), batch.targets))
+        return float(F.cross_entropy(fit.model(*batch.inputs), batch.targets))
 
 
 def test_fusion_learns_and_beats_every_single_modality(make_table) -> None:
@@ -192,7 +195,7 @@ class TakesNote(nn.Module):
         self.seen = seen
         self.bias = nn.Parameter(torch.zeros(4))
 
-    def forward(self, embeddings: Any, presence: Any) -> torch.Tensor:
+    def forward(self, embeddings: Any, presence: Any, masks: Any) -> torch.Tensor:
         present = presence["speech"]
         values = embeddings["speech"][:, 0]
         self.seen[self.training].update(values[present].tolist())
@@ -204,7 +207,7 @@ class TakesNoteSpec(CandidateSpec):
 
     type: Literal["takes-note"] = "takes-note"
 
-    def build(self, *, inputs: Any, classes: int) -> nn.Module:
+    def build(self, *, inputs: Any, outputs: int) -> nn.Module:
         return TakesNote(SEEN)
 
 

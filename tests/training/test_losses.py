@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses import cross_entropy, gather_rows, info_nce
+from training.contrastive import info_nce
+from training.losses import cross_entropy
+from training.workers import gather_rows
 
 
 def make(rows: int = 9, modalities: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.data import Batch
-from training.spec import parse_candidate
+from training.batch import Batch
+from training.built_in import parse_candidate
 from training.step import learning_rate, make_model, make_optimizer, seed_step, train_step
 
 
@@ -19,7 +19,7 @@ class Tiny(nn.Module):
         super().__init__()
         self.layer = nn.Linear(2, 2)
 
-    def forward(self, embeddings, presence):
+    def forward(self, embeddings, presence, masks):
         return self.layer(embeddings["x"])
 
 

@@ -12,11 +12,13 @@ import pytest
 import ray
 import ray.train.torch
 
+from training.built_in import parse_candidate
 from training.candidate import plan_candidates, read_record
 from training.data import load_table
 from training.job import RUNS_FOLDER, FitProgress, TrainingError, fit, run_name
 from training.produce import produce_candidate
-from training.spec import TaskSpec, TrainingSpec, parse_candidate
+from training.task import TaskSpec
+from training.training_spec import TrainingSpec
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,6 @@ import torch
 
 from features.shard import Embeddings
 from training.data import (
-    Untrainable,
     epoch_order,
     kept_modalities,
     load_table,
@@ -16,7 +15,8 @@ from training.data import (
     table_of,
     worker_slice,
 )
-from training.spec import TaskSpec
+from training.targets import Untrainable
+from training.task import TaskSpec
 
 
 def test_table_read_from_a_store_is_that_of_its_columns(make_store, make_table) -> None:
@@ -30,7 +30,7 @@ def test_table_read_from_a_store_is_that_of_its_columns(make_store, make_table) 
     assert table.classes == direct.classes == ("cat", "dog", "eel", "fox")
     assert torch.equal(table.targets, direct.targets)
     for modality in table.embeddings:
-        assert torch.equal(table.embeddings[modality], direct.embeddings[modality])
+        assert torch.equal(table.embeddings[modality].values, direct.embeddings[modality].values)
         assert torch.equal(table.index[modality], direct.index[modality])
     for split in direct.split:
         assert torch.equal(table.split[split], direct.split[split])

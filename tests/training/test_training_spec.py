@@ -8,17 +8,10 @@ import pydantic
 import pytest
 
 from features.fingerprint import Spec
-from training.spec import (
-    BUILT_IN,
-    AttentionSpec,
-    CandidateField,
-    CandidateSpec,
-    EarlySpec,
-    LateSpec,
-    SingleSpec,
-    TrainingSpec,
-    parse_candidate,
-)
+from training.built_in import BUILT_IN, CandidateField, parse_candidate
+from training.fusion_spec import AttentionSpec, EarlySpec, LateSpec, SingleSpec
+from training.spec import CandidateSpec
+from training.training_spec import TrainingSpec
 
 
 class OwnSpec(CandidateSpec):
@@ -133,8 +126,8 @@ def test_specs_are_frozen() -> None:
 
 def test_import_and_planning_load_no_torch() -> None:
     code = (
-        "import sys, json, training.spec, training.candidate, training.bootstrap;"
-        "training.spec.parse_candidate({'type': 'late'});"
+        "import sys, json, training.built_in, training.candidate, training.bootstrap;"
+        "training.built_in.parse_candidate({'type': 'late'});"
         "print(json.dumps([m for m in ('torch', 'ray', 'ignite', 'sklearn') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

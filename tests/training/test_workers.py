@@ -14,6 +14,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("gloo_worker.py")
+FITS = ["early", "attention", "alignment", "sigmoid", "cca"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_step_with_dropout_is_that_of_one_worker(one, two) -> None:
             assert_close(worker["step"]["gradients"][name], gradient, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+@pytest.mark.parametrize("name", FITS)
 def test_a_whole_fit_is_that_of_one_worker(one, two, name) -> None:
     expected = one["fits"][name]
     for worker in two:
@@ -87,18 +88,18 @@ def test_a_whole_fit_is_that_of_one_worker(one, two, name) -> None:
         assert_close(found["probabilities"], expected["probabilities"], tolerance=2e-3)
 
 
-@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+@pytest.mark.parametrize("name", FITS)
 def test_workers_agree_to_the_last_bit(two, name) -> None:
     first, second = (worker["fits"][name] for worker in two)
     assert first == second
 
 
-@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+@pytest.mark.parametrize("name", FITS)
 def test_a_fit_resumed_by_two_workers_ends_in_the_same_bits(two, name) -> None:
     assert all(worker["fits"][name]["resumed alike"] for worker in two)
 
 
-@pytest.mark.parametrize("name", ["early", "attention", "alignment"])
+@pytest.mark.parametrize("name", FITS)
 def test_a_worker_without_a_row_takes_part_in_the_step(one, two, name) -> None:
     assert two[0]["without rows"][name] == two[1]["without rows"][name]
     assert_close(two[0]["without rows"][name], one["without rows"][name], tolerance=1e-4)

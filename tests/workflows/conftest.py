@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from features.commit import count_quarantine, make_snapshot
+from features.commit import make_snapshot
 from features.embedding import embed_shard
-from features.plan import make_plan, write_samples
+from features.planning import make_plan
+from features.quarantine import count_quarantine
+from features.sample_shards import write_samples
 from features.snapshot import Snapshot
 from features.sources import RowReader
 from features.storage import LocalStorage
@@ -197,47 +198,3 @@ def mlflow_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copyfile(empty_database, path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     return f"sqlite:///{path}"
-
-
-# ------------------------------------------------------------------ the matrix of faults
-
-_matrix: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
-_calls: dict[str, Counter[str]] = {}
-
-
-@pytest.fixture
-def fault_matrix() -> dict[tuple[str, str, str], Counter[str]]:
-    """Outcomes, counted, by medium, place and fault; printed at the end of the tests."""
-    return _matrix
-
-
-@pytest.fixture(scope="session")
-def calls_of() -> dict[str, Counter[str]]:
-    """Calls of an undisturbed run by place, per medium."""
-    return _calls
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how often each fault was injected at each place, and how the runs ended."""
-    for medium in dict.fromkeys(name for name, _, _ in _matrix):
-        cells = {(p, f): outcomes for (name, p, f), outcomes in _matrix.items() if name == medium}
-        places = list(dict.fromkeys(place for place, _ in cells))
-        faults = list(dict.fromkeys(fault for _, fault in cells))
-        rows = [["", "calls", *faults]]
-        for place in places:
-            found = [cells.get((place, fault)) for fault in faults]
-            shown = [
-                "" if c is None else " ".join(f"{n}{o[0]}" for o, n in c.items()) for c in found
-            ]
-            rows.append([place, str(_calls[medium][place]), *shown])
-        total = sum(cells.values(), Counter())
-        parts = ", ".join(f"{n} {outcome}" for outcome, n in total.most_common())
-        terminalreporter.section(f"faults of the store: {medium}")
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        for row in rows:
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            terminalreporter.write_line(line.rstrip())
-        terminalreporter.write_line(
-            f"{total.total()} injections: {parts}; each run again, and none lost "
-            "(by initial in the table)"
-        )

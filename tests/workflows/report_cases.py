@@ -19,9 +19,11 @@ from workflows.findings import (
     Estimate,
     Failure,
     GateFindings,
+    Leak,
     Masked,
     ModalityFindings,
     Recall,
+    Repeated,
     ReportData,
     RetrievalFindings,
     SliceFindings,
@@ -271,7 +273,7 @@ def digits() -> ReportData:
         modalities=(
             ModalityFindings(
                 name="sentence",
-                column="sentence",
+                cells={"sentence": "a sentence"},
                 kind="text",
                 encoder="hashing",
                 options="n-grams of 1 to 3 characters",
@@ -283,7 +285,7 @@ def digits() -> ReportData:
             ),
             ModalityFindings(
                 name="drawing",
-                column="drawing",
+                cells={"drawing": "path/to/image.png"},
                 kind="image",
                 encoder="hog",
                 options="",
@@ -295,7 +297,7 @@ def digits() -> ReportData:
             ),
             ModalityFindings(
                 name="speech",
-                column="speech",
+                cells={"speech": "path/to/sound.wav"},
                 kind="audio",
                 encoder="audio_statistics",
                 options="n_mels 40",
@@ -344,9 +346,32 @@ def digits() -> ReportData:
     )
 
 
+def leaky() -> ReportData:
+    """Some drawings stand in two splits, and so does a writer."""
+    return dataclasses.replace(
+        digits(),
+        leaks=(
+            Leak(
+                modality="drawing",
+                sides=("train", "test"),
+                count=41,
+                examples=(("digit-00012", "digit-01530"), ("digit-00077", "digit-01601")),
+            ),
+            Leak(
+                modality="",
+                group="writer",
+                sides=("validation", "test"),
+                count=1,
+                examples=(("digit-01100", "digit-01700"),),
+            ),
+        ),
+        repeated=(Repeated(modality="drawing", rows=97, payloads=1525),),
+    )
+
+
 def with_names(rename: Callable[[str], str]) -> ReportData:
     """The digits' report with every name, label, reason and path replaced."""
-    data = digits()
+    data = leaky()
 
     def renamed(value: Any, where: str = "") -> Any:
         if where in {"family", "type"} or isinstance(value, datetime | np.ndarray):
@@ -451,6 +476,7 @@ CASES: dict[str, Callable[[], ReportData]] = {
     "digits": digits,
     "refused": refused,
     "all failed": all_failed,
+    "leaks": leaky,
     "one modality": one_modality,
     "fifty classes": lambda: many_classes(50),
     "long names": lambda: with_names(lambda text: f"{text}_" + "w" * 60),

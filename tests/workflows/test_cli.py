@@ -96,6 +96,11 @@ BAD = {
         "words.yaml:10: features.photo.column: the table has no column 'foto'; did you "
         "mean 'photo'?",
     ),
+    "stratum not in the table": (
+        "split: split",
+        "split: {group: sample_id, stratify: kind}",
+        "words.yaml:4: dataset.split.stratify: the table has no column 'kind'",
+    ),
     "target not in the table": (
         "target: label",
         "target: labels",
@@ -105,6 +110,12 @@ BAD = {
         "[language]",
         "[lang]",
         "words.yaml:5: dataset.slices.0: the table has no column 'lang'; did you mean 'language'?",
+    ),
+    "fusion of one modality": (
+        "  photo: {column: photo, encoder: {type: hog}}\n",
+        "",
+        "words.yaml:13: candidates.1.type: 'early' takes at least 2 modalities, and the pipeline "
+        "has 1: text; leave the candidate out",
     ),
     "table that is not there": (
         "words.csv",
@@ -151,9 +162,78 @@ def test_a_bad_configuration_ends_before_any_work(folder, capsys, case, command)
     assert not (folder / "store").exists() and not (folder / "mlflow.db").exists()
 
 
+def test_one_mistake_of_a_fusion_is_told_once(folder, capsys):
+    for modalities, message in (
+        ("text, foto", "there is no modality 'foto'"),
+        ("text", "'early' takes at least 2 modalities, not 1"),
+        ("text, text", "`modalities` names one of them twice"),
+    ):
+        (folder / "words.yaml").write_text(
+            PIPELINE.replace("type: early", f"type: early, modalities: [{modalities}]")
+        )
+        code, _, err = sensorium(capsys, "plan", "words.yaml")
+        assert code == 2 and message in " ".join(err.split()) and err.count("words.yaml:") == 1, err
+    (folder / "words.yaml").write_text(PIPELINE.replace("  photo:", "  #"))
+    code, _, err = sensorium(capsys, "plan", "words.yaml")
+    assert code == 2 and err.count("words.yaml:") == 1, err
+
+
 def test_a_file_that_is_not_there_names_its_neighbour(folder, capsys):
     code, _, err = sensorium(capsys, "run", "word.yaml")
     assert code == 2 and "word.yaml: no such file; did you mean 'words.yaml'?" in err
+
+
+PICTURES = """\
+name: pets
+dataset: {path: pets, split: split}
+features:
+  photo: {column: path, encoder: {type: hog}}
+task: {target: animal}
+candidates:
+  - {type: single, modality: photo}
+"""
+
+
+@pytest.mark.parametrize("path", ["pets", "pets/metadata.csv"])
+def test_pictures_with_metadata_are_told_of_their_format(folder, capsys, path):
+    (folder / "pets").mkdir()
+    animals = pd.DataFrame({"file_name": [f"{i}.png" for i in range(9)]})
+    animals["animal"] = ["cat", "cat", "cat", "dog", "dog", "dog"] * 1 + ["cat", "dog", "dog"]
+    animals["split"] = ["train", "validation", "test"] * 3
+    animals.to_csv(folder / "pets/metadata.csv", index=False)
+    for i in range(9):
+        (folder / f"pets/{i}.png").write_bytes(b"x")
+    (folder / "pets.yaml").write_text(PICTURES.replace("path: pets", f"path: {path}"))
+    code, _, err = sensorium(capsys, "plan", "pets.yaml")
+    said = " ".join(err.split())
+    assert code == 2 and "the table has no column 'sample_id'" in said
+    assert (
+        "pets.yaml:2: dataset.path: if metadata.csv describes the files beside it, set `path` to "
+        "their folder and `dataset.format: folder`"
+    ) in said
+    (folder / "pets.yaml").write_text(PICTURES.replace("path: pets", "path: pets, format: folder"))
+    code, out, err = sensorium(capsys, "plan", "pets.yaml")
+    assert code == 0, err
+    assert "columns not used: name, folder, file_name\n" in out
+    (folder / "pets.yaml").write_text(
+        PICTURES.replace("path: pets", "path: pets, format: folder").replace("animal", "animals")
+    )
+    assert "describes the files beside it" not in sensorium(capsys, "plan", "pets.yaml")[2]
+
+
+def test_plan_names_the_columns_that_nothing_uses(folder, capsys):
+    assert "not used" not in sensorium(capsys, "plan", "words.yaml")[1]
+    table = pd.read_csv(folder / "words.csv")
+    for number in range(15):
+        table[f"[x{number}]"] = number
+    table.to_csv(folder / "words.csv", index=False)
+    change(
+        folder, "  photo:", "  two: {columns: ['[x0]', '[x2]'], encoder: {type: table}}\n  photo:"
+    )
+    change(folder, "split: split", "split: {group: '[x3]', stratify: label}")
+    out = sensorium(capsys, "plan", "words.yaml")[1]
+    names = ["split", *(f"[x{n}]" for n in (1, *range(4, 15)))]
+    assert f"         columns not used: {', '.join(names[:12])} and 1 more\n" in out
 
 
 def test_a_repeated_id_is_named(folder, capsys):
@@ -235,8 +315,8 @@ def test_brackets_are_text_and_not_markup(folder, capsys):
     """A reason, a path or an id that looks like the terminal's markup is shown as it is."""
     from rich.console import Console
 
-    from workflows.embed import plan_embedding, print_work
     from workflows.pipeline import load_pipeline
+    from workflows.plan import plan_embedding, print_work
 
     plan = plan_embedding(load_pipeline("words.yaml"))
     parts = {
@@ -324,4 +404,33 @@ def test_a_payload_on_two_sides_of_a_split_is_told(folder, capsys):
     table.loc[test[0], "text"] = table.loc[train[1], "text"]
     table.to_csv(folder / "words.csv", index=False)
     code, out, _ = sensorium(capsys, "plan", "words.yaml")
-    assert code == 0 and "leak     1 payload of text in both train and test" in out
+    assert code == 0
+    assert (
+        "leak     1 payload of text in both train and test: "
+        "sample w1 (train) and sample w3 (test)\n"
+    ) in out
+    assert "payloads that stand in more than one row: text 2 (5.0 %)" in out
+    validation = table.index[table["split"] == "validation"]
+    table.loc[validation[:2], "text"] = table.loc[train[4:6], "text"].tolist()
+    table.to_csv(folder / "words.csv", index=False)
+    leaks = [
+        line for line in sensorium(capsys, "plan", "words.yaml")[1].splitlines() if "leak" in line
+    ]
+    assert [line.partition(":")[0] for line in leaks] == [
+        "leak     1 payload of text in both train and test",
+        "leak     2 payloads of text in both train and validation",
+    ]
+
+
+def test_classes_without_a_training_row_are_warned_of(folder, capsys):
+    assert "warning" not in sensorium(capsys, "plan", "words.yaml")[1]
+    table = pd.read_csv(folder / "words.csv", dtype=str)
+    test = table.index[table["split"] == "test"]
+    table["label"] = "[" + table["label"] + "]"
+    table.loc[test[:2], "label"] = ["[eel]", "owl"]
+    table.to_csv(folder / "words.csv", index=False)
+    code, out, _ = sensorium(capsys, "plan", "words.yaml")
+    assert code == 0
+    assert (
+        "warning  label: no training row is of the classes [eel], owl, so none is ever learned\n"
+    ) in out

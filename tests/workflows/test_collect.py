@@ -10,18 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from features.quarantine import QUARANTINE_SCHEMA
 from features.samples import SampleShard
 from features.shard import Embeddings, embedding_bytes, embedding_table
+from features.shard_names import embedding_path, quarantine_path
 from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
-from features.store import (
-    QUARANTINE_SCHEMA,
-    Store,
-    embedding_path,
-    parquet_bytes,
-    quarantine_path,
-)
+from features.store import Store, parquet_bytes
 from training.candidate import CandidateRecord, candidate_path, write_candidate
 from workflows.collect import collect
 from workflows.findings import CandidateFindings, ReportData
@@ -97,6 +93,7 @@ def snapshot(store: Store) -> Snapshot:
             "split": ["train"] * 2 + ["validation"] * 2 + ["test"] * 8 + [None] * 2,
             "target.pet": labels,
             "slice.place": pa.array(PLACES, pa.string()),
+            **{f"key.{name}": keys_of(present) for name, present in PRESENT.items()},
         }
     )
     store.write_samples(shard, rows=table)
@@ -122,6 +119,12 @@ def snapshot(store: Store) -> Snapshot:
     return Snapshot(
         name="pets", target="pet", slices=("place",), samples=(shard,), modalities=modalities
     )
+
+
+def keys_of(present: list[int]) -> pa.Array:
+    """A payload key for each of the samples; that of row 5 is that of row 0."""
+    keys = [bytes([row % 5]) * 16 if row in (0, 5) else bytes([row]) * 16 for row in range(14)]
+    return pa.array([keys[i] if i in present else None for i in range(14)], pa.binary(16))
 
 
 def quarantine(store: Store, *, modality: str, rows: list[int], reasons: list[str]) -> None:
@@ -280,10 +283,10 @@ def test_slices_and_what_is_missing_are_counted_on_the_test_rows(
     records: list[CandidateRecord],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def must_not(self: Store, *args: object, **options: object) -> None:
+    def must_not(*args: object, **options: object) -> None:
         raise AssertionError("to know which rows are there, no embedding need be read")
 
-    monkeypatch.setattr(Store, "read_embeddings", must_not)
+    monkeypatch.setattr("features.stored_embeddings.read_embedding_shard", must_not)
     data = collect(
         pipeline=pipeline, store=store, snapshot=snapshot, records=records, promotion=promotion()
     )
@@ -310,13 +313,36 @@ def test_splits_count_what_is_labelled_and_what_is_not_used(
     ]
     assert data.samples == 14
     photo = data.modalities[1]
-    assert (photo.column, photo.kind, photo.encoder, photo.options) == (
-        "picture",
+    assert (photo.cells, photo.kind, photo.encoder, photo.options) == (
+        {"picture": "path/to/image.png"},
         "image",
         "hog",
         "size 16",
     )
     assert (photo.present, photo.missing, photo.bad, photo.dim) == (8, 4, 2, 3)
+
+
+def test_leaks_are_found_in_the_snapshot_itself(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
+    assert [(leak.modality, leak.sides, leak.count, leak.examples) for leak in data.leaks] == [
+        (name, ("train", "test"), 1, (("pet-0", "pet-5"),)) for name in ("note", "photo")
+    ]
+    assert [(found.modality, found.rows, found.payloads) for found in data.repeated] == [
+        ("note", 2, len(PRESENT["note"])),
+        ("photo", 2, len(PRESENT["photo"])),
+    ]
+    assert "pet-0 (train) and pet-5 (test)" in re.sub(r"<[^>]*>", "", render(data))
+
+
+def test_a_class_without_a_training_row_is_named(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
+    assert data.untrained == ("dog", "eel")  # the one labelled training row is of a cat
+    text = " ".join(re.sub(r"<[^>]*>", "", render(data)).split())
+    assert "No training row is of the classes dog, eel, so none of them is ever learned." in text
 
 
 def test_reasons_are_grouped_without_the_names_in_them(

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from features.commit import count_quarantine, make_snapshot
+from features.commit import make_snapshot
 from features.kept_statistics import keep_statistics, statistics_path
+from features.quarantine import count_quarantine
 from features.storage import LocalStorage
 from tests.features.test_statistics import Counting
 from tests.features.world import World

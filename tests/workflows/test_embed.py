@@ -8,6 +8,7 @@ from rich.console import Console
 
 from features.storage import open_storage
 from features.store import Store
+from features.stored_embeddings import read_embeddings
 from tests.features.vision_models import save_vit
 from tests.workflows.command import sensorium
 from workflows.cluster import Connection
@@ -72,8 +73,8 @@ def test_sequences_are_embedded_and_others_trained_on(folder, capsys):
     pipeline = load_pipeline(folder / "words.yaml")
     with Connection() as connection:
         made = embed(pipeline, connection=connection, console=Console(quiet=True))
-    found = Store(open_storage(pipeline.store_root)).read_embeddings(
-        made.snapshot, modality="signal"
+    found = read_embeddings(
+        Store(open_storage(pipeline.store_root)), made.snapshot, modality="signal"
     )
     assert found.lengths is not None
     assert found.lengths.tolist() == list(range(2, 26))
@@ -84,6 +85,14 @@ def test_sequences_are_embedded_and_others_trained_on(folder, capsys):
     code, out, err = sensorium(capsys, "plan", "words.yaml")
     assert (code, err) == (0, "")
     assert "1 candidate, 1 to fit: single" in out or "1 to fit: text" in out
+    # What is amiss in labels and splits is told though they embed nothing again; and told once.
+    table = pd.read_parquet(folder / "words.parquet")
+    table.loc[table["split"] == "test", "label"] = 7
+    table.to_parquet(folder / "words.parquet")
+    for told in (True, False):
+        code, out, _ = sensorium(capsys, "embed", "words.yaml")
+        assert code == 0 and "nothing to do: every embedding is in the store" in out
+        assert ("warning  label: no training row is of the class 7" in out) is told
 
 
 def with_photos(folder, **options):

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,9 +30,11 @@ import features.s3
 import workflows.embed
 from features.storage import TEMPORARY_SUFFIX, open_storage
 from features.store import Store
+from features.stored_embeddings import read_embeddings
 from features.upkeep import read_pointers
 from features.verification import verify
 from tests.conftest import BUCKET, REAL_S3, make_bucket
+from tests.fault_table import FaultTable
 from tests.features import faulty_bucket, faulty_disk
 from tests.features.faulty_server import Faults, faulty_server
 from workflows.pipeline import ConfigurationError, StageError, load_pipeline
@@ -182,7 +183,7 @@ def shards(store: Store) -> dict[str, Any]:
 def embeddings(store: Store) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     snapshot = store.latest("faults")
     assert snapshot is not None
-    found = {m: store.read_embeddings(snapshot, modality=m) for m in snapshot.modalities}
+    found = {m: read_embeddings(store, snapshot, modality=m) for m in snapshot.modalities}
     return {m: (part.rows, part.values) for m, part in found.items()}
 
 
@@ -336,7 +337,14 @@ def medium(
 
 
 CELLS = [
-    pytest.param(name, place, fault, id=f"{name}-{place}-{fault}".replace(" ", "_"))
+    # In one process of pytest-xdist: what is prepared for the first serves all.
+    pytest.param(
+        name,
+        place,
+        fault,
+        id=f"{name}-{place}-{fault}".replace(" ", "_"),
+        marks=pytest.mark.xdist_group("faults"),
+    )
     for name, places in (
         ("disk", faulty_disk.PLACES),
         ("moto", faulty_bucket.PLACES),
@@ -354,15 +362,14 @@ def test_a_fault_loses_nothing(
     fault: str,
     world: Path,
     undisturbed: Undisturbed,
-    calls_of: dict[str, Counter[str]],
-    fault_matrix: Any,
+    fault_table: FaultTable,
 ) -> None:
-    if medium.name not in calls_of:  # a run without a fault tells what calls there are
+    if medium.name not in fault_table.calls:  # a run without a fault tells what calls there are
         medium.fill(undisturbed.template)
         with medium.failing() as counting:
             run(world, store=medium.root)
-        calls_of[medium.name] = counting.calls
-    count = calls_of[medium.name][place]
+        fault_table.calls[medium.name] = counting.calls
+    count = fault_table.calls[medium.name][place]
     assert count, f"a run makes no call to {place}"
     kinds = medium.places[place]
     share = (kinds.index(fault) + 0.5) / len(kinds)
@@ -396,8 +403,8 @@ def test_a_fault_loses_nothing(
             ours = shards(store)
             for path, table in undisturbed.columns.items():
                 assert ours[path].equals(table), path
-        fault_matrix[medium.name, place, fault][outcome] += 1
-    assert fault_matrix[medium.name, place, fault].total(), "the fault never came about"
+        fault_table.outcomes[medium.name, place, fault][outcome] += 1
+    assert fault_table.outcomes[medium.name, place, fault].total(), "the fault never came about"
 
 
 def spread(count: int, *, most: int, share: float) -> list[int]:

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.garbage import collect_garbage
+from features.quarantine import read_quarantine
 from features.storage import LocalStorage
 from features.store import Store
+from features.stored_embeddings import read_embeddings
 from features.verification import verify
 
 PIPELINE = """
@@ -192,7 +194,7 @@ def test_rows_that_kill_the_process_are_quarantined_and_the_others_embedded(tmp_
     output = finish(start(folder))
     store = Store(LocalStorage(folder / "store"))
     snapshot = store.latest("killed")
-    found = store.read_quarantine(snapshot).to_pylist()
+    found = read_quarantine(store, snapshot).to_pylist()
     crashed = {int(r["sample_id"]): r["reason"] for r in found if r["stage"] == "crash"}
     assert set(crashed) == set(kills), output
     for row, reason in crashed.items():
@@ -201,7 +203,7 @@ def test_rows_that_kill_the_process_are_quarantined_and_the_others_embedded(tmp_
     present = frame["text"].notna() & (frame["text"] != "")
     assert snapshot.modalities["text"].present == present.sum() - len(kills)
     assert snapshot.modalities["hashed"].present == present.sum(), "another encoder takes them"
-    embedded = store.read_embeddings(snapshot, modality="text")
+    embedded = read_embeddings(store, snapshot, modality="text")
     lengths = frame["text"].str.len().to_numpy()[embedded.rows]
     assert embedded.values[:, 0].tolist() == lengths.tolist()
     assert verify(store, snapshot).damages == []
@@ -285,8 +287,8 @@ def test_two_pipelines_that_share_an_encoder_and_rows_beside_a_collector(plain, 
     for snapshot in (whole, half):
         assert verify(store, snapshot).damages == []
     for modality in ("text", "hashed"):
-        ours = store.read_embeddings(half, modality=modality)
-        theirs = store.read_embeddings(whole, modality=modality)
+        ours = read_embeddings(store, half, modality=modality)
+        theirs = read_embeddings(store, whole, modality=modality)
         late = theirs.rows >= ROWS // 2
         np.testing.assert_array_equal(ours.rows + ROWS // 2, theirs.rows[late])
         np.testing.assert_array_equal(ours.values, theirs.values[late])

@@ -462,10 +462,10 @@ def test_the_winner_is_best_on_validation_then_small_then_first_by_name() -> Non
 def test_test_rows_without_labels_cannot_decide(
     fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def must_not(self: Store, *args: object, **options: object) -> None:
+    def must_not(*args: object, **options: object) -> None:
         raise AssertionError("to know which rows are there, no embedding need be read")
 
-    monkeypatch.setattr(Store, "read_embeddings", must_not)
+    monkeypatch.setattr("features.stored_embeddings.read_embedding_shard", must_not)
     frozen = frozen_rows(
         fitted_shapes.store, snapshot=fitted_shapes.snapshot, target="shape", modalities=("photo",)
     )

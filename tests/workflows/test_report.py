@@ -23,6 +23,7 @@ from tests.workflows.report_cases import (
     digits,
     digits_drift,
     digits_gate,
+    leaky,
     with_names,
 )
 from workflows.findings import BadPayload, BadReason
@@ -236,6 +237,40 @@ def test_the_quarantine_is_counted_listed_and_cut() -> None:
     assert "1,234 payloads could not be used" in many
     assert "The first 50 of 1234 samples" in many
     assert "1,184 more are in the store" in many
+
+
+def test_leaks_are_counted_with_samples_of_both_sides() -> None:
+    page = Page(page_of("leaks"))
+    assert (
+        "Leak: 41 payloads of drawing in both train and test, so the accuracy may be too high"
+    ) in page.text
+    assert "which no candidate has seen" not in page.text
+    assert "Leak: 1 group (writer) in both validation and test." in page.text
+    assert (
+        "41 payloads of drawing train and test "
+        "digit-00012 (train) and digit-01530 (test); digit-00077 (train) and digit-01601 (test) …"
+    ) in page.text
+    assert (
+        "1 group (writer) validation and test digit-01100 (validation) and digit-01700 (test) Pay"
+    ) in page.text
+    assert "Payloads that stand in more than one row: drawing 97 (6.4 %)." in page.text
+
+
+def test_records_that_are_alike_raise_no_alarm_over_the_accuracy() -> None:
+    data = leaky()
+    records = tuple(
+        dataclasses.replace(item, kind="table") if item.name == "drawing" else item
+        for item in data.modalities
+    )
+    text = Page(render(dataclasses.replace(data, modalities=records))).text
+    assert "so the accuracy may be too high" not in text
+    assert "Leak: 41 payloads of drawing in both train and test." in text
+    assert "Records of few and coarse fields may be alike by chance." in text
+
+
+def test_where_nothing_leaks_nothing_is_said_of_it() -> None:
+    text = Page(page_of("digits")).text
+    assert "Leak" not in text and "more than one row:" not in text
 
 
 def test_what_changed_in_the_data_stands_with_its_numbers() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.stored_embeddings import read_embeddings
 from training.candidate import parse_record, read_predictions
 from workflows import scoring, tracking
 from workflows.promote import promote
@@ -305,6 +306,6 @@ def test_embeddings_are_rounded_as_the_store_rounds_them(
     ):
         model.predict(fitted_shapes.table())
     for name in ("caption", "photo"):
-        held = fitted_shapes.store.read_embeddings(fitted_shapes.snapshot, modality=name)
+        held = read_embeddings(fitted_shapes.store, fitted_shapes.snapshot, modality=name)
         assert held.values.dtype == np.float16
         assert np.array_equal(seen[name], held.values.astype(np.float32))

@@ -1,40 +1,30 @@
-"""Pieces of a scan that are done beside one another, and sample shards read and written."""
+"""Sample shards read, from the store or the table, and written."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 
 from features.integrity import Marks, marks_of
+from features.plan import Plan
 from features.sample_rows import SampleColumns
 from features.samples import SampleShard, make_shard
-from features.scan import Scan, ScannedShard, ScannedUnit, Scanner, read_rows
+from features.scan import read_rows
+from features.scan_tasks import LEAST_UNITS, Run
 from features.sources import RowReader, Source, SourceError
 from features.store import READERS, Store
 
 MOST_AHEAD = 4 * READERS
 """Sample shards that are read ahead, or wait to be written."""
-LEAST_UNITS = 4
-"""Units from which it is worth the while to start processes for them."""
 SHARDS_A_TASK = 64
 """Sample shards that one task writes."""
 
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-"""Calls a function for each of some arguments, and gives the results in their order: `map`, or
-the same on the machines of a cluster."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScanTask:
-    """Some files to scan by themselves."""
-
-    source: Source
-    columns: SampleColumns
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,35 +35,6 @@ class WriteTask:
     source: Source
     columns: SampleColumns
     shards: tuple[SampleShard, ...]
-
-
-def scan_unit(task: ScanTask) -> ScannedUnit:
-    """Scan some files as if they were the whole table."""
-    scanner = Scanner(task.source, columns=task.columns)
-    marks = [found for _, found in scanner.shards() if found is not None]
-    return ScannedUnit(files=task.source.numbers, scan=scanner.result(), marks=tuple(marks))
-
-
-def scan_table(
-    source: Source, *, columns: SampleColumns, before: Scan | None, run: Run | None
-) -> tuple[Scanner, Iterator[tuple[ScannedShard, Marks | None]]]:
-    """A scan, and its shards as they come; several units of new files are scanned by `run`."""
-    scanner = Scanner(source, columns=columns, before=before)
-    units = list(_units(source, numbers=scanner.unknown_files()))
-    if run is None or len(units) < LEAST_UNITS:
-        return scanner, scanner.shards()
-    tasks = [ScanTask(source=source.subset(unit), columns=columns) for unit in units]
-    return scanner, scanner.shards(run(scan_unit, tasks), firsts={unit.start for unit in units})
-
-
-def _units(source: Source, *, numbers: Sequence[int]) -> Iterator[range]:
-    """Pieces of work among some files."""
-    start = 0
-    for place in range(1, len(numbers) + 1):
-        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
-            run = range(numbers[start], numbers[place - 1] + 1)
-            yield from source.subset(run).units()
-            start = place
 
 
 class SampleReader:
@@ -97,6 +58,8 @@ class SampleReader:
         split = self._columns.dataset.split
         names = ["sample_id", "split", *(f"key.{m}" for m in modalities)]
         names += ["group"] if split.column is not None and split.group is not None else []
+        target = self._columns.target
+        names += [] if target is None else [f"target.{target}"]
 
         def stored(shard: SampleShard) -> Marks | None:
             try:
@@ -104,14 +67,18 @@ class SampleReader:
             except FileNotFoundError:
                 return None
 
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            for start in range(0, len(shards), MOST_AHEAD):
-                some = shards[start : start + MOST_AHEAD]
-                for shard, found in zip(some, pool.map(stored, some), strict=True):
-                    yield marks_of(self._anew(shard)) if found is None else found
+        for shard, found in zip(shards, read_ahead(shards, read=stored), strict=True):
+            yield marks_of(self._anew(shard)) if found is None else found
 
     def _anew(self, shard: SampleShard) -> pa.Table:
         return read_shard(shard, reader=self._reader, columns=self._columns)
+
+
+def read_ahead(shards: Sequence[SampleShard], *, read: Callable[[SampleShard], T]) -> Iterator[T]:
+    """What is read of each shard, in their order; by threads, some shards ahead."""
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        for start in range(0, len(shards), MOST_AHEAD):
+            yield from pool.map(read, shards[start : start + MOST_AHEAD])
 
 
 def read_shard(shard: SampleShard, *, reader: RowReader, columns: SampleColumns) -> pa.Table:
@@ -137,3 +104,41 @@ def write_shards(task: WriteTask) -> None:
                 waiting.popleft().result()
         for written in waiting:
             written.result()
+
+
+def write_samples(plan: Plan, *, store: Store, run: Run | None = None) -> None:
+    """Write the sample shards that are not in the store, and remember the scan.
+
+    Reads the rows of those shards again; `run` does it in pieces beside one another. Raises
+    SourceError if the table is no longer the one that was planned.
+    """
+    listed = store.storage.list("samples")
+    absent = [shard for shard in plan.samples if f"{shard.fingerprint}.parquet" not in listed]
+    if absent:
+        if run is None or len(absent) < LEAST_UNITS * SHARDS_A_TASK:
+            run, step = map, len(absent)
+        else:
+            step = SHARDS_A_TASK
+        tasks = [
+            WriteTask(store=store, source=plan.source, columns=plan.columns, shards=some)
+            for some in _in_tasks(absent, step=step, seekable=plan.source.format == "parquet")
+        ]
+        for _ in run(write_shards, tasks):
+            pass
+    if plan.record is not None:
+        store.write_scan(plan.name, plan.record)
+
+
+def _in_tasks(
+    shards: Sequence[SampleShard], *, step: int, seekable: bool
+) -> Iterator[tuple[SampleShard, ...]]:
+    """Shards in pieces of work: of `step`, or where a file ends if it is read from its start."""
+    some: list[SampleShard] = []
+    for shard in shards:
+        same_file = bool(some) and shard.ranges[0].file == some[-1].ranges[0].file
+        if len(some) >= step and (seekable or not same_file):
+            yield tuple(some)
+            some = []
+        some.append(shard)
+    if some:
+        yield tuple(some)

@@ -1,0 +1,86 @@
+"""One of three real gloo workers: `python contrastive_worker.py RANK WORKERS FOLDER`.
+
+Each case once with all three workers, and once with the first two as a group of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+sys.path.insert(0, str(HERE))
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from contrastive_cases import ROWS, batch  # noqa: E402
+
+from training.contrastive import info_nce  # noqa: E402
+from training.sigmoid import sigmoid_loss  # noqa: E402
+from training.workers import Group, sum_over_workers  # noqa: E402
+
+CASES = [
+    f"{loss}, {positives}"
+    for loss in ("infonce", "sigmoid")
+    for positives in ("one positive", "several positives")
+]
+PARTS = {
+    # How many of the rows each worker has, of two and of three.
+    "even": {2: (12, 11), 3: (8, 8, 7)},
+    "uneven": {2: (3, 20), 3: (2, 16, 5)},
+    "some empty": {2: (0, 23), 3: (11, 0, 12)},
+    "all on one": {2: (23, 0), 3: (0, 0, 23)},
+}
+
+
+def shares(case: str, *, part: slice, group: Group = None) -> dict[str, Any]:
+    """Loss and gradients, summed over the workers, of three linear towers on a part of the rows."""
+    rows, presence, payloads = batch()
+    towers, scale, bias = (
+        torch.eye(5, dtype=torch.float64).repeat(3, 1, 1).requires_grad_(),
+        torch.tensor(7.0, dtype=torch.float64, requires_grad=True),
+        torch.tensor(-3.0, dtype=torch.float64, requires_grad=True),
+    )
+    x = F.normalize(torch.einsum("bms,mst->bmt", rows[part], towers), dim=-1)
+    given = {
+        "presence_BM": presence[part],
+        "payloads_BM": payloads[part] if "several" in case else None,
+        "scale": scale,
+        "group": group,
+    }
+    if case.startswith("infonce"):
+        share = info_nce(x, **given) + 0 * bias
+    else:
+        share = sigmoid_loss(x, **given, bias=bias)
+    share.backward()
+    found = {"loss": share, "towers": towers.grad, "scale": scale.grad, "bias": bias.grad}
+    return {name: sum_over_workers(value, group=group).tolist() for name, value in found.items()}
+
+
+def main(rank: int, workers: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
+    )
+    two = dist.new_group([0, 1])
+    found: dict[str, Any] = {}
+    for count, group in ((2, two), (3, None)):
+        if rank >= count:
+            continue
+        for parts, sizes in PARTS.items():
+            first = sum(sizes[count][:rank])
+            part = slice(first, first + sizes[count][rank])
+            assert sum(sizes[count]) == ROWS
+            for case in CASES:
+                place = found.setdefault(str(count), {}).setdefault(parts, {})
+                place[case] = shares(case, part=part, group=group)
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

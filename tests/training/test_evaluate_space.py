@@ -1,0 +1,145 @@
+"""Neighbours, classes by their names and retrieval, in a space that is fitted to a toy table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.neighbors import KNeighborsClassifier
+
+from training.built_in import parse_candidate
+from training.data import EmbeddingTable, table_of
+from training.evaluate_space import (
+    class_vectors,
+    neighbour_accuracy,
+    retrieval,
+    zero_shot_accuracy,
+)
+from training.loop import fit_candidate
+from training.probe import nearest_neighbours
+from training.shared_space import SharedSpace
+from training.training_spec import TrainingSpec
+
+TRAINING = TrainingSpec(batch_size=64, max_epochs=30)
+
+
+def vectors(rows: int, *, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, 6, generator=generator, dtype=torch.float64), dim=1)
+
+
+@pytest.mark.parametrize("block_scores", [1, 500, 10**6])
+def test_neighbours_vote_as_in_scikit_learn(block_scores) -> None:
+    known, queries = vectors(90, seed=0), vectors(40, seed=1)
+    classes = torch.arange(90) % 4
+    ours = nearest_neighbours(
+        queries, known_NS=known, classes_N=classes, classes=5, block_scores=block_scores
+    )
+    theirs = KNeighborsClassifier(
+        n_neighbors=20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    theirs.fit(known.numpy(), classes.numpy())
+    np.testing.assert_allclose(ours[:, :4], theirs.predict_proba(queries.numpy()), atol=1e-9)
+    assert (ours[:, 4] == 0).all()
+
+
+def test_few_known_rows_all_vote_and_none_are_refused() -> None:
+    known = vectors(3, seed=0)
+    votes = nearest_neighbours(known, known_NS=known, classes_N=torch.arange(3), classes=3)
+    assert votes.argmax(dim=1).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="no known rows"):
+        nearest_neighbours(known, known_NS=known[:0], classes_N=torch.arange(0), classes=3)
+
+
+@pytest.fixture
+def named(columns) -> tuple[EmbeddingTable, SharedSpace]:
+    """A table whose captions are the names of the classes, in noise, and a space fitted to it."""
+    raw = columns(rows=600, noise=0.4, missing=0.05)
+    codes = np.array([-1 if v is None else sorted(set(raw["labels"].to_pylist()) - {None}).index(v)
+                      for v in raw["labels"].to_pylist()])  # fmt: skip
+    caption = raw["embeddings"]["caption"]
+    noise = np.random.default_rng(5).normal(size=caption.values.shape)
+    values = 4 * np.eye(5)[codes[caption.rows]] + 0.3 * noise
+    raw["embeddings"]["caption"] = dataclasses.replace(caption, values=values.astype(np.float16))
+    table = table_of(**raw)
+    # No label is learned from: rows belong together by their sample alone.
+    spec = parse_candidate({"type": "alignment", "width": 16, "dim": 8, "learning_rate": 5e-3})
+    return table, fit_candidate(spec, table=table, training=TRAINING).model
+
+
+def test_classes_are_told_by_their_names(named) -> None:
+    table, model = named
+    names = 4 * torch.eye(5)[:4]
+    found = class_vectors(model, modality="caption", names=names, classes=torch.arange(4), count=4)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
+    accuracy = zero_shot_accuracy(model, table=table, class_vectors_CS=found)
+    assert accuracy["test"]["caption"] > 0.9
+    # photo tells half of the class, speech all of it, though with noise.
+    assert accuracy["test"]["speech"] > 0.5
+    assert accuracy["validation"]["photo"] > 0.35
+    wrong = zero_shot_accuracy(model, table=table, class_vectors_CS=found.flip(0))
+    assert wrong["test"]["caption"] < 0.1
+
+
+def test_several_wordings_are_averaged(named) -> None:
+    _, model = named
+    names = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([0, 1, 0, 2, 2])
+    found = class_vectors(model, modality="caption", names=names, classes=classes, count=3)
+    with torch.no_grad():
+        each = model.embed("caption", x=names, present_B=torch.ones(5, dtype=torch.bool))
+    for c in range(3):
+        expected = F.normalize(each[classes == c].mean(dim=0), dim=0)
+        torch.testing.assert_close(found[c], expected)
+
+
+def test_accuracy_of_the_neighbours_is_that_of_scikit_learn(named) -> None:
+    table, model = named
+    found = neighbour_accuracy(model, table=table, modalities=list(table.index))
+
+    def joint(split: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = table.labelled(split)
+        some = torch.stack([i[rows] >= 0 for i in table.index.values()]).any(dim=0)
+        batch = table.batch(rows[some])
+        with torch.no_grad():
+            return model.fuse(*batch.inputs).numpy(), table.targets[rows[some]].numpy()
+
+    theirs = KNeighborsClassifier(
+        n_neighbors=20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+    ).fit(*joint("train"))
+    for split in ("validation", "test"):
+        assert found[split] == pytest.approx(theirs.score(*joint(split)), abs=0.01)
+    assert found["test"] > 0.8
+
+
+def test_rows_with_the_same_payload_are_right_answers(named) -> None:
+    table, model = named
+    # Every two test rows have one photo.
+    payloads = torch.arange(table.rows)
+    test = table.split["test"]
+    payloads[test[1::2]] = payloads[test[::2]][: len(test[1::2])]
+    several = dataclasses.replace(table, payloads={"photo": payloads})
+    options = {"modalities": list(table.index)}
+    alone = retrieval(model, table=table, **options)
+    counted = retrieval(model, table=several, **options)
+    for one, other in zip(alone, counted, strict=True):
+        touched = "photo" in (one["query"], one["target"])
+        assert (other["chance"]["1"] > one["chance"]["1"]) == touched
+        assert (other["median_rank"] < one["median_rank"]) == touched
+        assert other["class_recall"] == one["class_recall"]
+
+
+def test_batches_carry_the_numbers_of_payloads_into_the_loss(named) -> None:
+    table, model = named
+    rows = table.with_modalities("train", modalities=["photo", "speech"], least=2)[:64]
+    same = {m: torch.arange(table.rows) // 2 for m in table.index}
+    several = dataclasses.replace(table, payloads=same)
+    batch = several.batch(rows)
+    assert set(batch.payloads) == set(table.index)
+    assert torch.equal(batch.payloads["photo"], rows // 2)
+    with torch.no_grad():
+        assert model.loss_share(batch) != model.loss_share(table.batch(rows))
+    assert set(several.select(["photo"]).payloads) == {"photo"}

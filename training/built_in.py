@@ -1,0 +1,64 @@
+"""All candidates that a pipeline can name, and those of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import pydantic
+
+from features.by_name import spec_class
+from training.alignment_spec import AlignmentSpec, CorrelationSpec
+from training.fusion_spec import AttentionSpec, EarlySpec, LateSpec, SingleSpec
+from training.spec import CandidateSpec
+from training.translation_spec import TranslationSpec
+
+BUILT_IN: Mapping[str, type[CandidateSpec]] = {
+    spec.model_fields["type"].default: spec
+    for spec in (
+        SingleSpec,
+        EarlySpec,
+        LateSpec,
+        AttentionSpec,
+        AlignmentSpec,
+        CorrelationSpec,
+        TranslationSpec,
+    )
+}
+
+
+def parse_candidate(value: object) -> CandidateSpec:
+    """The spec that a mapping with `type` describes; ValueError if there is no such candidate.
+
+    `type` is the name of a built-in candidate or the dotted path of a subclass of
+    `CandidateSpec`.
+    """
+    if isinstance(value, CandidateSpec):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+        raise ValueError(f"a candidate is a mapping with `type`: one of {', '.join(BUILT_IN)}")
+    found = spec_class(value["type"], what="candidate", base=CandidateSpec, built_in=BUILT_IN)
+    return found.model_validate(value)
+
+
+CandidateField = Annotated[
+    pydantic.SerializeAsAny[CandidateSpec],
+    pydantic.BeforeValidator(parse_candidate),
+    pydantic.WithJsonSchema(
+        {
+            "oneOf": [
+                *(
+                    {**schema, "required": sorted({"type", *schema.get("required", ())})}
+                    for schema in (spec.model_json_schema() for spec in BUILT_IN.values())
+                ),
+                {
+                    "type": "object",
+                    "description": "A candidate of your own, by the dotted path of its class.",
+                    "required": ["type"],
+                    "properties": {"type": {"type": "string", "pattern": r"\."}},
+                },
+            ]
+        }
+    ),
+]
+"""A field of a spec that holds any candidate."""
