@@ -59,7 +59,8 @@ def main() -> None:
         **{name: of(name, SLOW_ROWS, peer) for name in SLOW},
     }
     found = in_turn(variants, repeats=options.repeats)
-    best = max((found[name] for name in LOOPS), key=lambda series: series.cpu_rate)
+    best = max((found[name] for name in LOOPS), key=lambda series: series.rate)
+    best_cpu = max((found[name] for name in LOOPS), key=lambda series: series.cpu_rate)
     ours = found["this project, bf16"]
     alike = found["sorted-fp32"]
     cosines = {p: least_cosine(pipeline) for p, pipeline in pipelines.items()}
@@ -72,10 +73,10 @@ def main() -> None:
     report(
         "text",
         head=RATE_HEAD,
-        rows=rate_rows(found, best=best),
+        rows=rate_rows(found, best=best, best_cpu=best_cpu),
         targets=[
             least("of the best loop, by the clock", 0.85, ours.rate / best.rate),
-            least("of the best loop, by CPU time", 0.85, ours.cpu_rate / best.cpu_rate),
+            least("of the best loop, by CPU time", 0.85, ours.cpu_rate / best_cpu.cpu_rate),
             least("of the loop in fp32, in fp32, by the clock", 0.85, exact.rate / alike.rate),
             least(
                 "of the loop in fp32, in fp32, by CPU time", 0.85, exact.cpu_rate / alike.cpu_rate
