@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 x = torch.zeros(2**21)
-for _ in range(3):
+for _ in range(60):  # until the allocator has found a place that fits
     x + 1
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(40):
