@@ -14,11 +14,13 @@ torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 x = torch.zeros(2**21)
-for _ in range(60):  # until the allocator has found a place that fits
-    x + 1
+def step():  # as one of a fit does: blocks that are freed together
+    blocks = [x + i for i in range(8)]
+for _ in range(40):  # until the allocator has found its place
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(40):
-    x + 1
+for _ in range(20):
+    step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -30,5 +32,6 @@ def test_what_is_freed_is_not_cleared_by_the_system_again() -> None:
                                 check=True).stdout)
         for way in ("kept", "given back")
     }  # fmt: skip
-    assert faults["kept"] < 100
-    assert faults["given back"] > 1000
+    assert faults["given back"] > 100_000
+    # A block that finds no gap of its size still takes a new place now and then.
+    assert faults["kept"] < faults["given back"] / 10
