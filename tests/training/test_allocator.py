@@ -24,14 +24,20 @@ for _ in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+TOUCHED = 20 * 8 * 2**21 * 4 // 4096
+"""Pages of all blocks."""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_what_is_freed_is_not_cleared_by_the_system_again() -> None:
-    faults = {
-        way: int(subprocess.run([sys.executable, "-c", CODE, way], capture_output=True, text=True,
-                                check=True).stdout)
-        for way in ("kept", "given back")
-    }  # fmt: skip
-    assert faults["given back"] > 100_000
-    # A block that finds no gap of its size still takes a new place now and then.
-    assert faults["kept"] < faults["given back"] / 10
+    kept, given_back = ([faults(way) for _ in range(4)] for way in ("kept", "given back"))
+    # A block that finds no gap of its size still takes a new place now and then; and where the
+    # system's own rules happen to keep what is freed, they do not always.
+    assert max(kept) < TOUCHED / 10
+    assert max(given_back) > TOUCHED / 2
+
+
+def faults(way: str) -> int:
+    """Pages that the system has cleared for a process."""
+    command = [sys.executable, "-c", CODE, way]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
