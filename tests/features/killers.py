@@ -44,6 +44,9 @@ class Killer:
     def prepare(self, payload):
         if payload == "segfault":
             ctypes.string_at(0)
+        if payload.startswith("once ") and not os.path.exists(payload.removeprefix("once ")):
+            with open(payload.removeprefix("once "), "x"):
+                ctypes.string_at(0)
         return payload
 
     def size(self, prepared):

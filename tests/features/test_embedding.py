@@ -170,10 +170,15 @@ def test_an_encoder_that_always_fails_fails_the_job(world, monkeypatch):
     assert not list((world.folder / "store").glob("embeddings/*/*"))
 
 
-def test_a_table_that_changes_after_the_planning_fails_the_job(world):
+@pytest.mark.parametrize(
+    "change",
+    [lambda texts: texts.shift(1), lambda texts: "not " + texts],
+    ids=["other rows", "other texts"],
+)
+def test_a_table_that_changes_after_the_planning_fails_the_job(world, change):
     plan = world.plan()
     write_samples(plan, store=world.store)
-    world.frame["text"] = world.frame["text"].shift(1)
+    world.frame["text"] = change(world.frame["text"])
     world.frame.to_parquet(world.folder / "table.parquet", index=False)
     with pytest.raises(SourceError, match="not the one that the job was planned for"):
         world.embed(plan, plan.work[0])

@@ -39,6 +39,14 @@ def test_rows_that_kill_are_found_and_those_that_raise_are_not(world):
     assert "SIGSEGV" in killers[1] and "SIGABRT" in killers[5]
 
 
+def test_a_row_that_kills_once_is_not_blamed(world):
+    asked, first = trial(world, {})
+    mark = world.folder / "it has happened"
+    asked, _ = trial(world, {first + 3: f"once {mark}"})
+    assert find_killers(asked) == {}
+    assert mark.exists()
+
+
 def test_a_process_that_is_killed_from_outside_blames_no_row(world):
     asked, first = trial(world, {})
     asked, _ = trial(world, {first + 2: "killed"})
