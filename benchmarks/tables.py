@@ -95,7 +95,7 @@ def write_pipeline(
         "dataset": dataset,
         "features": dict(features),
         "task": {"type": "classification", "target": "label"},
-        "candidates": [{"type": "early"}],
+        "candidates": [{"type": "single", "modality": next(iter(features))}],
         "store": "store",
     }
     path = folder / "pipeline.yaml"
