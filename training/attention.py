@@ -9,13 +9,14 @@ M modalities, H heads, X width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.batch import Tensors
 from training.layers import PerModality, RowDropout
 
 
@@ -47,9 +48,9 @@ class Tokens:
 
 def modality_tokens(
     projections: PerModality,
-    embeddings: Mapping[str, Tensor],
-    presence: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
+    embeddings: Tensors,
+    presence: Tensors,
+    masks: Tensors,
 ) -> dict[str, Tokens]:
     """Each modality's projected steps, with their positions added."""
     tokens = {}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.attention import Tokens, keys_or_all, mean_of_present, modality_tokens
+from training.batch import Tensors
 from training.fusion import FusionModel
 from training.layers import AttentionBlock, Input, PerModality, projections
 
@@ -53,12 +54,7 @@ class BottleneckFusion(FusionModel):
         # Its bias is what stands alone where all modalities are missing.
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         tokens = modality_tokens(self.projections, embeddings, presence, masks)
         streams = {m: part.after(self.class_MW[i]) for i, (m, part) in enumerate(tokens.items())}
         present_BM = torch.stack([part.present_B for part in streams.values()], dim=1)

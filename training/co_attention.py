@@ -18,6 +18,7 @@ from training.attention import (
     mean_of_present,
     modality_tokens,
 )
+from training.batch import Tensors
 from training.fusion import FusionModel
 from training.layers import AttentionBlock, Input, PerModality, projections
 
@@ -77,12 +78,7 @@ class CoAttentionFusion(FusionModel):
         # Its bias is what stands alone where all modalities are missing.
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         tokens = modality_tokens(self.projections, embeddings, presence, masks)
         streams = {
             m: part.with_x(part.x_BTW + self.modality_MW[i]).after(self.class_MW[i])

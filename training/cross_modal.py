@@ -18,6 +18,7 @@ from training.attention import (
     mean_of_present,
     modality_tokens,
 )
+from training.batch import Tensors
 from training.fusion import FusionModel
 from training.layers import AttentionBlock, Input, PerModality, RowDropout, projections
 
@@ -120,12 +121,7 @@ class CrossModalFusion(FusionModel):
         )
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         tokens = modality_tokens(self.projections, embeddings, presence, masks)
         vector_BMV = torch.stack(
             [self.targets[m](target, tokens) for m, target in tokens.items()], dim=1

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.attention import joined, modality_tokens
+from training.batch import Tensors
 from training.layers import AttentionBlock, Input, RowDropout, project_all, projections
 
 
@@ -28,21 +29,11 @@ class FusionModel(nn.Module):
 
     head: nn.Module
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """The fused representation `[B, W]`."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def forward(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """The outputs `[B, C]`."""
         outputs_BC: Tensor = self.head(self.fuse(embeddings, presence, masks))
         return outputs_BC
@@ -60,12 +51,7 @@ class SingleModality(FusionModel):
         # Its bias is what stands alone where the modality is missing.
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, _ = project_all(self.projections, embeddings, presence, masks)
         return hidden_BMW[:, 0]
 
@@ -84,12 +70,7 @@ class EarlyFusion(FusionModel):
         )
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
         tokens_BMW = torch.where(present_BM[:, :, None], hidden_BMW, self.missing_MW)
         return self.hidden(tokens_BMW.flatten(1))
@@ -124,12 +105,7 @@ class AttentionFusion(FusionModel):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         tokens = modality_tokens(self.projections, embeddings, presence, masks)
         all_modalities = joined(
             part.with_x(part.x_BTW + self.modality_MW[i]) for i, part in enumerate(tokens.values())

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from training.batch import Tensors
 from training.fusion import FusionModel
 from training.layers import Input, PerModality, project_all, projections
 
@@ -34,12 +35,7 @@ class GatedFusion(FusionModel):
         # Its bias is what stands alone where all modalities are missing.
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
         all_BV = hidden_BMW.flatten(1)  # zero where one is missing
         value_BMW = torch.stack(

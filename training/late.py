@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from training.batch import Tensors
 from training.fusion import FusionModel
 from training.layers import Input, PerModality, RowDropout, project_all, projections
 
@@ -41,30 +42,17 @@ class LateFusion(FusionModel):
         self.weight_M = nn.Parameter(torch.zeros(len(inputs))) if combine == "learned" else None
         self.prior_C = nn.Parameter(torch.zeros(outputs))
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, share_BM = self._shares(embeddings, presence, masks)
         return (share_BM[:, :, None] * hidden_BMW).sum(dim=1)
 
-    def forward(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def forward(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, share_BM = self._shares(embeddings, presence, masks)
         answers_BMC = _answers(self.heads, hidden_BMW)
         return self.prior_C + (share_BM[:, :, None] * answers_BMC).sum(dim=1)
 
     def _shares(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
+        self, embeddings: Tensors, presence: Tensors, masks: Tensors
     ) -> tuple[Tensor, Tensor]:
         """The projections `[B, M, W]`, and the weights of the present ones `[B, M]`."""
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
@@ -124,21 +112,11 @@ class StackedFusion(FusionModel):
         """The answer where all modalities are missing."""
         return self.meta.bias
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
         return (_equal_shares(present_BM, like=hidden_BMW)[:, :, None] * hidden_BMW).sum(dim=1)
 
-    def forward(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def forward(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
         answers_BMC = _answers(self.heads, hidden_BMW)
         share_BM = _equal_shares(present_BM, like=hidden_BMW)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.batch import Tensors
+
 CLAMP = 10.0
 """Standard deviations beyond which an input's dimension is cut off."""
 
@@ -196,9 +198,9 @@ def pooled(layer: nn.Module, x: Tensor, present_B: Tensor, mask_BT: Tensor | Non
 
 def project_all(
     projections: PerModality,
-    embeddings: Mapping[str, Tensor],
-    presence: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
+    embeddings: Tensors,
+    presence: Tensors,
+    masks: Tensors,
 ) -> tuple[Tensor, Tensor]:
     """All modalities' projections `[B, M, W]`, and which are present `[B, M]`.
 

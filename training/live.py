@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from features.encoders import EncoderSpec, TrainableEncoder
 from features.encoding import Prepared, budget_of, form_batches
+from training.batch import Tensors
 from training.layers import PerModality
 from training.spec import CandidateSpec, InputSpec
 from training.tuning import Tuning, recompute_layers
@@ -137,8 +138,8 @@ class LiveModel(nn.Module):
     def forward(
         self,
         embeddings: Mapping[str, Any],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
+        presence: Tensors,
+        masks: Tensors,
     ) -> Tensor:
         """The outputs `[B, C]`; of the live modalities `embeddings` are `PreparedPayloads`.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from training.batch import Tensors
 from training.fusion import FusionModel
 from training.layers import Input, PerModality, project_all, projections
 
@@ -37,12 +38,7 @@ class LowRankFusion(FusionModel):
         self.weight_R = nn.Parameter(torch.full((rank,), 1 / rank))
         self.head = nn.Linear(width, outputs)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
         width = hidden_BMW.shape[-1]
         product_BRW = hidden_BMW.new_ones(len(hidden_BMW), self.rank, width)

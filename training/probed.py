@@ -5,11 +5,13 @@ Suffixes of tensors: B rows, S width of what the probe sees, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training.batch import Tensors
 
 
 class Probed(nn.Module):
@@ -26,21 +28,11 @@ class Probed(nn.Module):
         self.register_buffer("probe_bias_C", torch.zeros(outputs))
         self.register_buffer("prior_C", torch.zeros(outputs))
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """What the probe sees of each row, `[B, S]`."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def forward(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """The probe's outputs `[B, C]`."""
         logits_BC = F.linear(
             self.fuse(embeddings, presence, masks), self.probe_weight_CS, self.probe_bias_C

@@ -5,11 +5,10 @@ Suffixes of tensors: B rows, M modalities, S width of the shared space.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
+from training.batch import Tensors
 from training.probed import Probed
 
 
@@ -27,10 +26,7 @@ class SharedSpace(Probed):
         raise NotImplementedError
 
     def embed_all(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
+        self, embeddings: Tensors, presence: Tensors, masks: Tensors
     ) -> tuple[Tensor, Tensor]:
         """All modalities' unit vectors `[B, M, S]`, zero where one is missing, and presence."""
         vectors = [
@@ -39,12 +35,7 @@ class SharedSpace(Probed):
         ]
         return torch.stack(vectors, dim=1), torch.stack([presence[m] for m in self.modalities], 1)
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """Mean of a row's present unit vectors `[B, S]`; zero where none is present."""
         aligned_BMS, present_BM = self.embed_all(embeddings, presence, masks)
         return aligned_BMS.sum(dim=1) / present_BM.sum(dim=1, keepdim=True).clamp(min=1)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from training.batch import Batch
+from training.batch import Batch, Tensors
 from training.layers import CLAMP, Input, PerModality, RowDropout
 from training.probed import Probed
 from training.workers import mean_share
@@ -157,10 +157,7 @@ class Translation(Probed):
         self.fill = True
 
     def standardised(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
+        self, embeddings: Tensors, presence: Tensors, masks: Tensors
     ) -> dict[str, Tensor]:
         """Per modality the deviations `[B, D]`, zero where it is missing."""
         return {
@@ -174,9 +171,9 @@ class Translation(Probed):
 
     def compared(
         self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
+        embeddings: Tensors,
+        presence: Tensors,
+        masks: Tensors,
         *,
         query: str,
         target: str,
@@ -186,12 +183,7 @@ class Translation(Probed):
         made_BD = self.translate(given[query], source=query, target=target)
         return F.normalize(torch.stack([made_BD, given[target]], dim=1), dim=2)
 
-    def filled(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def filled(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> dict[str, Tensor]:
         """Per modality the deviations `[B, D]`; a missing one is the mean of its translations.
 
         Where nothing is present, there is nothing to translate, and it stays zero.
@@ -211,12 +203,7 @@ class Translation(Probed):
             result[target] = torch.where(presence[target][:, None], given[target], made_BD)
         return result
 
-    def fuse(
-        self,
-        embeddings: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
+    def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """All deviations side by side `[B, S]`, given or filled in."""
         found = self.filled(embeddings, presence, masks)
         return torch.cat([found[m] for m in self.modalities], dim=1)
