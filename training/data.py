@@ -245,6 +245,7 @@ def load_table(
     *,
     task: TaskSpec,
     modalities: Sequence[str],
+    numbered: Sequence[str] | None = None,
     memory: int | None = None,
     window: int | None = None,
     device: torch.device | str = "cpu",
@@ -252,13 +253,16 @@ def load_table(
     """A snapshot's samples, and the embeddings of some modalities: held if they fit `memory` bytes.
 
     If they do not, they are read as they are needed, in an order drawn among `window` rows: see
-    `training.reading.read_vectors`. Untrainable if a split has no labelled row, or the labels leave
-    nothing to learn.
+    `training.reading.read_vectors`. `numbered` are the modalities whose payloads are told apart;
+    all, if it is not given. Untrainable if a split has no labelled row, or the labels leave nothing
+    to learn.
     """
     columns = [f"target.{name}" for name in task.targets]
     samples = store.read_samples(snapshot, columns=["sample_id", "split", *columns])
     return table_of(
-        payloads=read_payload_numbers(store, snapshot, modalities=modalities),
+        payloads=read_payload_numbers(
+            store, snapshot, modalities=modalities if numbered is None else numbered
+        ),
         sample_ids=samples["sample_id"],
         split=samples["split"],
         labels={name: samples[f"target.{name}"] for name in task.targets},

@@ -260,6 +260,10 @@ def fit_on_worker(config: dict[str, Any]) -> str | None:
             snapshot,
             task=task,
             modalities=modalities,
+            # A task's loss has no use for them, and their keys are read from every sample shard.
+            numbered=sorted(
+                {m for c in pending if c.spec.objective == "own" for m in c.modalities}
+            ),
             memory=memory_bytes(training.memory, processes=_workers_here()),
             window=training.shuffle_buffer,
             device=device,
