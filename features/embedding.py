@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from features.decoders.base import DEFAULT_LIMITS, Limits
 from features.encoders import Encoder, EncoderSpec
 from features.encoding import Bad, Prepared, Rows, encode_rows
 from features.plan import Work
-from features.prepare import THREADS, Opening, Window, prepared_windows
+from features.prepare import THREADS, Opening, Pace, Window, prepared_windows
 from features.quarantine import quarantine_rows
 from features.shard import ShardFacts, embedding_bytes, shard_table
 from features.shard_names import embedding_path, patch_fingerprint, quarantine_path
@@ -108,10 +109,12 @@ def embed_shards(
         key_by=payload_key_by,
         limits=limits,
     )
+    pace = Pace(columns.kind)
     with (
         ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="prepare") as pool,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as reading,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writing,
+        closing(pace),
     ):
 
         def steps() -> Iterator[_Step]:
@@ -125,6 +128,7 @@ def embed_shards(
                     reader=reader,
                     opening=opening,
                     pool=pool,
+                    pace=pace,
                 )
 
         pending: Future[ShardResult] | None = None
@@ -133,7 +137,15 @@ def embed_shards(
             shard = step.shard
             shard.seconds["wait"] += time.perf_counter() - begun
             begun = time.perf_counter()
-            _encode(step, spec=spec, encoder=encoder, reader=reader, opening=opening, pool=pool)
+            _encode(
+                step,
+                spec=spec,
+                encoder=encoder,
+                reader=reader,
+                opening=opening,
+                pool=pool,
+                pace=pace,
+            )
             shard.seconds["encode"] += time.perf_counter() - begun
             if step.last:
                 if not shard.there:
@@ -176,6 +188,7 @@ def _steps(
     reader: RowReader,
     opening: Opening,
     pool: ThreadPoolExecutor,
+    pace: Pace,
 ) -> Iterator[_Step]:
     """A shard in windows; at least one, which may be empty."""
     path = embedding_path(encoder=work.encoder, shard=work.shard)
@@ -205,12 +218,14 @@ def _steps(
         shard.seconds["read"] += time.perf_counter() - begun
         return values
 
-    before: Window | None = None
-    for window in prepared_windows(wanted, read=read, keys=keys, opening=opening, pool=pool):
-        if before is not None:
-            yield _Step(shard=shard, window=before, last=False)
-        before = window
-    yield _Step(shard=shard, window=before or Window(), last=True)
+    left = len(wanted)
+    for window in prepared_windows(
+        wanted, read=read, keys=keys, opening=opening, pool=pool, pace=pace
+    ):
+        left -= window.rows
+        yield _Step(shard=shard, window=window, last=not left)
+    if not wanted:
+        yield _Step(shard=shard, window=Window(), last=True)
 
 
 def _encode(
@@ -221,8 +236,10 @@ def _encode(
     reader: RowReader,
     opening: Opening,
     pool: ThreadPoolExecutor,
+    pace: Pace,
 ) -> None:
     shard, window = step.shard, step.window
+    pace.give(len(window.bad))
     shard.done.bad += window.bad
     shard.counts.update(window.counts)
     shard.seconds["prepare"] += window.seconds
@@ -242,7 +259,14 @@ def _encode(
                 )
             ).prepared
 
-    encode_rows(window.prepared, spec=spec, encoder=encoder, into=shard.done, known_good=known_good)
+    encode_rows(
+        window.prepared,
+        spec=spec,
+        encoder=encoder,
+        into=shard.done,
+        known_good=known_good,
+        on_batch=pace.give,
+    )
 
 
 def _write(shard: _Shard, *, store: Store, spec: EncoderSpec, dim: int) -> ShardResult:

@@ -48,17 +48,19 @@ def encode_rows(
     encoder: Encoder,
     into: Rows,
     known_good: Callable[[], Iterable[Prepared]] = tuple,
+    on_batch: Callable[[int], object] = lambda rows: None,
 ) -> None:
     """Encode rows in batches of like size, the longest first: if memory runs out, then soon.
 
     A batch that fails is halved until the rows that fail are alone. They are bad, unless the
     encoder now fails for a row that it had encoded before, too (one of these rows, or of
     `known_good`): then the error is raised, as are faults of the machine. So it is if all of
-    several rows fail.
+    several rows fail. `on_batch` is told of so many rows that go to the encoder, before they do.
     """
     failed: list[tuple[Prepared, Exception]] = []
     proof: Prepared | None = None
     for batch in form_batches(prepared, rows=spec.batch_size, budget=budget_of(encoder)):
+        on_batch(len(batch))
         failures = _encode_batch(batch, spec=spec, encoder=encoder, into=into)
         wrong = {item.row for item, _ in failures}
         proof = next((item for item in batch if item.row not in wrong), proof)
@@ -102,6 +104,7 @@ def _encode_batch(
     batch: Sequence[Prepared], *, spec: EncoderSpec, encoder: Encoder, into: Rows
 ) -> list[tuple[Prepared, Exception]]:
     """Encode a batch, halving it on errors; returns the rows that failed alone."""
+    values: Any = None
     try:
         values = encoder.encode([item.payload for item in batch])
     except Exception as error:
@@ -109,7 +112,10 @@ def _encode_batch(
             raise
         if len(batch) == 1:
             return [(batch[0], error)]
-        if _is_out_of_memory(error):
+        short_of_memory = _is_out_of_memory(error)
+    # Not in the block above: until it is left, the error's frames hold the whole batch's memory.
+    if values is None:
+        if short_of_memory:
             _free_memory()
         middle = (len(batch) + 1) // 2
         return [

@@ -181,7 +181,7 @@ def blocks_of(work: Sequence[Work], *, actors: int) -> Iterator[Sequence[Work]]:
     """
     waiting = list(work)
     while waiting:
-        fair = len(waiting) // (2 * actors)
+        fair = len(waiting) // (2 * actors) if actors > 1 else len(waiting)
         most = max(1, min(MOST_IN_BLOCK, fair))
         same = itertools.takewhile(lambda w: w.modality == waiting[0].modality, waiting[:most])
         block = list(same)

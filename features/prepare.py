@@ -8,6 +8,7 @@ so which rows share a batch does not depend on the machine.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,11 +36,15 @@ WINDOW_ROWS: dict[Kind, int] = {
     "vector": 4096,
 }
 """Rows that are prepared and encoded together at most."""
+FIRST_ROWS: dict[Kind, int] = {"image": 32, "audio": 32, "video": 4}
+"""Rows of a shard's first window, for which the encoder waits; each is twice that before it."""
 READ_ROWS: dict[Kind, int] = {"image": 64, "audio": 64, "video": 4}
 """Rows that are read from the table at once, where an inline payload may be large."""
 WINDOW_BYTES = 256 * 2**20
 """Size of the prepared payloads after which a window ends."""
 THREADS = max(2, min(8, os.cpu_count() or 2))
+AHEAD_ROWS = 4 * THREADS
+"""Rows beyond a window that are prepared before the encoder takes from the one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,42 @@ class Window:
     seconds: float = 0.0
     """Time of the threads that decoded and prepared it, all together."""
 
+    @property
+    def rows(self) -> int:
+        return len(self.prepared) + len(self.bad)
+
+
+class Pace:
+    """How far preparing one by one may be ahead of encoding: a window and a few rows.
+
+    Threads that prepare whole windows as fast as they can fight the encoder for the CPUs, and
+    then leave them to it alone, of which it cannot use all. Held to the encoder's own pace, they
+    fill the gaps that it leaves.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self._free = WINDOW_ROWS[kind] + AHEAD_ROWS
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def take(self) -> None:
+        """Wait for room for one more row."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free > 0 or self._closed)
+            self._free -= 1
+
+    def give(self, rows: int) -> None:
+        """So many rows have gone to the encoder, or are not for it."""
+        with self._changed:
+            self._free += rows
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody will encode any more: let all go on that wait."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
 
 def prepared_windows(
     rows: Sequence[int],
@@ -75,15 +116,19 @@ def prepared_windows(
     keys: Sequence[bytes | None],
     opening: Opening,
     pool: ThreadPoolExecutor,
+    pace: Pace | None = None,
 ) -> Iterator[Window]:
     """The rows of a shard in windows. `read` gives the payloads of some rows, in their order.
 
-    Holds one window, and the payloads that the threads of `pool` are at work on.
+    Holds one window, and the payloads that the threads of `pool` are at work on. With a `pace`,
+    whoever takes a window gives its rows back as they are encoded.
     SourceError if a payload is no longer the one whose key is given.
     """
-    most = WINDOW_ROWS[opening.columns.kind]
+    kind = opening.columns.kind
+    most = FIRST_ROWS.get(kind, WINDOW_ROWS[kind])
     window = Window()
-    for item, seconds in _prepared(rows, read=read, keys=keys, opening=opening, pool=pool):
+    items = _prepared(rows, read=read, keys=keys, opening=opening, pool=pool, pace=pace)
+    for item, seconds in items:
         window.seconds += seconds
         if isinstance(item, Bad):
             window.bad.append(item)
@@ -91,10 +136,11 @@ def prepared_windows(
             window.prepared.append(item)
             window.bytes += bytes_of(item.payload)
             _count(item, encoder=opening.encoder, into=window.counts)
-        if len(window.prepared) + len(window.bad) >= most or window.bytes >= WINDOW_BYTES:
+        if window.rows >= most or window.bytes >= WINDOW_BYTES:
             yield window
             window = Window()
-    if window.prepared or window.bad:
+            most = min(2 * most, WINDOW_ROWS[kind])
+    if window.rows:
         yield window
 
 
@@ -105,6 +151,7 @@ def _prepared(
     keys: Sequence[bytes | None],
     opening: Opening,
     pool: ThreadPoolExecutor,
+    pace: Pace | None,
 ) -> Iterator[tuple[Prepared | Bad, float]]:
     """The rows in their order, one by one, and the seconds that each took a thread.
 
@@ -123,6 +170,8 @@ def _prepared(
         return
     ahead = []
     for row, value in values:
+        if pace is not None:
+            pace.take()
         ahead.append(pool.submit(_prepare, row, value, key=keys[row], opening=opening))
         if len(ahead) > 2 * THREADS:
             yield ahead.pop(0).result()

@@ -251,9 +251,13 @@ class LoadedModel:
 
     model: Any
     folder: str
-    device: str
     normalize: bool
     spec: HuggingFaceSpec
+
+    @property
+    def device(self) -> Any:
+        """Where the model is now: who tunes it may have moved it since it was loaded."""
+        return self.model.device
 
     def with_model(self, model: Any) -> LoadedModel:
         """The same with another module, such as the encoder of an encoder and decoder."""
@@ -317,7 +321,7 @@ def load_model(spec: HuggingFaceSpec) -> LoadedModel:
     if device == "cpu" and spec.precision == "bfloat16":
         mend_convolutions(model)
     return LoadedModel(
-        model=model, folder=folder, device=device, normalize=spec.normalize, spec=spec
+        model=model, folder=folder, normalize=spec.normalize, spec=spec
     )
 
 

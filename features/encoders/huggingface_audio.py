@@ -131,7 +131,7 @@ class _HuggingFaceAudio:
             self._window = max(self._model.least, round(spec.window_seconds * rate))
         else:
             self._window = longest or round(DEFAULT_WINDOW_SECONDS * rate)
-        seconds = spec.batch_seconds or SECONDS_AT_ONCE[loaded.device]
+        seconds = spec.batch_seconds or SECONDS_AT_ONCE[loaded.device.type]
         self.budget = max(1, round(seconds * rate))
         if spec.pooling == "cls" and not spec.sequence and not _has_class_token(loaded.model):
             raise ValueError(

@@ -13,7 +13,7 @@ from features.encoders.huggingface import HuggingFaceSpec, LoadedModel, load_mod
 from features.encoders.image_processing import ImageProcessing
 from features.fingerprint import Execution
 
-PIXELS_AT_ONCE = {"cpu": 8 * 224 * 224, "cuda": 256 * 224 * 224}
+PIXELS_AT_ONCE = {"cpu": 32 * 224 * 224, "cuda": 256 * 224 * 224}
 """Pixels in one forward pass if `batch_pixels` is not given."""
 CLASS_TOKENS_WITHOUT_A_PARAMETER = {"dinov3_convnext": 1}
 """Models that put the mean of the feature map before it."""
@@ -45,8 +45,8 @@ class HuggingFaceImageSpec(HuggingFaceSpec):
     batch_size: Annotated[int, Execution, pydantic.Field(ge=1)] = 256
     """Rows per forward pass at most; it is `batch_pixels` that bounds most batches."""
     batch_pixels: Annotated[int | None, Execution, pydantic.Field(ge=1)] = None
-    """Pixels per forward pass at most, after resizing. None: 401,408 on a CPU, whose cache is
-    small (8 images of 224 x 224), and 12,845,056 on a GPU (256 of them)."""
+    """Pixels per forward pass at most, after resizing. None: 1,605,632 on a CPU (32 images of
+    224 x 224), and 12,845,056 on a GPU (256 of them)."""
 
     @pydantic.model_validator(mode="after")
     def _no_pooling_of_a_sequence(self) -> Self:
@@ -84,7 +84,7 @@ class _HuggingFaceImage:
                 trust_remote_code=spec.trust_remote_code,
                 local_files_only=True,
             )
-        self._processing = ImageProcessing(processor, device=self._loaded.device)
+        self._processing = ImageProcessing(processor)
         # What one channel needs of its neighbours lies side by side: up to 2 x for convolutions.
         model = self._loaded.model.to(memory_format=torch.channels_last)
         self._two_sided = hasattr(model, "get_image_features")
@@ -106,7 +106,7 @@ class _HuggingFaceImage:
             raise ValueError(
                 f"{spec.model!r} has no class token; set `pooling: mean` or `pooling: pooler`"
             )
-        self.budget = spec.batch_pixels or PIXELS_AT_ONCE[self._loaded.device]
+        self.budget = spec.batch_pixels or PIXELS_AT_ONCE[self._loaded.device.type]
         # What a model is wide is not in one place of its configuration: ask it.
         self.dim = self._try()
 
@@ -157,7 +157,7 @@ class _HuggingFaceImage:
         model = self._loaded.model
         # Without this, convolutions on a GPU round float32 to 10 bits.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            pixels_B3HW = self._processing.batch(batch, dtype=model.dtype)
+            pixels_B3HW = self._processing.batch(batch, dtype=model.dtype, device=model.device)
             forward = model.get_image_features if self._two_sided else model
             output = forward(pixel_values=pixels_B3HW, **self._options(len(batch)))
             if not self._spec.sequence:

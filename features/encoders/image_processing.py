@@ -30,11 +30,10 @@ class ImageProcessing:
     other is called image by image.
     """
 
-    def __init__(self, processor: Any, *, device: str) -> None:
+    def __init__(self, processor: Any) -> None:
         import torch
 
         self._processor = processor
-        self._device = device
         self._image = import_extra("PIL.Image", extra="image")
         self._steps = _known_steps(processor)
         scale = processor.rescale_factor if getattr(processor, "do_rescale", False) else 1.0
@@ -43,8 +42,8 @@ class ImageProcessing:
             mean, std = processor.image_mean, processor.image_std
         std_3 = np.broadcast_to(np.asarray(std, dtype=np.float64), 3)
         shift_3 = -np.asarray(mean, dtype=np.float64) / std_3
-        self._scale_3 = torch.tensor(scale / std_3, dtype=torch.float32, device=device)
-        self._shift_3 = torch.tensor(shift_3, dtype=torch.float32, device=device)
+        self._scale_3 = torch.tensor(scale / std_3, dtype=torch.float32)
+        self._shift_3 = torch.tensor(shift_3, dtype=torch.float32)
         if self._steps is not None and not self._equals_the_processor():
             self._steps = None
 
@@ -68,14 +67,22 @@ class ImageProcessing:
             image = image.crop((left, top, left + crop[1], top + crop[0]))
         return np.asarray(image)
 
-    def batch(self, prepared: Sequence[np.ndarray], *, dtype: Any) -> Any:
+    def batch(
+        self, prepared: Sequence[np.ndarray], *, dtype: Any, device: Any = "cpu"
+    ) -> Any:
         """B prepared images of one shape → the model's input `[B, 3, h, w]`, channels last."""
         import torch
 
-        values = torch.from_numpy(np.stack(prepared)).to(self._device)
+        values = torch.from_numpy(np.stack(prepared)).to(device)
         if values.dtype == torch.uint8:
-            values = values.to(torch.float32).mul_(self._scale_3).add_(self._shift_3)
-            values = values.permute(0, 3, 1, 2)
+            if self._scale_3.device != values.device:
+                self._scale_3 = self._scale_3.to(values.device)
+                self._shift_3 = self._shift_3.to(values.device)
+            # Over rows of pixels: rows of three numbers would be read one by one.
+            width = values.shape[2]
+            values_BHX = values.flatten(2).to(torch.float32)
+            values_BHX.mul_(self._scale_3.repeat(width)).add_(self._shift_3.repeat(width))
+            values = values_BHX.to(dtype).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
         return values.to(dtype)
 
     def _by_the_processor(self, pixels: np.ndarray) -> np.ndarray:

@@ -146,7 +146,7 @@ class TextModel:
             _load_dense(layer, folder=loaded.folder, device=loaded.device)
             for layer in choices.dense
         ]
-        self.budget = batch_tokens or BATCH_TOKENS[loaded.device]
+        self.budget = batch_tokens or BATCH_TOKENS[loaded.device.type]
         # What a model is wide is not in one place of its configuration: ask it.
         with torch.inference_mode():
             self.dim = int(np.shape(self.encode([self.prepare("a")])[0])[-1])
@@ -200,7 +200,7 @@ class TextModel:
         else:
             pooled_BD = pool(output.last_hidden_state, mask_BT=mask_BT, how=self._choices.pooling)
         for layer in self._dense:
-            pooled_BD = layer(pooled_BD)
+            pooled_BD = layer.to(pooled_BD.device)(pooled_BD)
         return self._loaded.scaled(pooled_BD)
 
     def _forward(self, batch: Sequence[Tokens]) -> tuple[Any, Any]:

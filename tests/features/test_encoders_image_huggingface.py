@@ -292,7 +292,7 @@ def processors() -> dict[str, tuple[Any, bool]]:
 @pytest.mark.parametrize("name", processors())
 def test_preprocessing_is_that_of_the_image_processor(name: str) -> None:
     processor, known = processors()[name]
-    processing = ImageProcessing(processor, device="cpu")
+    processing = ImageProcessing(processor)
     shapes = [(40, 50), (50, 40), (20, 20), (21, 7), (3, 90), (1, 1), (20, 24), (333, 222)]
     for shape in shapes:
         image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -314,7 +314,7 @@ def test_a_processor_that_does_more_than_it_says_is_called() -> None:
             return [255 - np.asarray(images)]
 
     processor = Inverting(size={"height": 8, "width": 8})
-    processing = ImageProcessing(processor, device="cpu")
+    processing = ImageProcessing(processor)
     found = processing.batch([processing.prepare(PICTURES[0])], dtype=torch.float32).numpy()
     plain = ViTImageProcessorPil(size={"height": 8, "width": 8})
     expected = plain(images=Image.fromarray(255 - PICTURES[0]), return_tensors="np")

@@ -108,7 +108,7 @@ def test_a_sequence_has_the_steps_that_stage_1_gives(world) -> None:
     expected = loaded.encode(prepared)
     assert mask is not None
     assert mask.sum(dim=1).tolist() == [len(row) for row in expected]
-    np.testing.assert_allclose(steps[mask].numpy(), np.concatenate(expected), atol=1e-5)
+    np.testing.assert_allclose(steps[mask].cpu().numpy(), np.concatenate(expected), atol=1e-5)
 
 
 def test_what_is_not_present_is_not_embedded_and_has_no_influence(world) -> None:

@@ -1,0 +1,146 @@
+"""Preparing ahead of the encoder, and at its pace."""
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from features import prepare
+from features.encoding import Prepared, Rows, encode_rows
+from features.job import MOST_IN_BLOCK, blocks_of
+from features.plan import Work
+from tests.features.world import ROWS, Letters, LettersSpec
+
+WINDOW = 50
+BATCH = 5
+
+
+def ended(work: Callable[[], Any], *, seconds: float = 60) -> Any:
+    """What a function returns or raises; AssertionError if it hangs."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, "it hangs"
+    return found[0]
+
+
+@pytest.fixture
+def windows(world, monkeypatch):
+    """Shards of several windows."""
+    monkeypatch.setitem(prepare.WINDOW_ROWS, "text", WINDOW)
+    monkeypatch.setitem(prepare.FIRST_ROWS, "text", 4)
+    monkeypatch.setattr(prepare, "THREADS", 2)
+    monkeypatch.setattr(prepare, "AHEAD_ROWS", 8)
+    world.specs = {
+        "text": LettersSpec(batch_size=BATCH), "note": LettersSpec(scale=2, batch_size=BATCH)
+    }  # fmt: skip
+    return world
+
+
+def test_shards_of_several_windows_are_embedded_whole(windows):
+    plan, results, _ = ended(windows.run)
+    assert len(results) == len(plan.work) > 1
+    assert sum(result.embedded for result in results) == ROWS - ROWS // 10 + ROWS
+
+
+def test_preparing_is_a_window_and_a_few_rows_ahead_of_encoding(windows, monkeypatch):
+    lock = threading.Lock()
+    ahead = {"now": 0, "most": 0}
+    prepare_one, encode = Letters.prepare, Letters.encode
+
+    def counted(self, payload):
+        with lock:
+            ahead["now"] += 1
+            ahead["most"] = max(ahead["most"], ahead["now"])
+        return prepare_one(self, payload)
+
+    def taken(self, batch):
+        with lock:
+            ahead["now"] -= len(batch)
+        time.sleep(0.003)  # time enough to run ahead
+        return encode(self, batch)
+
+    monkeypatch.setattr(Letters, "prepare", counted)
+    monkeypatch.setattr(Letters, "encode", taken)
+    ended(windows.run)
+    assert WINDOW // 2 < ahead["most"] <= WINDOW + prepare.AHEAD_ROWS + BATCH
+
+
+def test_bad_rows_hold_nobody_up(windows):
+    windows.frame.loc[::2, "note"] = "unusable"
+    _, results, snapshot = ended(windows.run)
+    assert snapshot.modalities["note"].bad == ROWS // 2 and len(results) > 1
+
+
+def test_an_encoder_that_fails_leaves_no_thread_waiting(windows, monkeypatch):
+    def broken(self, batch):
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(Letters, "encode", broken)
+    assert isinstance(ended(windows.run), TypeError)
+
+
+class Hungry:
+    """An encoder that has no memory for more than two rows at once, and holds some while it fails.
+
+    It notes whether what a failed pass had held was still there at the next one.
+    """
+
+    dim = 1
+
+    def __init__(self) -> None:
+        self.held: list[weakref.ref[Any]] = []
+        self.still_there = 0
+
+    def encode(self, batch):
+        class Block:
+            pass
+
+        self.still_there += sum(reference() is not None for reference in self.held)
+        block = Block()
+        self.held = [weakref.ref(block)]
+        if len(batch) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return [[float(row)] for row in batch]
+
+
+def test_a_batch_that_ran_out_of_memory_is_let_go_before_its_halves_are_tried():
+    encoder, into = Hungry(), Rows()
+    prepared = [Prepared(row=i, payload=i, size=1) for i in range(16)]
+    encode_rows(prepared, spec=LettersSpec(), encoder=encoder, into=into)
+    assert sorted(into.values) == list(range(16)) and not into.bad
+    assert encoder.still_there == 0
+
+
+def works(count: int) -> list[Work]:
+    return [
+        Work(
+            modality="text",
+            encoder="e",
+            shard=f"s{i}",
+            samples="",
+            ranges=(),
+            rows=1,
+            payloads=1,
+            donors=(),
+        )
+        for i in range(count)
+    ]
+
+
+def test_one_actor_reads_from_shard_to_shard_and_several_end_together():
+    alone = [len(block) for block in blocks_of(works(20), actors=1)]
+    assert alone == [MOST_IN_BLOCK, MOST_IN_BLOCK, 20 - 2 * MOST_IN_BLOCK]
+    shared = [len(block) for block in blocks_of(works(20), actors=2)]
+    assert sum(shared) == 20 and shared[0] > 1 and shared[-1] == 1
