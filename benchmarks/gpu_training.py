@@ -98,19 +98,21 @@ def train_many(*, rows: int, repeats: int) -> Found:
                 begun = time.perf_counter()
                 fits = run()
                 torch.cuda.synchronize()
+                took = time.perf_counter() - begun
+                print(f"  {kind}, {way}: {took:.2f} s", flush=True)
                 if turn:
-                    seconds[way].append(time.perf_counter() - begun)
+                    seconds[way].append(took)
                 losses[way] = _answers(fits, table=table)
         steps = 3 * -(-(table.rows * 6 // 8) // 256)
         apart_s = statistics.median(seconds["one after another"])
         for way in ways:
-            took = statistics.median(seconds[way])
+            median = statistics.median(seconds[way])
             found.rows.append(
                 [
                     f"{kind}, {way}",
-                    short(took),
-                    short(1000 * took / steps / CANDIDATES),
-                    f"{took / apart_s:.3f}",
+                    short(median),
+                    short(1000 * median / steps / CANDIDATES),
+                    f"{median / apart_s:.3f}",
                 ]
             )
         ratio = statistics.median(seconds["together"]) / apart_s

@@ -40,11 +40,17 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_payload(
-    value: Any, *, columns: PayloadColumns, folder: str, limits: Limits = DEFAULT_LIMITS
+    value: Any,
+    *,
+    columns: PayloadColumns,
+    folder: str,
+    limits: Limits = DEFAULT_LIMITS,
+    pillow: bool = False,
 ) -> Any:
     """A payload, fetched if it stands behind a URI, and decoded into what an encoder prepares.
 
-    Raises BadPayload for one that cannot be used; OSError for a fault of the medium.
+    An image becomes one of Pillow's if `pillow`. Raises BadPayload for a payload that cannot be
+    used; OSError for a fault of the medium.
     """
     start, end = 0.0, None
     if isinstance(value, Cut):
@@ -59,7 +65,9 @@ def open_payload(
     if isinstance(value, tuple):
         value = tuple(fetched(cell) for cell in value)
         return decode_row(value, kind=columns.kind, names=columns.columns, limits=limits)
-    return decode(fetched(value), kind=columns.kind, start=start, end=end, limits=limits)
+    return decode(
+        fetched(value), kind=columns.kind, start=start, end=end, limits=limits, pillow=pillow
+    )
 
 
 def fetch(uri: str, *, base: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -164,6 +172,7 @@ def decode(
     start: float = 0.0,
     end: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    pillow: bool = False,
 ) -> Any:
     """What an encoder's `prepare` takes for the kind; see `features.encoders.Encoder`.
 
@@ -177,7 +186,10 @@ def decode(
     if isinstance(payload, bytes) and len(payload) > limits.bytes:
         raise BadPayload(f"{kind} of more than {limits.bytes:,} bytes", stage="decode")
     options = {"start": start, "end": end} if kind in ("audio", "video") else {}
-    return _decoder(kind).decode(payload, limits=limits, **options)
+    decoder = _decoder(kind)
+    if pillow and kind == "image":
+        return decoder.decode_pillow(payload, limits=limits)
+    return decoder.decode(payload, limits=limits, **options)
 
 
 def decode_row(

@@ -246,7 +246,13 @@ def _open(row: int, value: Any, *, key: bytes | None, opening: Opening) -> Any:
             "the table and its files alone while they are read, and run again"
         )
     try:
-        return open_payload(value, columns=columns, folder=folder, limits=opening.limits)
+        return open_payload(
+            value,
+            columns=columns,
+            folder=folder,
+            limits=opening.limits,
+            pillow=getattr(opening.encoder, "takes_pillow", False),
+        )
     except BadPayload as error:
         return Bad(row=row, stage=error.stage, reason=error.reason)
 

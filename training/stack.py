@@ -11,11 +11,13 @@ decay first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.batch import Batch
 from training.checkpoint import FitState
@@ -89,7 +91,7 @@ class Stack:
         for part in divide(batch, parts=self.training.accumulate, dim=1):
             own = slice(part.first, part.first + part.batch.targets.shape[1])
             dropped = {name: factor[:, own] for name, factor in factors.items()}
-            with autocast(self.training.precision, device=self.device):
+            with autocast(self.training.precision, device=self.device), _attention(self.device):
                 total_K = self._losses(leaf_KP, factors=dropped, part=part.batch)
             share_K = total_K / weight_K
             gradients += torch.autograd.grad((share_K * scale_K).sum(), leaf_KP)
@@ -120,7 +122,7 @@ class Stack:
             outputs: Tensor = functional_call(self.template, state, batch.inputs)
             return outputs
 
-        with autocast(self.training.precision, device=self.device):
+        with autocast(self.training.precision, device=self.device), _attention(self.device):
             outputs_KBC: Tensor = vmap(answer)(tensors, self.own_buffers)
         return outputs_KBC.float()
 
@@ -339,3 +341,12 @@ class Stack:
         else:
             for place in moved:
                 self.average_KP[place].lerp_(self.weights_KP[place], 1 - decay)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which attention is computed so that a stack's gradients go through it.
+
+    Of the fused kernels of a GPU, the one that torch takes for short sequences refuses what vmap
+    makes of them in the backward pass ("LSE is not correctly aligned").
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()

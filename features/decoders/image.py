@@ -1,4 +1,4 @@
-"""Images: the bytes of a file → uint8 `[H, W, 3]` RGB, by Pillow."""
+"""Images: the bytes of a file → uint8 `[H, W, 3]` RGB, or an image of Pillow's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ _PILLOW = re.compile(r"PIL\b")
 
 
 def decode(payload: bytes, *, limits: Limits) -> np.ndarray:
-    """The file of an image → uint8 `[H, W, 3]` RGB, upright; BadPayload if it is not whole.
+    """The file of an image → uint8 `[H, W, 3]` RGB, as `decode_pillow`."""
+    return np.array(decode_pillow(payload, limits=limits))
+
+
+def decode_pillow(payload: bytes, *, limits: Limits) -> Any:
+    """The file of an image → Pillow's `Image` in RGB, upright; BadPayload if it is not whole.
 
     Of several pictures in a file, the first. More than 8 bits are scaled to 8; what is transparent
     stands on white. CMYK is converted as (255 - C) (255 - K) / 255, without colour profiles; so are
@@ -95,11 +100,11 @@ def _jpeg_ends(payload: bytes) -> bool:
     return True  # no chain of segments: what Pillow has read is all that is known
 
 
-def _rgb(image: Any) -> np.ndarray:
-    """The loaded image as uint8 `[H, W, 3]`; what is transparent stands on white."""
+def _rgb(image: Any) -> Any:
+    """The loaded image in RGB; what is transparent stands on white."""
     image_module = import_extra("PIL.Image", extra="image")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return np.repeat(_grey(image)[:, :, None], 3, axis=2)
+        return image_module.fromarray(_grey(image)).convert("RGB")
     if image.mode in ("I", "F"):
         reason = f"pixels of type {image.mode} have no known range; store 8 or 16 bits"
         raise BadPayload(reason, stage="decode")
@@ -109,7 +114,7 @@ def _rgb(image: Any) -> np.ndarray:
         image = image.convert("RGBA")
         white = image_module.new("RGBA", image.size, (255, 255, 255, 255))
         image = image_module.alpha_composite(white, image)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey(image: Any) -> np.ndarray:

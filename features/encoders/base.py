@@ -134,6 +134,8 @@ class Encoder(Protocol):
 
     `budget`: int, the most that one batch may have of padded size, which is the largest `size`
     in it times its rows. Without it, `batch_size` alone bounds a batch.
+    `takes_pillow`: true if `prepare` takes an RGB image of Pillow's, too, and had rather have
+    that of a payload than the array: it saves two copies.
     `prepare_all(payloads) -> list`: all payloads of a window at once, instead of `prepare` for
     each; in the place of a payload that cannot be used stands the ValueError.
     `counts(prepared) -> dict[str, int]`: what is counted over a shard for its statistics, such as

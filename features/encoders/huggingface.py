@@ -320,9 +320,7 @@ def load_model(spec: HuggingFaceSpec) -> LoadedModel:
     model = model.eval().requires_grad_(False).to(device)
     if device == "cpu" and spec.precision == "bfloat16":
         mend_convolutions(model)
-    return LoadedModel(
-        model=model, folder=folder, normalize=spec.normalize, spec=spec
-    )
+    return LoadedModel(model=model, folder=folder, normalize=spec.normalize, spec=spec)
 
 
 @contextmanager

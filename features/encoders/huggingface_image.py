@@ -110,7 +110,9 @@ class _HuggingFaceImage:
         # What a model is wide is not in one place of its configuration: ask it.
         self.dim = self._try()
 
-    def prepare(self, payload: np.ndarray) -> np.ndarray:
+    takes_pillow = True
+
+    def prepare(self, payload: Any) -> np.ndarray:
         """The image, resized and cropped as the model wants it; see `ImageProcessing.prepare`."""
         return self._processing.prepare(payload)
 

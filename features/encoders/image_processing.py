@@ -47,18 +47,18 @@ class ImageProcessing:
         if self._steps is not None and not self._equals_the_processor():
             self._steps = None
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 `[H, W, 3]` → uint8 `[h, w, 3]`, which `batch` normalises.
+    def prepare(self, picture: Any) -> np.ndarray:
+        """uint8 `[H, W, 3]`, or Pillow's image → uint8 `[h, w, 3]`, which `batch` normalises.
 
         Of a processor that has to be called: float32 `[3, h, w]`, normalised.
         """
         if self._steps is None:
-            return self._by_the_processor(pixels)
-        height, width = pixels.shape[:2]
+            return self._by_the_processor(np.asarray(picture))
+        image = picture
+        if isinstance(picture, np.ndarray):
+            image = self._image.fromarray(picture)
+        width, height = image.size
         size, crop = self._steps.sizes(height, width)
-        if size == (height, width) and crop == size:
-            return pixels
-        image = self._image.fromarray(pixels)
         if size != (height, width):
             image = image.resize(size[::-1], resample=self._steps.resample)
         if crop != size:
@@ -67,9 +67,7 @@ class ImageProcessing:
             image = image.crop((left, top, left + crop[1], top + crop[0]))
         return np.asarray(image)
 
-    def batch(
-        self, prepared: Sequence[np.ndarray], *, dtype: Any, device: Any = "cpu"
-    ) -> Any:
+    def batch(self, prepared: Sequence[np.ndarray], *, dtype: Any, device: Any = "cpu") -> Any:
         """B prepared images of one shape → the model's input `[B, 3, h, w]`, channels last."""
         import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from features.columns import PayloadColumns
 from features.encoders import huggingface_image
 from features.encoders.huggingface_image import HuggingFaceImageSpec
 from features.encoders.image_processing import ImageProcessing
+from features.payloads import open_payload
 from tests.features import vision_models as models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -386,3 +389,30 @@ def test_pickled_weights_are_refused_unless_they_are_asked_for(model: Make) -> N
 def test_a_wrong_configuration_is_told(options: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(pydantic.ValidationError, match=says):
         HuggingFaceImageSpec.model_validate({"model": str(tmp_path)} | options)
+
+
+FILES: dict[str, Callable[[], tuple[Image.Image, str]]] = {
+    "JPEG": lambda: (Image.fromarray(NOISE), "JPEG"),
+    "grey": lambda: (Image.fromarray(NOISE[:, :, 0]), "PNG"),
+    "16 bits": lambda: (Image.fromarray(NOISE[:, :, 0].astype(np.uint16) * 257), "PNG"),
+    "transparent": lambda: (Image.fromarray(np.dstack([NOISE, NOISE[:, :, :1]])), "PNG"),
+    "CMYK": lambda: (Image.fromarray(np.dstack([NOISE, NOISE[:, :, :1]]), mode="CMYK"), "TIFF"),
+    "palette": lambda: (Image.fromarray(NOISE).quantize(16), "GIF"),
+}
+NOISE = np.random.default_rng(1).integers(0, 256, (61, 87, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_an_image_of_pillows_is_prepared_as_its_array(kind: str, model: Make) -> None:
+    image, format = FILES[kind]()
+    file = io.BytesIO()
+    image.save(file, format)
+    encoder = HuggingFaceImageSpec(model=model(models.save_vit)).load()
+    column = PayloadColumns(kind="image", columns=("image",))
+    opened = [
+        open_payload(file.getvalue(), columns=column, folder="", pillow=pillow)
+        for pillow in (True, False)
+    ]
+    assert [isinstance(one, np.ndarray) for one in opened] == [False, True]
+    one, other = (encoder.prepare(picture) for picture in opened)
+    np.testing.assert_array_equal(one, other)
