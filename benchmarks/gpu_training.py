@@ -72,7 +72,7 @@ def train_many(*, rows: int, repeats: int) -> Found:
         "256, three epochs with validation, data on the GPU."
     )
     for kind in ("early", "late", "attention"):
-        table = made_table(rows=rows, dim=64)
+        table = made_table(rows=rows, dim=64, device="cuda")
         training = TrainingSpec(batch_size=256, max_epochs=3, patience=3)
         specs = [
             parse_candidate(
@@ -132,8 +132,10 @@ def _answers(fits: Sequence[Any], *, table: Any) -> np.ndarray:
 
 def train_precisions(*, rows: int, repeats: int) -> Found:
     """One large fusion in float32, bfloat16 and float16."""
-    table = made_table(rows=rows, dim=768)
-    spec = parse_candidate({"type": "attention", "width": 1024, "layers": 6, "heads": 16})
+    table = made_table(rows=rows, dim=768, device="cuda")
+    spec = parse_candidate(
+        {"type": "attention", "width": 1024, "layers": 6, "heads": 16, "learning_rate": 1e-4}
+    )
     found = Found(
         remark="Attention fusion of 6 layers, 1,024 wide, three modalities, batch 4,096, two "
         "epochs with validation."
@@ -217,7 +219,7 @@ def memory_of_losses(*, rows: int) -> Found:
             if turn:
                 took.append(time.perf_counter() - begun)
             peaks[name] = torch.cuda.max_memory_allocated() - held
-        losses[name], times[name] = float(value), statistics.median(took)
+        losses[name], times[name] = float(value.detach()), statistics.median(took)
         found.rows.append([name, short(1000 * times[name]), short(peaks[name] / 1e9)])
     (one, other) = losses.values()
     theirs, own = peaks.values()

@@ -64,11 +64,20 @@ class _Drawn:
     draw: Draw | None
     kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def part(self, part: slice, *, shape: tuple[int, ...], probability: float) -> Tensor:
+    def part(
+        self,
+        part: slice,
+        *,
+        shape: tuple[int, ...],
+        probability: float,
+        device: torch.device | str,
+    ) -> Tensor:
         """bool `[rows of the part, *shape]`: what is not dropped."""
         assert self.draw is not None
         if shape not in self.kept:
-            factor = self.draw.factor(self.rows, shape=shape, probability=probability)
+            factor = self.draw.factor(
+                self.rows, shape=shape, probability=probability, device=device
+            )
             self.kept[shape] = factor != 0
         return self.kept[shape][part]
 
@@ -80,8 +89,15 @@ class _ChunkDraw(Draw):
     drawn: _Drawn
     part: slice
 
-    def factor(self, rows: int, *, shape: tuple[int, ...], probability: float) -> Tensor:
-        kept = self.drawn.part(self.part, shape=shape, probability=probability)
+    def factor(
+        self,
+        rows: int,
+        *,
+        shape: tuple[int, ...],
+        probability: float,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        kept = self.drawn.part(self.part, shape=shape, probability=probability, device=device)
         return kept.float() / (1 - probability)
 
 

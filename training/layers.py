@@ -67,8 +67,9 @@ class RowDropout(nn.Module):
             return x_BX
         if self.draw is None:
             return F.dropout(x_BX, self.probability)
-        factor = self.draw.factor(len(x_BX), shape=self.shape, probability=self.probability)
-        return x_BX * factor.to(x_BX.device)
+        return x_BX * self.draw.factor(
+            len(x_BX), shape=self.shape, probability=self.probability, device=x_BX.device
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +82,37 @@ class Draw:
     first: int
     """Number of this worker's first row in it."""
 
-    def factor(self, rows: int, *, shape: tuple[int, ...], probability: float) -> Tensor:
-        """float32 `[rows, *shape]`: 0 with that probability, else what keeps the expectation."""
+    def factor(
+        self,
+        rows: int,
+        *,
+        shape: tuple[int, ...],
+        probability: float,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """float32 `[rows, *shape]`: 0 with that probability, else what keeps the expectation.
+
+        A GPU draws for itself, and other numbers than a CPU: to draw them here and send them there
+        took most of a step of a large model.
+        """
+        if torch.device(device).type == "cpu":
+            kept = self._kept_by_numpy(rows, shape=shape, probability=probability)
+        else:
+            kept = self._kept_by_torch(rows, shape=shape, probability=probability, device=device)
+        return kept.to(torch.float32).div_(1 - probability)
+
+    def _kept_by_torch(
+        self, rows: int, *, shape: tuple[int, ...], probability: float, device: torch.device | str
+    ) -> Tensor:
+        generator = torch.Generator(device).manual_seed(self.seed)
+        drawn = torch.rand(self.rows, *shape, generator=generator, device=device)
+        return drawn[self.first : self.first + rows] >= probability
+
+    def _kept_by_numpy(self, rows: int, *, shape: tuple[int, ...], probability: float) -> Tensor:
         size = self.rows * math.prod(shape)
         words = np.random.SFC64(self.seed).random_raw(-(-size // 4))  # of 64 bits: four draws each
         drawn = words.astype("<u8", copy=False).view("<u2")[:size].reshape(self.rows, *shape)
-        kept = drawn[self.first : self.first + rows] >= round(probability * 2**16)
-        return torch.from_numpy(kept).to(torch.float32).div_(1 - probability)
+        return torch.from_numpy(drawn[self.first : self.first + rows] >= round(probability * 2**16))
 
 
 def dropout_layers(model: nn.Module) -> list[RowDropout]:
@@ -110,8 +135,11 @@ def give_factors(model: nn.Module, *, rows: int) -> None:
     for layer in dropout_layers(model):
         if layer.draw is not None and layer.probability > 0:
             layer.factor = layer.draw.factor(
-                rows, shape=layer.shape, probability=layer.probability
-            ).to(next(model.parameters()).device)
+                rows,
+                shape=layer.shape,
+                probability=layer.probability,
+                device=next(model.parameters()).device,
+            )
 
 
 def seed_dropout(model: nn.Module, *, seed: int, rows: int, first: int) -> None:

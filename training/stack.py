@@ -285,9 +285,11 @@ class Stack:
             draws = dropout_draws(len(drawn), seed=seed, rows=rows, first=part.start)
             for (name, layer), draw in zip(self.dropouts.items(), draws, strict=True):
                 probability = member.spec.dropout if layer.of_candidate else layer.probability
-                factor = draw.factor(own, shape=layer.shape, probability=probability)
+                factor = draw.factor(
+                    own, shape=layer.shape, probability=probability, device=self.device
+                )
                 drawn[name].append(factor)
-        return {f"{name}.factor": torch.stack(d).to(self.device) for name, d in drawn.items()}
+        return {f"{name}.factor": torch.stack(d) for name, d in drawn.items()}
 
     @torch.no_grad()
     def _learn_shapes(self, batch: Batch) -> None:

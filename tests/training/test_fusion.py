@@ -24,7 +24,14 @@ from tests.training.fusion_cases import (
 )
 from training.built_in import parse_candidate
 from training.candidate import model_bytes
-from training.layers import AttentionBlock, Projection, RowDropout, dropout_layers, seed_dropout
+from training.layers import (
+    AttentionBlock,
+    Draw,
+    Projection,
+    RowDropout,
+    dropout_layers,
+    seed_dropout,
+)
 from training.loop import fit_candidate
 from training.spec import InputSpec
 from training.training_spec import TrainingSpec
@@ -285,6 +292,18 @@ def test_dropout_draws_belong_to_rows_of_the_global_batch() -> None:
     # Two layers draw apart: what both keep is 0.6².
     assert float((whole > 0).float().mean()) == pytest.approx(0.36, abs=0.05)
     assert float(whole.mean()) == pytest.approx(1.0, abs=0.15)
+
+
+def test_draws_of_a_gpu_belong_to_rows_of_the_global_batch() -> None:
+    """By the way of a GPU, taken on a CPU."""
+
+    def kept(first: int, rows: int, *, seed: int = 5) -> torch.Tensor:
+        draw = Draw(seed=seed, rows=10, first=first)
+        return draw._kept_by_torch(rows, shape=(3, 500), probability=0.4, device="cpu")
+
+    assert torch.equal(torch.cat([kept(0, 3), kept(3, 7)]), kept(0, 10))
+    assert not torch.equal(kept(0, 10, seed=6), kept(0, 10))
+    assert float(kept(0, 10).float().mean()) == pytest.approx(0.6, abs=0.02)
 
 
 def test_dropout_is_off_in_evaluation() -> None:
