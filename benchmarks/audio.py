@@ -89,7 +89,7 @@ def compare_features(folder: Path) -> None:
 
     unlike = float(np.abs(own() - theirs()).max())
     seconds: dict[str, list[float]] = {"own": [], "theirs": []}
-    for _ in range(5):
+    for _ in range(15):
         for name, run in (("own", own), ("theirs", theirs)):
             begun = time.process_time()
             run()
