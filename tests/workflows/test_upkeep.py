@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 
+import boto3
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import workflows.embed
+from features.encoders.image import HogSpec
 from features.garbage import DAY, collect_garbage
 from features.storage import LocalStorage, open_storage
 from features.store import Store
+from features.stored_embeddings import read_embeddings
 from features.verification import verify
 from tests.workflows.command import sensorium
 from workflows.cluster import Connection
@@ -253,11 +258,17 @@ def run_embed(pipeline):
 # ------------------------------------------------------------------ on S3
 
 
+SPLITS = ("train", "validation", "test")
 PIPELINE = """
 name: words
-dataset: {{path: words.csv, split: split, shard_rows: {{min: 10, target: 20, max: 60}}}}
+dataset:
+  path: words.csv
+  split: split
+  shard_rows: {{min: 10, target: 20, max: 60}}
+  max_bad_fraction: 0.05
 features:
   text: {{column: text, encoder: {{type: hashing, dim: 32}}}}
+  photo: {{column: photo, encoder: {{type: hog}}}}
 task: {{target: label}}
 candidates: [{{type: single, modality: text, width: 8}}]
 training: {{max_epochs: 2, batch_size: 16}}
@@ -266,12 +277,21 @@ store: {store}
 
 
 @pytest.mark.slow
-def test_stages_1_and_2_keep_all_in_s3(s3_root, tmp_path):
+def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(s3_root, tmp_path):
+    photos = f"{s3_root}-photos"
+    bucket, _, prefix = photos.removeprefix("s3://").partition("/")
+    drawn = np.random.default_rng(0).integers(0, 256, (90, 40, 30, 3), dtype=np.uint8)
+    client = boto3.client("s3")
+    for i, pixels in enumerate(drawn):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        if i != 7:
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{i}.png", Body=file.getvalue())
     rows = [
-        [i, f"text {i} {i // 3 % 3}", i // 3 % 3, ("train", "validation", "test")[i % 3]]
+        [i, f"text {i} {i // 3 % 3}", f"{photos}/{i}.png", i // 3 % 3, SPLITS[i % 3]]
         for i in range(90)
     ]
-    columns = ["sample_id", "text", "label", "split"]
+    columns = ["sample_id", "text", "photo", "label", "split"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "words.csv", index=False)
     (tmp_path / "words.yaml").write_text(PIPELINE.format(store=s3_root))
 
@@ -287,20 +307,29 @@ def test_stages_1_and_2_keep_all_in_s3(s3_root, tmp_path):
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    assert "90 payloads embedded" in run("embed", "words.yaml")
+    said = run("embed", "words.yaml")
+    assert "179 payloads embedded" in said and "there is no such" in said
     store = Store(open_storage(s3_root))
-    assert verify(store, store.latest("words")).damages == []
+    snapshot = store.latest("words")
+    assert verify(store, snapshot).damages == []
+    found = read_embeddings(store, snapshot, modality="photo")
+    assert found.rows.tolist() == [i for i in range(90) if i != 7]
+    hog = HogSpec().load()
+    expected = hog.encode([hog.prepare(pixels) for pixels in drawn[found.rows]])
+    np.testing.assert_allclose(found.values, expected, atol=1e-3)
     assert "1 candidate fitted" in run("train", "words.yaml")
     kinds = {entry.path.partition("/")[0] for entry in store.storage.walk()}
     assert kinds == {
         "samples", "embeddings", "encoders", "snapshots", "statistics", "latest", "scans",
-        "candidates",
+        "candidates", "quarantine",
     }  # fmt: skip
     before = {(entry.path, entry.modified) for entry in store.storage.walk()}
     assert "nothing to do" in run("embed", "words.yaml")
     assert "nothing to do" in run("train", "words.yaml")
     assert {(entry.path, entry.modified) for entry in store.storage.walk()} == before
     assert sorted(os.listdir(tmp_path)) == ["words.csv", "words.yaml"], "nothing is on the disk"
-    (path,) = [e.path for e in store.storage.walk("embeddings")][:1]
-    with store.storage.open(path) as file:
-        assert pq.ParquetFile(file).schema_arrow.field("embedding").type.list_size == 32
+    widths = set()
+    for entry in store.storage.walk("embeddings"):
+        with store.storage.open(entry.path) as file:
+            widths.add(pq.ParquetFile(file).schema_arrow.field("embedding").type.list_size)
+    assert widths == {32, HogSpec().dim}
