@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training import precision
 from training.adamw import AdamW
 from training.built_in import parse_candidate
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
@@ -93,7 +94,10 @@ def test_interrupted_after_any_checkpoint_it_ends_in_the_same_bits(table, tmp_pa
 @pytest.mark.parametrize(
     "options", [{}, {"ema": 0.9}, {"precision": "float16"}, {"accumulate": 2}], ids=str
 )
-def test_interrupted_after_any_step_it_ends_in_the_same_bits(table, options) -> None:
+def test_interrupted_after_any_step_it_ends_in_the_same_bits(table, options, monkeypatch) -> None:
+    # So high that the first steps overflow, and halve it; and soon doubled again.
+    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**20)
+    monkeypatch.setattr(precision, "GROWTH_STEPS", 3)
     spec = parse_candidate({"type": "attention", "width": 8, "dropout": 0.3, "layers": 1})
     training = TRAINING.model_copy(update={"max_epochs": 2, "checkpoint_steps": 1, **options})
     states: list[FitState] = []
