@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ from features.encoders import Encoder, EncoderSpec
 
 NOT_FINITE = "not finite"
 """What the reason says of a row for which the encoder gave NaN or an infinite number."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""What errors say, in small letters, that tell of memory: of torch on a GPU and on CPUs, of cuBLAS
+and cuDNN. On CPUs torch raises no MemoryError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,7 @@ def _encode_batch(
         if _is_of_the_machine(error) or (len(batch) == 1 and _is_out_of_memory(error)):
             raise
         if len(batch) == 1:
+            _let_go(error)
             return [(batch[0], error)]
         short_of_memory = _is_out_of_memory(error)
     # Not in the block above: until it is left, the error's frames hold the whole batch's memory.
@@ -182,7 +187,19 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of an error that is kept until the window is done.
+
+    They hold all that was computed on the way to it, which would add up over the rows that fail.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _free_memory() -> None:

@@ -6,7 +6,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from features import prepare
 from features.encoding import Prepared, Rows, encode_rows
@@ -121,6 +123,66 @@ def test_a_batch_that_ran_out_of_memory_is_let_go_before_its_halves_are_tried():
     encode_rows(prepared, spec=LettersSpec(), encoder=encoder, into=into)
     assert sorted(into.values) == list(range(16)) and not into.bad
     assert encoder.still_there == 0
+
+
+def test_rows_that_fail_hold_no_memory_until_the_window_is_done():
+    held: list[weakref.ref[Any]] = []
+    at_once: list[int] = []
+
+    class Failing:
+        dim = 1
+
+        def encode(self, batch):
+            class Activations:
+                pass
+
+            at_once.append(sum(reference() is not None for reference in held))
+            kept = Activations()
+            held.append(weakref.ref(kept))
+            if any(row % 2 for row in batch):
+                raise ValueError(f"an odd number in {batch}")
+            return [[float(row)] for row in batch]
+
+    into = Rows()
+    prepared = [Prepared(row=i, payload=i, size=1) for i in range(16)]
+    encode_rows(prepared, spec=LettersSpec(), encoder=Failing(), into=into)
+    assert sorted(into.values) == list(range(0, 16, 2))
+    assert [bad.row for bad in into.bad] == list(range(1, 16, 2))
+    assert max(at_once) == 0
+
+
+def short_of_memory() -> list[Exception]:
+    """What torch really raises where there is not enough, and what cuBLAS says."""
+    errors: list[Exception] = [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")]
+    try:
+        torch.empty(2**60, dtype=torch.uint8)
+    except Exception as error:
+        errors.append(error)
+    assert len(errors) == 2
+    return errors
+
+
+@pytest.mark.parametrize("error", short_of_memory(), ids=["cuBLAS", "torch on a CPU"])
+def test_a_row_is_not_blamed_for_memory_that_does_not_suffice(error):
+    class Short:
+        dim = 1
+        most = 2
+
+        def encode(self, batch):
+            if len(batch) > self.most:
+                raise type(error)(*error.args)
+            return [[float(row)] for row in batch]
+
+    encoder, into = Short(), Rows()
+    prepared = [Prepared(row=i, payload=i, size=1) for i in range(8)]
+    encode_rows(prepared, spec=LettersSpec(), encoder=encoder, into=into)
+    assert sorted(into.values) == list(range(8)) and not into.bad
+
+    encoder.most = 0
+    into = Rows(values={99: np.zeros(1)})
+    with pytest.raises(type(error), match=r"memory|ALLOC_FAILED"):
+        encode_rows(prepared[:1], spec=LettersSpec(), encoder=encoder, into=into)
+    assert not into.bad
 
 
 def works(count: int) -> list[Work]:
