@@ -53,7 +53,8 @@ class ImageProcessing:
         Of a processor that has to be called: float32 `[3, h, w]`, normalised.
         """
         if self._steps is None:
-            return self._by_the_processor(np.asarray(picture))
+            # A copy, which a processor may write to: an image of Pillow's gives no other leave.
+            return self._by_the_processor(np.array(picture))
         image = picture
         if isinstance(picture, np.ndarray):
             image = self._image.fromarray(picture)
