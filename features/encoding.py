@@ -58,8 +58,9 @@ def encode_rows(
 
     A batch that fails is halved until the rows that fail are alone. They are bad, unless the
     encoder now fails for a row that it had encoded before, too (one of these rows, or of
-    `known_good`): then the error is raised, as are faults of the machine. So it is if all of
-    several rows fail. `on_batch` is told of so many rows that go to the encoder, before they do.
+    `known_good`): then the error is raised, as are faults of the machine (MemoryError, if a row
+    alone is too much). So it is if all of several rows fail. `on_batch` is told of so many rows
+    that go to the encoder, before they do.
     """
     failed: list[tuple[Prepared, Exception]] = []
     proof: Prepared | None = None
@@ -112,8 +113,14 @@ def _encode_batch(
     try:
         values = encoder.encode([item.payload for item in batch])
     except Exception as error:
-        if _is_of_the_machine(error) or (len(batch) == 1 and _is_out_of_memory(error)):
+        if _is_of_the_machine(error):
             raise
+        if len(batch) == 1 and _is_out_of_memory(error):
+            raise MemoryError(
+                f"the encoder {spec.type!r} has no memory for a batch of one payload, of size "
+                f"{batch[0].size:,} (row {batch[0].row} of its shard): {error}. Free some, take a "
+                "machine with more, or let the encoder cut such payloads short"
+            ) from error
         if len(batch) == 1:
             _let_go(error)
             return [(batch[0], error)]
