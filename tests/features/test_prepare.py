@@ -1,9 +1,11 @@
 """Preparing ahead of the encoder, and at its pace."""
 
+import pickle
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,14 @@ import pytest
 import torch
 
 from features import prepare
+from features.columns import PayloadColumns
+from features.encoders import parse_encoder
+from features.encoders.sample_payloads import common_payloads
 from features.encoding import Prepared, Rows, encode_rows
 from features.job import MOST_IN_BLOCK, blocks_of
+from features.payload_keys import payload_key
 from features.plan import Work
+from tests.features.test_conformance import CONFIGURED
 from tests.features.world import ROWS, Letters, LettersSpec
 
 WINDOW = 50
@@ -91,6 +98,48 @@ def test_an_encoder_that_fails_leaves_no_thread_waiting(windows, monkeypatch):
 
     monkeypatch.setattr(Letters, "encode", broken)
     assert isinstance(ended(windows.run), TypeError)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [pytest.param({"type": n} | o, id=n) for n, options in CONFIGURED.items() for o in options[:1]],
+)
+def test_the_memory_of_what_is_prepared_is_known(value):
+    """By which a window ends: compared with the bytes that pickle needs for it."""
+    spec = parse_encoder(value)
+    samples = common_payloads(spec)
+    encoder = (spec.fitted(samples) if spec.needs_fit else spec).load()
+    for payload in samples:
+        prepared = encoder.prepare(payload)
+        assert prepare.bytes_of(prepared) >= 0.5 * (len(pickle.dumps(prepared)) - 300)
+
+
+def test_the_memory_of_tokens_is_known(minilm):
+    encoder = parse_encoder({"type": "huggingface_text", "model": minilm}).load()
+    few, many = (prepare.bytes_of(encoder.prepare("word " * count)) for count in (10, 210))
+    assert many - few >= 200 * 8
+
+
+def test_a_window_of_long_series_ends_by_its_memory(monkeypatch):
+    """Four series of 8,000 bytes fill a window, however many rows it may have."""
+    monkeypatch.setattr(prepare, "WINDOW_BYTES", 4 * 8000)
+    spec = parse_encoder({"type": "series", "channels": 1, "scaling": "none"})
+    columns = PayloadColumns(kind="series", columns=("s",))
+    values = [np.full(1000, float(i)) for i in range(10)]
+    keys = [payload_key(value, columns=columns, folder="") for value in values]
+    opening = prepare.Opening(columns=columns, encoder=spec.load(), folder="", key_by="stat")
+    with ThreadPoolExecutor(2) as pool:
+        windows = list(
+            prepare.prepared_windows(
+                range(10),
+                read=lambda rows: [values[row] for row in rows],
+                keys=keys,
+                opening=opening,
+                pool=pool,
+            )
+        )
+    assert [window.rows for window in windows] == [4, 4, 2]
+    assert [item.row for window in windows for item in window.prepared] == list(range(10))
 
 
 class Hungry:
