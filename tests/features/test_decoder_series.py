@@ -61,6 +61,11 @@ def test_gaps_of_a_csv_however_they_are_written(gap: str) -> None:
     np.testing.assert_array_equal(found.values, [[1, 2.5], [np.nan, 3], [5, np.nan]])
 
 
+def test_a_gap_of_the_only_channel_is_a_step_too() -> None:
+    found = decode(csv(pulse=[1.0, np.nan, 3.0]), kind="series")
+    np.testing.assert_array_equal(found.values, [[1], [np.nan], [3]])
+
+
 @pytest.mark.parametrize("name", ["time", "Time", "TIMESTAMP"])
 def test_times_of_a_csv(name: str) -> None:
     seconds = [0.0, 0.5, 2.25]
