@@ -14,12 +14,15 @@ import torch
 
 from features import prepare
 from features.columns import PayloadColumns
+from features.embedding import embed_shards
 from features.encoders import parse_encoder
 from features.encoders.sample_payloads import common_payloads
 from features.encoding import Prepared, Rows, encode_rows
 from features.job import MOST_IN_BLOCK, blocks_of
 from features.payload_keys import payload_key
 from features.plan import Work
+from features.sample_shards import write_samples
+from features.sources import RowReader
 from tests.features.test_conformance import CONFIGURED
 from tests.features.world import ROWS, Letters, LettersSpec
 
@@ -90,6 +93,36 @@ def test_bad_rows_hold_nobody_up(windows):
     windows.frame.loc[::2, "note"] = "unusable"
     _, results, snapshot = ended(windows.run)
     assert snapshot.modalities["note"].bad == ROWS // 2 and len(results) > 1
+
+
+def test_who_stops_listening_leaves_no_thread_waiting(windows, monkeypatch):
+    """Closed after the first shard, while the next ones are read as far as the pace lets them."""
+    encode = Letters.encode
+
+    def slow(self, batch):
+        time.sleep(0.003)
+        return encode(self, batch)
+
+    monkeypatch.setattr(Letters, "encode", slow)
+    plan = windows.plan()
+    write_samples(plan, store=windows.store)
+    works = [work for work in plan.work if work.modality == "note"]
+    spec = windows.specs["note"]
+    before = set(threading.enumerate())
+    results = embed_shards(
+        works,
+        store=windows.store,
+        spec=spec,
+        encoder=spec.load(),
+        source=plan.source,
+        reader=RowReader(plan.source, columns=["note"]),
+        columns=PayloadColumns(kind="text", columns=("note",)),
+        payload_key_by="stat",
+    )
+    assert next(results).shard == works[0].shard and len(works) > 3
+    ended(lambda: (results.close(), True))
+    left = {thread.name for thread in set(threading.enumerate()) - before if thread.is_alive()}
+    assert not {name for name in left if name.startswith(("prepare", "ahead", "write"))}
 
 
 def test_an_encoder_that_fails_leaves_no_thread_waiting(windows, monkeypatch):
