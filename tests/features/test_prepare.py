@@ -95,42 +95,50 @@ def test_bad_rows_hold_nobody_up(windows):
     assert snapshot.modalities["note"].bad == ROWS // 2 and len(results) > 1
 
 
-def test_who_stops_listening_leaves_no_thread_waiting(windows, monkeypatch):
-    """Closed after the first shard, while the next ones are read as far as the pace lets them."""
-    encode = Letters.encode
-
-    def slow(self, batch):
-        time.sleep(0.003)
-        return encode(self, batch)
-
-    monkeypatch.setattr(Letters, "encode", slow)
-    plan = windows.plan()
-    write_samples(plan, store=windows.store)
+def notes(world):
+    """The shards of notes, embedded one after another by one call."""
+    plan = world.plan()
+    write_samples(plan, store=world.store)
     works = [work for work in plan.work if work.modality == "note"]
-    spec = windows.specs["note"]
-    before = set(threading.enumerate())
-    results = embed_shards(
+    assert len(works) > 3
+    return embed_shards(
         works,
-        store=windows.store,
-        spec=spec,
-        encoder=spec.load(),
+        store=world.store,
+        spec=world.specs["note"],
+        encoder=world.specs["note"].load(),
         source=plan.source,
         reader=RowReader(plan.source, columns=["note"]),
         columns=PayloadColumns(kind="text", columns=("note",)),
         payload_key_by="stat",
     )
-    assert next(results).shard == works[0].shard and len(works) > 3
-    ended(lambda: (results.close(), True))
-    left = {thread.name for thread in set(threading.enumerate()) - before if thread.is_alive()}
-    assert not {name for name in left if name.startswith(("prepare", "ahead", "write"))}
 
 
-def test_an_encoder_that_fails_leaves_no_thread_waiting(windows, monkeypatch):
+def test_a_device_that_fails_leaves_no_thread_waiting(windows, monkeypatch):
+    """Amid a window, when the next one waits for more of it to be encoded."""
+    monkeypatch.setitem(prepare.WINDOW_ROWS, "text", 20)
+    monkeypatch.setitem(prepare.FIRST_ROWS, "text", 20)
+    encode, calls = Letters.encode, []
+
     def broken(self, batch):
-        raise TypeError("no such argument")
+        calls.append(len(batch))
+        if len(calls) < 2:
+            return encode(self, batch)
+        if len(calls) == 2:
+            time.sleep(0.3)  # until there is a thread that waits
+        raise RuntimeError("CUDA error: the device is lost")
 
     monkeypatch.setattr(Letters, "encode", broken)
-    assert isinstance(ended(windows.run), TypeError)
+    assert isinstance(ended(lambda: list(notes(windows))), RuntimeError)
+    assert calls == [BATCH, BATCH]
+
+
+def test_who_stops_listening_leaves_no_thread(windows):
+    before = set(threading.enumerate())
+    results = notes(windows)
+    next(results)
+    ended(lambda: (results.close(), True))
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not {name for name in left if name.startswith(("prepare", "ahead", "write"))}
 
 
 @pytest.mark.parametrize(
