@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ from features.encoders import Encoder, EncoderSpec
 
 NOT_FINITE = "not finite"
 """What the reason says of a row for which the encoder gave NaN or an infinite number."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""What errors say, in small letters, that tell of memory: of torch on a GPU and on CPUs, of cuBLAS
+and cuDNN. On CPUs torch raises no MemoryError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,9 @@ def encode_rows(
 
     A batch that fails is halved until the rows that fail are alone. They are bad, unless the
     encoder now fails for a row that it had encoded before, too (one of these rows, or of
-    `known_good`): then the error is raised, as are faults of the machine. So it is if all of
-    several rows fail. `on_batch` is told of so many rows that go to the encoder, before they do.
+    `known_good`): then the error is raised, as are faults of the machine (MemoryError, if a row
+    alone is too much). So it is if all of several rows fail. `on_batch` is told of so many rows
+    that go to the encoder, before they do.
     """
     failed: list[tuple[Prepared, Exception]] = []
     proof: Prepared | None = None
@@ -108,9 +113,16 @@ def _encode_batch(
     try:
         values = encoder.encode([item.payload for item in batch])
     except Exception as error:
-        if _is_of_the_machine(error) or (len(batch) == 1 and _is_out_of_memory(error)):
+        if _is_of_the_machine(error):
             raise
+        if len(batch) == 1 and _is_out_of_memory(error):
+            raise MemoryError(
+                f"the encoder {spec.type!r} has no memory for a batch of one payload, of size "
+                f"{batch[0].size:,} (row {batch[0].row} of its shard): {error}. Free some, take a "
+                "machine with more, or let the encoder cut such payloads short"
+            ) from error
         if len(batch) == 1:
+            _let_go(error)
             return [(batch[0], error)]
         short_of_memory = _is_out_of_memory(error)
     # Not in the block above: until it is left, the error's frames hold the whole batch's memory.
@@ -182,7 +194,19 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of an error that is kept until the window is done.
+
+    They hold all that was computed on the way to it, which would add up over the rows that fail.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _free_memory() -> None:

@@ -12,11 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from features.columns import PayloadColumns
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
@@ -38,7 +36,7 @@ WINDOW_ROWS: dict[Kind, int] = {
 """Rows that are prepared and encoded together at most."""
 FIRST_ROWS: dict[Kind, int] = {"image": 32, "audio": 32, "video": 4}
 """Rows of a shard's first window, for which the encoder waits; each is twice that before it."""
-READ_ROWS: dict[Kind, int] = {"image": 64, "audio": 64, "video": 4}
+READ_ROWS: dict[Kind, int] = {"image": 64, "audio": 64, "video": 4, "series": 256}
 """Rows that are read from the table at once, where an inline payload may be large."""
 WINDOW_BYTES = 256 * 2**20
 """Size of the prepared payloads after which a window ends."""
@@ -195,6 +193,10 @@ def _prepared_row(row: int, value: Any, *, key: bytes | None, opening: Opening) 
         prepared = opening.encoder.prepare(payload)
     except ValueError as error:
         return _refused(row, error)
+    except (OSError, MemoryError, SourceError):
+        raise  # of the machine, and no fault of the row
+    except Exception as error:  # a fault of the encoder's code, which this row has brought out
+        return Bad(row=row, stage="prepare", reason=f"{type(error).__name__}: {error}")
     return Prepared(row=row, payload=prepared, size=opening.encoder.size(prepared))
 
 
@@ -265,19 +267,20 @@ def _count(item: Prepared, *, encoder: Encoder, into: dict[str, int]) -> None:
 
 
 def bytes_of(prepared: Any) -> int:
-    """About how much memory a prepared payload takes."""
+    """About how much memory a prepared payload takes: its `nbytes`, or that of all its parts."""
     match prepared:
-        case np.ndarray():
-            return int(prepared.nbytes)
         case str() | bytes():
             return len(prepared)
         case dict():
             return sum(bytes_of(value) for value in prepared.values())
-        case list() | tuple() if prepared and isinstance(prepared[0], np.ndarray | dict | list):
+        case list() | tuple() if prepared and not isinstance(prepared[0], int | float):
             return sum(bytes_of(value) for value in prepared)
         case list() | tuple():
             return 8 * len(prepared)
-    return int(getattr(prepared, "nbytes", 64))
+    size = getattr(prepared, "nbytes", None)
+    if size is None and is_dataclass(prepared):
+        size = sum(bytes_of(getattr(prepared, part.name)) for part in fields(prepared))
+    return 64 if size is None else int(size)
 
 
 def _shown(value: object) -> str:

@@ -23,6 +23,8 @@ from training.batch import Tensors
 
 CLAMP = 10.0
 """Standard deviations beyond which an input's dimension is cut off."""
+DRAWN_AT_ONCE = 256
+"""Rows of the global batch whose dropout a GPU draws at once."""
 
 
 class Input(Protocol):
@@ -104,9 +106,17 @@ class Draw:
     def _kept_by_torch(
         self, rows: int, *, shape: tuple[int, ...], probability: float, device: torch.device | str
     ) -> Tensor:
-        generator = torch.Generator(device).manual_seed(self.seed)
-        drawn = torch.rand(self.rows, *shape, generator=generator, device=device)
-        return drawn[self.first : self.first + rows] >= probability
+        # Block by block of the global batch, of which only a worker's own are drawn: all of them
+        # would take as many times the memory of a layer's output as there are workers.
+        generator = torch.Generator(device)
+        last = self.first + rows
+        begin = self.first - self.first % DRAWN_AT_ONCE
+        kept = []
+        for start in range(begin, last, DRAWN_AT_ONCE):
+            generator.manual_seed((self.seed * 2_147_483_659 + start) % 2**63)
+            drawn = torch.rand(DRAWN_AT_ONCE, *shape, generator=generator, device=device)
+            kept.append(drawn[max(0, self.first - start) : last - start] >= probability)
+        return torch.cat(kept) if kept else torch.ones(0, *shape, dtype=torch.bool, device=device)
 
     def _kept_by_numpy(self, rows: int, *, shape: tuple[int, ...], probability: float) -> Tensor:
         size = self.rows * math.prod(shape)

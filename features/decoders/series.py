@@ -139,11 +139,11 @@ def _read_csv(payload: bytes, *, limits: Limits) -> tuple[np.ndarray, np.ndarray
                 null_values=list(GAPS), strings_can_be_null=True, check_utf8=True
             ),
         )
-    except pa.ArrowException as error:
+        names = [name.strip() for name in table.column_names]
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # names are decoded when asked for
         reason = f"not a CSV file of a series, or damaged: {short(error)}"
         raise BadPayload(reason, stage="decode") from error
     refuse_too_many(table.num_rows * table.num_columns, limits=limits)
-    names = [name.strip() for name in table.column_names]
     if all(map(_is_number, names)):
         reason = "the first line of a CSV file must name the channels; this one holds numbers"
         raise BadPayload(reason, stage="decode")

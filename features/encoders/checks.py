@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from features.encoders.base import Encoder, EncoderSpec, Kind
+from features.encoders.base import Encoder, EncoderSpec, Kind, import_extra
 from features.encoders.elsewhere import encode_elsewhere
 
 THREADS = 4
@@ -209,6 +209,18 @@ def all_at_once(trial: Trial) -> None:
         raise Unfit(f"`prepare_all` refuses what `prepare` takes: {refused}")
     rows = encode(trial.encoder, prepared)
     _refuse_difference(trial.rows, rows, within=0.0, says="what `prepare_all` prepares")
+
+
+def pillow(trial: Trial) -> None:
+    """`takes_pillow`, if it is true, is kept."""
+    if not getattr(trial.encoder, "takes_pillow", False):
+        return
+    if trial.spec.kind != "image":
+        raise Unfit(f"`takes_pillow` is for images, not for {trial.spec.kind}")
+    module = import_extra("PIL.Image", extra="image")
+    prepared = [trial.encoder.prepare(module.fromarray(pixels)) for pixels in trial.samples]
+    rows = encode(trial.encoder, prepared)
+    _refuse_difference(trial.rows, rows, within=0.0, says="an image of Pillow's, and its array,")
 
 
 def meets_odd_ones(trial: Trial, oddities: Mapping[str, Any]) -> None:

@@ -168,4 +168,10 @@ _ON_ROWS = (
         run=checks.all_at_once,
         remedy="`prepare_all` gives what `prepare` gives, ValueErrors in their places",
     ),
+    _Check(
+        name="an image of Pillow's is prepared as its array",
+        run=checks.pillow,
+        remedy="`prepare` takes both (`np.asarray(payload)` is the array of both); or leave "
+        "`takes_pillow` out",
+    ),
 )

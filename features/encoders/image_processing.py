@@ -19,6 +19,9 @@ from features.encoders.base import import_extra
 
 PROBES = ((37, 61), (61, 37), (24, 24), (301, 97))
 """Heights and widths of images on which a processor is compared with what is done here."""
+RESIZED_PIXELS = 100_000_000
+"""Largest image that is made by resizing: one of 1 x 100,000 pixels is small, and may become
+224 x 22,400,000."""
 WARPED_FROM = 384
 """Side from which ConvNeXt's processor resizes without cropping."""
 
@@ -50,16 +53,23 @@ class ImageProcessing:
     def prepare(self, picture: Any) -> np.ndarray:
         """uint8 `[H, W, 3]`, or Pillow's image → uint8 `[h, w, 3]`, which `batch` normalises.
 
-        Of a processor that has to be called: float32 `[3, h, w]`, normalised.
+        Of a processor that has to be called: float32 `[3, h, w]`, normalised. ValueError for an
+        image so long and thin that it would be resized to more than RESIZED_PIXELS.
         """
         if self._steps is None:
-            return self._by_the_processor(np.asarray(picture))
+            # A copy, which a processor may write to: an image of Pillow's gives no other leave.
+            return self._by_the_processor(np.array(picture))
         image = picture
         if isinstance(picture, np.ndarray):
             image = self._image.fromarray(picture)
         width, height = image.size
         size, crop = self._steps.sizes(height, width)
         if size != (height, width):
+            if size[0] * size[1] > RESIZED_PIXELS:
+                raise ValueError(
+                    f"too long and thin: {width} x {height} pixels would be resized to "
+                    f"{size[1]:,} x {size[0]:,}, more than {RESIZED_PIXELS:,} pixels"
+                )
             image = image.resize(size[::-1], resample=self._steps.resample)
         if crop != size:
             # What an image is smaller than the crop is filled with zeros.

@@ -195,3 +195,25 @@ class Painted:
 
     def encode(self, batch: list[np.ndarray]) -> np.ndarray:
         return np.stack([image.mean(axis=(0, 1)) for image in batch]).astype(np.float32)
+
+
+class PillowSpec(EncoderSpec):
+    """An image encoder that asks for Pillow's images, and shrinks those by another filter."""
+
+    kind: ClassVar[Kind] = "image"
+
+    type: Literal["tests.features.broken_encoders.PillowSpec"] = (
+        "tests.features.broken_encoders.PillowSpec"
+    )
+
+    def load(self) -> Any:
+        return Shrunk()
+
+
+class Shrunk(Painted):
+    takes_pillow = True
+
+    def prepare(self, payload: Any) -> np.ndarray:
+        if isinstance(payload, np.ndarray):
+            return payload[:8, :8].copy()
+        return np.asarray(payload.resize((8, 8)))

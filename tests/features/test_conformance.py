@@ -19,6 +19,7 @@ from tests.features.broken_encoders import (
     KindlessSpec,
     LockedSpec,
     PaintedSpec,
+    PillowSpec,
     ThawedSpec,
 )
 from tests.features.test_encoders_video import save_videomae
@@ -35,6 +36,7 @@ ALONE = "a payload alone is as in a batch"
 NEIGHBOURS = "neighbours and order change nothing"
 THREADS = "threads prepare alike"
 AT_ONCE = "all at once is prepared as one by one"
+PILLOW = "an image of Pillow's is prepared as its array"
 ODD = "odd payloads are embedded, or refused with a reason"
 PROCESS = "another process gives the same"
 
@@ -50,7 +52,7 @@ def failures(spec: EncoderSpec, **options: Any) -> dict[str, str]:
 def test_an_encoder_that_conforms_passes(output: Any) -> None:
     found = check_encoder(BrokenSpec(output=output))
     assert [finding for finding in found if not finding.passed] == []
-    assert len({finding.check for finding in found}) == len(found) == 13
+    assert len({finding.check for finding in found}) == len(found) == 14
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,11 @@ def test_a_spec_without_words_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_payload_that_is_painted_over_is_found() -> None:
     assert "changes its payload" in failures(PaintedSpec())[PREPARES]
+
+
+def test_images_of_pillows_are_tried_where_they_are_asked_for() -> None:
+    found = failures(PillowSpec(), elsewhere=False)
+    assert list(found) == [PILLOW] and "sample 0 differs by" in found[PILLOW]
 
 
 def test_a_spec_that_does_not_travel_is_found() -> None:

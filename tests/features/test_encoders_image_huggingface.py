@@ -309,6 +309,16 @@ def test_preprocessing_is_that_of_the_image_processor(name: str) -> None:
         np.testing.assert_array_equal(found[1], found[0])
 
 
+def test_a_thin_image_that_resizing_would_blow_up_is_refused(model: Make) -> None:
+    """Of 200,000 pixels, to 32 x 6,400,000 or 204 million."""
+    encoder = HuggingFaceImageSpec(model=model(models.save_clip)).load()
+    for shape in ((1, 200_000, 3), (200_000, 1, 3)):
+        pixels = np.zeros(shape, np.uint8)
+        for picture in (pixels, Image.fromarray(pixels)):
+            with pytest.raises(ValueError, match=r"too long and thin.*6,400,000"):
+                encoder.prepare(picture)
+
+
 def test_a_processor_that_does_more_than_it_says_is_called() -> None:
     from transformers import ViTImageProcessorPil
 

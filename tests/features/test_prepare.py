@@ -1,17 +1,29 @@
 """Preparing ahead of the encoder, and at its pace."""
 
+import pickle
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from features import prepare
+from features.columns import PayloadColumns
+from features.embedding import embed_shards
+from features.encoders import parse_encoder
+from features.encoders.sample_payloads import common_payloads
 from features.encoding import Prepared, Rows, encode_rows
 from features.job import MOST_IN_BLOCK, blocks_of
+from features.payload_keys import payload_key
 from features.plan import Work
+from features.sample_shards import write_samples
+from features.sources import RowReader
+from tests.features.test_conformance import CONFIGURED
 from tests.features.world import ROWS, Letters, LettersSpec
 
 WINDOW = 50
@@ -83,12 +95,92 @@ def test_bad_rows_hold_nobody_up(windows):
     assert snapshot.modalities["note"].bad == ROWS // 2 and len(results) > 1
 
 
-def test_an_encoder_that_fails_leaves_no_thread_waiting(windows, monkeypatch):
+def notes(world):
+    """The shards of notes, embedded one after another by one call."""
+    plan = world.plan()
+    write_samples(plan, store=world.store)
+    works = [work for work in plan.work if work.modality == "note"]
+    assert len(works) > 3
+    return embed_shards(
+        works,
+        store=world.store,
+        spec=world.specs["note"],
+        encoder=world.specs["note"].load(),
+        source=plan.source,
+        reader=RowReader(plan.source, columns=["note"]),
+        columns=PayloadColumns(kind="text", columns=("note",)),
+        payload_key_by="stat",
+    )
+
+
+def test_a_device_that_fails_leaves_no_thread_waiting(windows, monkeypatch):
+    """Amid a window, when the next one waits for more of it to be encoded."""
+    monkeypatch.setitem(prepare.WINDOW_ROWS, "text", 20)
+    monkeypatch.setitem(prepare.FIRST_ROWS, "text", 20)
+    encode, calls = Letters.encode, []
+
     def broken(self, batch):
-        raise TypeError("no such argument")
+        calls.append(len(batch))
+        if len(calls) < 2:
+            return encode(self, batch)
+        if len(calls) == 2:
+            time.sleep(0.3)  # until there is a thread that waits
+        raise RuntimeError("CUDA error: the device is lost")
 
     monkeypatch.setattr(Letters, "encode", broken)
-    assert isinstance(ended(windows.run), TypeError)
+    assert isinstance(ended(lambda: list(notes(windows))), RuntimeError)
+    assert calls == [BATCH, BATCH]
+
+
+def test_who_stops_listening_leaves_no_thread(windows):
+    before = set(threading.enumerate())
+    results = notes(windows)
+    next(results)
+    ended(lambda: (results.close(), True))
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not {name for name in left if name.startswith(("prepare", "ahead", "write"))}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [pytest.param({"type": n} | o, id=n) for n, options in CONFIGURED.items() for o in options[:1]],
+)
+def test_the_memory_of_what_is_prepared_is_known(value):
+    """By which a window ends: compared with the bytes that pickle needs for it."""
+    spec = parse_encoder(value)
+    samples = common_payloads(spec)
+    encoder = (spec.fitted(samples) if spec.needs_fit else spec).load()
+    for payload in samples:
+        prepared = encoder.prepare(payload)
+        assert prepare.bytes_of(prepared) >= 0.5 * (len(pickle.dumps(prepared)) - 300)
+
+
+def test_the_memory_of_tokens_is_known(minilm):
+    encoder = parse_encoder({"type": "huggingface_text", "model": minilm}).load()
+    few, many = (prepare.bytes_of(encoder.prepare("word " * count)) for count in (10, 210))
+    assert many - few >= 200 * 8
+
+
+def test_a_window_of_long_series_ends_by_its_memory(monkeypatch):
+    """Four series of 8,000 bytes fill a window, however many rows it may have."""
+    monkeypatch.setattr(prepare, "WINDOW_BYTES", 4 * 8000)
+    spec = parse_encoder({"type": "series", "channels": 1, "scaling": "none"})
+    columns = PayloadColumns(kind="series", columns=("s",))
+    values = [np.full(1000, float(i)) for i in range(10)]
+    keys = [payload_key(value, columns=columns, folder="") for value in values]
+    opening = prepare.Opening(columns=columns, encoder=spec.load(), folder="", key_by="stat")
+    with ThreadPoolExecutor(2) as pool:
+        windows = list(
+            prepare.prepared_windows(
+                range(10),
+                read=lambda rows: [values[row] for row in rows],
+                keys=keys,
+                opening=opening,
+                pool=pool,
+            )
+        )
+    assert [window.rows for window in windows] == [4, 4, 2]
+    assert [item.row for window in windows for item in window.prepared] == list(range(10))
 
 
 class Hungry:
@@ -121,6 +213,66 @@ def test_a_batch_that_ran_out_of_memory_is_let_go_before_its_halves_are_tried():
     encode_rows(prepared, spec=LettersSpec(), encoder=encoder, into=into)
     assert sorted(into.values) == list(range(16)) and not into.bad
     assert encoder.still_there == 0
+
+
+def test_rows_that_fail_hold_no_memory_until_the_window_is_done():
+    held: list[weakref.ref[Any]] = []
+    at_once: list[int] = []
+
+    class Failing:
+        dim = 1
+
+        def encode(self, batch):
+            class Activations:
+                pass
+
+            at_once.append(sum(reference() is not None for reference in held))
+            kept = Activations()
+            held.append(weakref.ref(kept))
+            if any(row % 2 for row in batch):
+                raise ValueError(f"an odd number in {batch}")
+            return [[float(row)] for row in batch]
+
+    into = Rows()
+    prepared = [Prepared(row=i, payload=i, size=1) for i in range(16)]
+    encode_rows(prepared, spec=LettersSpec(), encoder=Failing(), into=into)
+    assert sorted(into.values) == list(range(0, 16, 2))
+    assert [bad.row for bad in into.bad] == list(range(1, 16, 2))
+    assert max(at_once) == 0
+
+
+def short_of_memory() -> list[Exception]:
+    """What torch really raises where there is not enough, and what cuBLAS says."""
+    errors: list[Exception] = [RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")]
+    try:
+        torch.empty(2**60, dtype=torch.uint8)
+    except Exception as error:
+        errors.append(error)
+    assert len(errors) == 2
+    return errors
+
+
+@pytest.mark.parametrize("error", short_of_memory(), ids=["cuBLAS", "torch on a CPU"])
+def test_a_row_is_not_blamed_for_memory_that_does_not_suffice(error):
+    class Short:
+        dim = 1
+        most = 2
+
+        def encode(self, batch):
+            if len(batch) > self.most:
+                raise type(error)(*error.args)
+            return [[float(row)] for row in batch]
+
+    encoder, into = Short(), Rows()
+    prepared = [Prepared(row=i, payload=i, size=1) for i in range(8)]
+    encode_rows(prepared, spec=LettersSpec(), encoder=encoder, into=into)
+    assert sorted(into.values) == list(range(8)) and not into.bad
+
+    encoder.most = 0
+    into = Rows(values={99: np.zeros(1)})
+    with pytest.raises(MemoryError, match=r"one payload, of size 1 \(row 0 .*(?i:alloc)"):
+        encode_rows(prepared[:1], spec=LettersSpec(), encoder=encoder, into=into)
+    assert not into.bad
 
 
 def works(count: int) -> list[Work]:

@@ -25,6 +25,7 @@ from tests.training.fusion_cases import (
 from training.built_in import parse_candidate
 from training.candidate import model_bytes
 from training.layers import (
+    DRAWN_AT_ONCE,
     AttentionBlock,
     Draw,
     Projection,
@@ -295,15 +296,21 @@ def test_dropout_draws_belong_to_rows_of_the_global_batch() -> None:
 
 
 def test_draws_of_a_gpu_belong_to_rows_of_the_global_batch() -> None:
-    """By the way of a GPU, taken on a CPU."""
+    """By the way of a GPU, taken on a CPU; in several blocks, which workers may divide."""
+    total = 2 * DRAWN_AT_ONCE + 90
 
     def kept(first: int, rows: int, *, seed: int = 5) -> torch.Tensor:
-        draw = Draw(seed=seed, rows=10, first=first)
-        return draw._kept_by_torch(rows, shape=(3, 500), probability=0.4, device="cpu")
+        draw = Draw(seed=seed, rows=total, first=first)
+        return draw._kept_by_torch(rows, shape=(3, 50), probability=0.4, device="cpu")
 
-    assert torch.equal(torch.cat([kept(0, 3), kept(3, 7)]), kept(0, 10))
-    assert not torch.equal(kept(0, 10, seed=6), kept(0, 10))
-    assert float(kept(0, 10).float().mean()) == pytest.approx(0.6, abs=0.02)
+    whole = kept(0, total)
+    assert whole.shape == (total, 3, 50) and kept(7, 0).shape == (0, 3, 50)
+    for cut in (3, DRAWN_AT_ONCE, DRAWN_AT_ONCE + 1, total - 1):
+        assert torch.equal(torch.cat([kept(0, cut), kept(cut, total - cut)]), whole)
+    assert not torch.equal(kept(0, total, seed=6), whole)
+    blocks = whole[: 2 * DRAWN_AT_ONCE].chunk(2)
+    assert not torch.equal(*blocks)
+    assert float(whole.float().mean()) == pytest.approx(0.6, abs=0.02)
 
 
 def test_dropout_is_off_in_evaluation() -> None:

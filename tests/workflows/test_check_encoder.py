@@ -42,7 +42,7 @@ def test_the_template_of_the_page_passes(template, capsys):
     (command,) = re.findall(r"\$ PYTHONPATH=\. sensorium (.*)", PAGE)
     code, out, err = sensorium(capsys, *command.split())
     assert (code, err) == (0, "")
-    assert "13 checks passed" in out
+    assert "14 checks passed" in out
     assert "built-in image samples" in out
     assert len(PAGE.splitlines()) < 90, "a page of one screen"
 
