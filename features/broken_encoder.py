@@ -34,6 +34,12 @@ def refuse_broken_shard(
     dim: int,
 ) -> None:
     """Raise BrokenEncoder if what came out can be no embedding of what went in."""
+    faults = [bad for bad in done.bad if bad.fault]
+    if len(faults) > 1 and len(faults) == len(done.bad) + len(done.values):
+        raise BrokenEncoder(
+            f"encoder {spec.type!r} failed in its `prepare` for all {len(faults)} payloads of a "
+            f"shard of {modality!r}: {faults[0].reason}"
+        )
     bad = [bad for bad in done.bad if NOT_FINITE in bad.reason]
     if len(bad) >= COLLAPSED and len(bad) == len(done.bad) + len(done.values):
         raise BrokenEncoder(

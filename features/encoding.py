@@ -25,6 +25,8 @@ class Bad:
     row: int
     stage: str
     reason: str
+    fault: bool = False
+    """Whether code has failed over it, and did not merely refuse it."""
 
 
 @dataclass(frozen=True, kw_only=True)

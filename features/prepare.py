@@ -196,7 +196,7 @@ def _prepared_row(row: int, value: Any, *, key: bytes | None, opening: Opening) 
     except (OSError, MemoryError, SourceError):
         raise  # of the machine, and no fault of the row
     except Exception as error:  # a fault of the encoder's code, which this row has brought out
-        return Bad(row=row, stage="prepare", reason=f"{type(error).__name__}: {error}")
+        return Bad(row=row, stage="prepare", reason=f"{type(error).__name__}: {error}", fault=True)
     return Prepared(row=row, payload=prepared, size=opening.encoder.size(prepared))
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from features import prepare
+from features.broken_encoder import BrokenEncoder
 from features.columns import PayloadColumns
 from features.embedding import embed_shards
 from features.encoders import parse_encoder
@@ -21,6 +22,7 @@ from features.encoding import Prepared, Rows, encode_rows
 from features.job import MOST_IN_BLOCK, blocks_of
 from features.payload_keys import payload_key
 from features.plan import Work
+from features.quarantine import read_quarantine
 from features.sample_shards import write_samples
 from features.sources import RowReader
 from tests.features.test_conformance import CONFIGURED
@@ -181,6 +183,28 @@ def test_a_window_of_long_series_ends_by_its_memory(monkeypatch):
         )
     assert [window.rows for window in windows] == [4, 4, 2]
     assert [item.row for window in windows for item in window.prepared] == list(range(10))
+
+
+@pytest.mark.parametrize("rows", ["one", "all"])
+def test_code_that_fails_in_prepare_is_told_from_a_row_that_it_fails_for(world, monkeypatch, rows):
+    prepare_one = Letters.prepare
+
+    def failing(self, payload):
+        if rows == "all" or payload == "odd":
+            raise AttributeError("no such thing")
+        return prepare_one(self, payload)
+
+    monkeypatch.setattr(Letters, "prepare", failing)
+    world.frame.loc[33, "text"] = "odd"
+    if rows == "all":
+        with pytest.raises(BrokenEncoder, match=r"`prepare` for all .*AttributeError: no such"):
+            world.run()
+        assert not list((world.folder / "store").glob("quarantine/*/*"))
+        return
+    _, _, snapshot = world.run()
+    (bad,) = read_quarantine(world.store, snapshot).to_pylist()
+    assert (bad["sample_id"], bad["stage"]) == ("s33", "prepare")
+    assert bad["reason"] == "AttributeError: no such thing"
 
 
 class Hungry:
