@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pydantic
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from features.attempts import Attempts
 from features.broken_encoder import BrokenEncoder
@@ -73,8 +74,8 @@ def embed(
     """Compute all missing shards of a plan, or other `work` on it; Ray must be connected.
 
     Raises SourceError, OSError, ImportError, MemoryError or BrokenEncoder as the first failing
-    shard raised them, and other errors as Ray wraps them; what was written until then stays, and
-    is not computed again.
+    shard raised them; other errors of an actor's become BrokenEncoder, with where they were
+    raised. What was written until then stays, and is not computed again.
     """
     work = plan.work if work is None else work
     if not work:
@@ -220,9 +221,19 @@ class ShardEncoder:
 
     def __call__(self, batch: dict[str, Sequence[str]]) -> Iterator[dict[str, list[str]]]:
         works = [_WORK.validate_json(text) for text in batch["work"]]
+        # An error is handed over like a result: Ray would print it, several times, with the frames
+        # of its own, and put sentences of its own into its message.
         for modality, same in itertools.groupby(works, key=lambda work: work.modality):
-            for result in self._embed(modality, works=list(same)):
-                yield {"result": [_RESULT.dump_json(result).decode()]}
+            try:
+                for result in self._embed(modality, works=list(same)):
+                    yield _row(result=_RESULT.dump_json(result).decode())
+            except RayError:
+                raise  # of the cluster, which Ray knows how to go on from
+            except Exception as error:
+                spec = self._features[modality].encoder
+                kind, message = _told(error, what=f"modality {modality!r}, encoder {spec.type!r}")
+                yield _row(error=kind, message=message)
+                return
 
     def _embed(self, modality: str, *, works: Sequence[Work]) -> Iterator[ShardResult]:
         feature = self._features[modality]
@@ -260,6 +271,13 @@ class ShardEncoder:
             )
         try:
             return spec.load()
+        except (ImportError, MemoryError, BrokenEncoder):
+            raise
+        except Exception as error:
+            raise BrokenEncoder(
+                f"modality {modality!r}: the encoder {spec.type!r} cannot be loaded: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         finally:
             ray.get(self._attempts.end_load.remote(encoder, actor))
 
@@ -321,8 +339,25 @@ def _run(
             ray_remote_args_fn=_lives,
         )
     for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
-        for result in batch["result"]:
+        for result, error, message in zip(*(batch[name] for name in _row()), strict=True):
+            if error:
+                raise next(kind for kind in EXPECTED if kind.__name__ == error)(message)
             yield _RESULT.validate_json(result)
+
+
+def _row(*, result: str = "", error: str = "", message: str = "") -> dict[str, list[str]]:
+    """A row of what the actors give: a result, or an error."""
+    return {"result": [result], "error": [error], "message": [message]}
+
+
+def _told(error: Exception, *, what: str) -> tuple[str, str]:
+    """Which of EXPECTED an actor's error is, and its message; any other is a BrokenEncoder."""
+    for kind in EXPECTED:
+        if isinstance(error, kind):
+            return kind.__name__, str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{place.filename}:{place.lineno}, in {place.name}"
+    return BrokenEncoder.__name__, f"{what}: {type(error).__name__}: {error} ({where})"
 
 
 def _lives() -> dict[str, int]:

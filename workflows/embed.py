@@ -54,7 +54,11 @@ class BudgetExceeded(Exception):
         over = [item for item in counts.values() if item.fraction > limit]
         parts = [
             f"{item.modality}: {item.bad} of {item.payloads} payloads"
-            + (" (is its column the right one?)" if item.bad == item.payloads else "")
+            + (
+                " (is its column the right one, and do its paths start from the table's folder?)"
+                if item.bad == item.payloads
+                else ""
+            )
             for item in over
         ]
         super().__init__(

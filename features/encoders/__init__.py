@@ -6,7 +6,7 @@ Importing this package imports no model library; an encoder imports what it need
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pydantic
 from pydantic_core import core_schema
@@ -66,6 +66,11 @@ def parse_encoder(value: object, *, context: Mapping[str, Any] | None = None) ->
         names = ", ".join(sorted(BUILT_IN))
         raise ValueError(f"an encoder is a mapping with `type`: one of {names}")
     found = spec_class(value["type"], what="encoder", base=EncoderSpec, built_in=BUILT_IN)
+    if not hasattr(found, "kind"):
+        raise ValueError(
+            f"the encoder {value['type']!r} does not say what it encodes; give the class a "
+            f"`kind: ClassVar[Kind]`, one of {', '.join(get_args(Kind))}"
+        )
     return found.model_validate(value, context=context)
 
 

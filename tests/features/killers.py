@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -60,3 +61,27 @@ class Killer:
         if "raises" in batch:
             raise RuntimeError("this one only raises")
         return np.array([[len(text), text.count("a")] for text in batch], np.float32)
+
+
+class FaultySpec(EncoderSpec):
+    """Lengths of texts; fails in its own code, where it is told to."""
+
+    kind: ClassVar = "text"
+    type: Literal["tests.features.killers.FaultySpec"] = "tests.features.killers.FaultySpec"
+    where: Literal["load", "encode"]
+
+    def load(self):
+        if self.where == "load":
+            Path("/nowhere/weights.bin").read_bytes()
+        return Faulty()
+
+
+class Faulty(Killer):
+    def encode(self, batch):
+        raise KeyError("oops")
+
+
+class KindlessSpec(EncoderSpec):
+    """Says not what it encodes."""
+
+    type: Literal["tests.features.killers.KindlessSpec"] = "tests.features.killers.KindlessSpec"

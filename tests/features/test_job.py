@@ -3,9 +3,10 @@
 import pytest
 
 from features.broken_encoder import BrokenEncoder
+from features.encoders import parse_encoder
 from features.job import LOADS, embed, plan_actors
 from features.sample_shards import write_samples
-from tests.features.killers import StillbornSpec
+from tests.features.killers import FaultySpec, StillbornSpec
 
 
 def node(cpus, gpus=0):
@@ -67,3 +68,36 @@ def test_an_encoder_that_ends_its_process_while_it_loads_is_tried_twice(world, d
         assert "'text'" in said and "tests.features.killers.StillbornSpec" in said
         assert "ended 2 times while it loaded the encoder" in said and "memory" in said
     assert len(set(log.read_text().split())) == LOADS, "each load in a process of its own"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (
+            "load",
+            r"^modality 'text': the encoder '[\w.]*FaultySpec' cannot be loaded: "
+            r"FileNotFoundError: \[Errno 2\] No such file or directory: '/nowhere/weights.bin'$",
+        ),
+        (
+            "encode",
+            r"^modality 'text', encoder 'tests\.features\.killers\.FaultySpec': KeyError: 'oops' "
+            r"\(.*killers\.py:\d+, in encode\)$",
+        ),
+    ],
+)
+def test_an_encoder_s_own_fault_is_told_in_a_sentence(world, capfd, where, said):
+    world.specs = {"text": FaultySpec(where=where)}
+    plan = world.plan()
+    write_samples(plan, store=world.store)
+    capfd.readouterr()
+    with pytest.raises(BrokenEncoder, match=said):
+        embed(plan, storage=world.store.storage)
+    printed = "".join(capfd.readouterr())
+    assert "Traceback" not in printed and "UDF" not in printed
+
+
+def test_an_encoder_without_a_kind_is_refused():
+    with pytest.raises(ValueError, match=r"does not say what it encodes.*`kind: .*text, image"):
+        parse_encoder({"type": "tests.features.killers.KindlessSpec"})

@@ -109,6 +109,16 @@ def test_interrupted_after_any_step_it_ends_in_the_same_bits(table, options, mon
         assert same(fit_candidate(spec, table=table, training=training, resume=state), whole)
 
 
+def test_an_epoch_is_validated_on_every_row_however_many_batches_they_are(table) -> None:
+    spec = parse_candidate({"type": "early", "width": 8})
+    rows = len(table.labelled("validation"))
+    training = TRAINING.model_copy(update={"max_epochs": 1, "batch_size": rows // 3 - 1})
+    assert step_count(rows, batch_size=training.batch_size) > 3
+    fit = fit_candidate(spec, table=table, training=training)
+    expected = validation_loss(fit, table=table)
+    assert fit.epochs[0].validation_loss == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_checkpoint_is_made_when_the_minutes_are_over(table) -> None:
     spec = parse_candidate({"type": "late", "width": 8})
 
