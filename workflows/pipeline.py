@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 import yaml
@@ -18,6 +18,7 @@ from features.storage import open_storage
 from features.store import Store
 from training.alignment_spec import SpaceSpec
 from training.built_in import CandidateField
+from training.ensemble_spec import resolve, with_members
 from training.metrics import Metric, metrics_of
 from training.task import TaskField
 from training.training_spec import TrainingSpec
@@ -61,6 +62,11 @@ class PipelineSpec(Spec):
     store: Annotated[str, Execution] = "store"
     """Folder of shards and snapshots, shared by all workers; relative to the YAML's folder."""
     tracking: TrackingSpec = TrackingSpec()
+
+    def identity(self) -> dict[str, Any]:
+        """As ever, with what ensembles are made of, and not what that is called."""
+        candidates = with_members(self.candidates, task=self.task)
+        return {**super().identity(), "candidates": candidates}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +252,9 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                     f"a retrieval task has no classes to answer, and {candidate.type!r} has no "
                     "common space to search; give alignments",
                 )
+    else:
+        for i, where, text in resolve(spec.candidates, task=spec.task)[1]:
+            yield ("candidates", i, *where), text
     seen: dict[str, int] = {}
     for i, candidate in enumerate(spec.candidates):
         if candidate.name in seen:
