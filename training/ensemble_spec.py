@@ -237,7 +237,5 @@ def resolve(
 def _unknown(name: str, *, names: Sequence[str], above: Sequence[str]) -> str:
     known = ", ".join(above) or "none"
     if name in names:
-        return (
-            f"the candidate {name!r} does not stand above this one; put it there (above: {known})"
-        )
+        return f"the candidate {name!r} stands below this one; put it above (there: {known})"
     return f"there is no candidate {name!r}; {nearest_hint(name, above)}candidates above: {known}"
