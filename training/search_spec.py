@@ -17,7 +17,7 @@ candidate; see `training.search`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import pydantic
@@ -190,3 +190,36 @@ def _ends(dimension: Dimension, *, whole: bool) -> Iterator[tuple[str | int, Val
 
 def _changed(spec: CandidateSpec, values: Mapping[str, Any]) -> CandidateSpec:
     return type(spec).model_validate({**spec.model_dump(), **values})
+
+
+def search_problems(
+    searches: Sequence[SearchSpec],
+    *,
+    candidates: Sequence[CandidateSpec],
+    training: TrainingSpec,
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with the searches of a pipeline: place in its YAML, text."""
+    by_name = {candidate.name: candidate for candidate in candidates}
+    for i, search in enumerate(searches):
+        if search.of not in by_name:
+            yield (
+                ("search", i, "of"),
+                f"there is no candidate {search.of!r}; {nearest_hint(search.of, by_name)}"
+                f"candidates: {', '.join(by_name)}",
+            )
+            continue
+        if search.of in [other.of for other in searches[:i]]:
+            yield (
+                ("search", i, "of"),
+                f"{search.of!r} is searched already; put all its fields into one `space`, or give "
+                "the candidate twice, by two names",
+            )
+        for where, text in search.problems(by_name[search.of], training=training):
+            yield ("search", i, *where), text
+        for number, candidate in enumerate(candidates):
+            if candidate.name.startswith(f"{search.name}-"):
+                yield (
+                    ("candidates", number, "name"),
+                    f"{candidate.name!r} is what a trial of the search of {search.of!r} may be "
+                    "called; take another name",
+                )

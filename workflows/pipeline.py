@@ -20,7 +20,7 @@ from training.alignment_spec import SpaceSpec
 from training.built_in import CandidateField
 from training.ensemble_spec import resolve, with_members
 from training.metrics import Metric, metrics_of
-from training.search_spec import SearchSpec
+from training.search_spec import SearchSpec, search_problems
 from training.task import TaskField
 from training.training_spec import TrainingSpec
 from workflows.gate import PromotionSpec
@@ -266,7 +266,7 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
     else:
         for i, where, text in resolve(spec.candidates, task=spec.task)[1]:
             yield ("candidates", i, *where), text
-    yield from _check_searches(spec)
+    yield from search_problems(spec.search, candidates=spec.candidates, training=spec.training)
     seen: dict[str, int] = {}
     for i, candidate in enumerate(spec.candidates):
         if candidate.name in seen:
@@ -293,33 +293,6 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
         encoders = {name: feature.encoder for name, feature in spec.features.items()}
         for where, text in candidate.check_encoders(encoders):
             yield ("candidates", i, *where), text
-
-
-def _check_searches(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
-    by_name = {candidate.name: candidate for candidate in spec.candidates}
-    for i, search in enumerate(spec.search):
-        if search.of not in by_name:
-            yield (
-                ("search", i, "of"),
-                f"there is no candidate {search.of!r}; {nearest_hint(search.of, by_name)}"
-                f"candidates: {', '.join(by_name)}",
-            )
-            continue
-        if search.of in [other.of for other in spec.search[:i]]:
-            yield (
-                ("search", i, "of"),
-                f"{search.of!r} is searched already; put all fields into one `space`, or give the "
-                "candidate twice, by two names",
-            )
-        for where, text in search.problems(by_name[search.of], training=spec.training):
-            yield ("search", i, *where), text
-        for number, candidate in enumerate(spec.candidates):
-            if candidate.name.startswith(f"{search.name}-"):
-                yield (
-                    ("candidates", number, "name"),
-                    f"{candidate.name!r} is what a trial of the search of {search.of!r} is called; "
-                    "take another name",
-                )
 
 
 def _explain(error: pydantic.ValidationError) -> Iterator[tuple[Location, str]]:
