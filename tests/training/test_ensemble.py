@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from training.candidate import (
     plan_candidates,
     predict,
     read_predictions,
+    read_record,
 )
 from training.data import load_table
 from training.ensemble import Averaged, greedy_soup, mean_weights
@@ -222,6 +224,35 @@ def test_a_soup_is_never_worse_in_validation_than_its_best_member(make_store) ->
     ours = load_model(store, soup.fingerprint).state_dict()
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
     assert soup.parameters == members[0].parameters
+
+
+@pytest.mark.slow
+def test_two_workers_choose_and_answer_as_one_does(make_store, run_workers, tmp_path) -> None:
+    store, snapshot = make_store("one")
+    values = [
+        *({**EARLY, "name": f"e{i}", "learning_rate": 10.0**-i} for i in (2, 3, 4)),
+        {"type": "soup", "of": ["e2", "e3", "e4"]},
+        {"type": "average", "of": ["soup", "e3"]},
+    ]
+    *_, soup, average = produce(store, snapshot, *values)
+    other, _ = make_store("two")
+    job = {
+        "store_root": other.storage.root,
+        "snapshot_id": snapshot.id,
+        "task": TASK.model_dump(mode="json"),
+        "training": TRAINING.model_dump(mode="json"),
+        "candidates": values,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    run_workers(tmp_path)
+    chosen = read_record(other, soup.fingerprint)
+    assert [(m["name"], m["taken"]) for m in chosen.members] == [
+        (m["name"], m["taken"]) for m in soup.members
+    ]
+    for record in (soup, average):
+        np.testing.assert_allclose(
+            probabilities(other, record), probabilities(store, record), atol=1e-4
+        )
 
 
 def test_it_answers_elsewhere_from_its_own_two_files(make_store, tmp_path) -> None:
