@@ -7,7 +7,8 @@
       - {type: soup, of: [a, b]}
       - {type: average, of: [soup, gated]}
 
-`of` names candidates that stand above. `with_members` puts what they are in the place of their
+`of` names candidates that stand above, or a search (`early-search`, of a search `of: early`), which
+stands for all that it finds. `with_members` puts what they are in the place of their
 names, so that an ensemble's spec is whole by itself: what it is does not depend on what its
 members are called, and its record alone tells how its model is built.
 """
@@ -15,7 +16,7 @@ members are called, and its record alone tells how its model is built.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import pydantic
 
@@ -56,8 +57,9 @@ Member = Annotated[
 class EnsembleSpec(CandidateSpec):
     """Base of the candidates that are made of others."""
 
-    of: Annotated[tuple[Member, ...], pydantic.Field(min_length=2)]
-    """Names of the candidates that it is made of; they stand above it."""
+    of: Annotated[tuple[Member, ...], pydantic.Field(min_length=1)]
+    """Names of the candidates that it is made of, which stand above it; or of a search, as
+    `early-search`, for all that it finds."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -92,8 +94,6 @@ class EnsembleSpec(CandidateSpec):
     def problems(self, *, task: TaskSpec) -> Iterator[tuple[Place, str]]:
         """What is wrong with its members, each with its place in the spec."""
         for i, member in enumerate(self.members):
-            if member in self.members[:i]:
-                yield ("of", i), f"{member.name!r} is there already; name it once"
             if isinstance(member, FinetuneSpec):
                 yield (
                     ("of", i),
@@ -107,7 +107,7 @@ class EnsembleSpec(CandidateSpec):
         """As ever, with the versions of the members' code."""
         return {
             **super().identity(),
-            "member_versions": [member.version for member in self.members],
+            "member_versions": [m.version for m in self.of if isinstance(m, CandidateSpec)],
         }
 
     def named_modalities(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -193,45 +193,94 @@ def _difference(one: CandidateSpec, other: CandidateSpec) -> str | None:
     return next((name for name in fields if getattr(one, name) != getattr(other, name)), None)
 
 
-def with_members(candidates: Sequence[CandidateSpec], *, task: TaskSpec) -> list[CandidateSpec]:
+class Searched(Protocol):
+    """What an ensemble has to know of a search."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def space(self) -> Mapping[str, Any]: ...
+
+
+def is_pending(spec: CandidateSpec) -> bool:
+    """Whether it is an ensemble of what a search has not found yet."""
+    return isinstance(spec, EnsembleSpec) and any(
+        isinstance(member, str) or is_pending(member) for member in spec.of
+    )
+
+
+def with_members(
+    candidates: Sequence[CandidateSpec],
+    *,
+    task: TaskSpec,
+    searches: Sequence[Searched] = (),
+    found: Mapping[str, Sequence[CandidateSpec]] | None = None,
+) -> list[CandidateSpec]:
     """Candidates of which the ensembles know their members; ValueError if one names no other.
 
-    Those that know them already stay as they are.
+    Those that know them already stay as they are, and so do the names of searches, but for those
+    of which it is said what they have `found`.
     """
-    found, problem = resolve(candidates, task=task)
-    if problem:
-        number, where, text = problem[0]
+    known, problems = resolve(candidates, task=task, searches=searches, found=found)
+    if problems:
+        number, where, text = problems[0]
         place = ".".join(map(str, where))
         raise ValueError(f"candidate {candidates[number].name!r}: {place}: {text}")
-    return found
+    return known
 
 
 def resolve(
-    candidates: Sequence[CandidateSpec], *, task: TaskSpec
+    candidates: Sequence[CandidateSpec],
+    *,
+    task: TaskSpec,
+    searches: Sequence[Searched] = (),
+    found: Mapping[str, Sequence[CandidateSpec]] | None = None,
 ) -> tuple[list[CandidateSpec], list[tuple[int, Place, str]]]:
     """The same, and what is wrong: number of the candidate, place within it, text."""
+    by_name = {search.name: search for search in searches}
     above: dict[str, CandidateSpec] = {}
-    broken: set[str] = set()
-    found: list[CandidateSpec] = []
+    known: list[CandidateSpec] = []
     wrong: list[tuple[int, Place, str]] = []
     names = [candidate.name for candidate in candidates]
     for number, candidate in enumerate(candidates):
         if isinstance(candidate, EnsembleSpec):
-            members = [above.get(m, m) if isinstance(m, str) else m for m in candidate.of]
             own: list[tuple[Place, str]] = []
-            for i, member in enumerate(members):
-                if isinstance(member, str) and member not in broken:
-                    own.append((("of", i), _unknown(member, names=names, above=list(above))))
+            members: list[CandidateSpec | str] = []
+            for i, member in enumerate(candidate.of):
+                if isinstance(member, str) and member in candidate.of[:i]:
+                    own.append((("of", i), f"{member!r} is there already; name it once"))
+                elif not isinstance(member, str):
+                    members.append(member)
+                elif member in above:
+                    members.append(above[member])
+                elif member in by_name:
+                    members.extend((found or {}).get(member, [member]))
+                    own.extend(_of_search(candidate, by_name[member], place=("of", i)))
+                else:
+                    text = _unknown(member, names=names, above=[*above, *by_name])
+                    own.append((("of", i), text))
+            first = candidate.of[0]
+            if len(candidate.of) < 2 and isinstance(first, str) and first not in by_name:
+                own.append((("of",), "an ensemble is made of two candidates or more, or a search"))
             candidate = candidate.with_members(members, task=task)
-            if any(isinstance(member, str) for member in members):
-                broken.add(candidate.name)
-            else:
+            if not own and not is_pending(candidate):
                 own.extend(candidate.problems(task=task))
             wrong.extend((number, *problem) for problem in own)
-        found.append(candidate)
-        if candidate.name not in broken:
-            above.setdefault(candidate.name, candidate)
-    return found, wrong
+        known.append(candidate)
+        above.setdefault(candidate.name, candidate)
+    return known, wrong
+
+
+def _of_search(
+    ensemble: EnsembleSpec, search: Searched, *, place: Place
+) -> Iterator[tuple[Place, str]]:
+    different = [field for field in search.space if field not in OWN]
+    if isinstance(ensemble, SoupSpec) and different:
+        yield (
+            place,
+            f"what {search.name!r} finds differs in `{different[0]}`; the fits of a soup may "
+            f"differ in {', '.join(OWN[1:])} alone",
+        )
 
 
 def _unknown(name: str, *, names: Sequence[str], above: Sequence[str]) -> str:

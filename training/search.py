@@ -78,15 +78,21 @@ def follow(
     snapshot: Snapshot,
     task: TaskSpec,
     training: TrainingSpec,
+    keep: bool = False,
 ) -> Search:
-    """How far a search has come over a snapshot; when it is over, that is written down.
+    """How far a search has come over a snapshot; its end is written down if it is to be kept.
 
     ImportError if Optuna is needed and not here, NothingToPropose if no values go together.
     """
     walk = _Walk(
         search=search, base=base, store=store, snapshot=snapshot, task=task, training=training
     )
-    return walk.remembered() or walk.walk()
+    found = walk.remembered()
+    if found is None:
+        found = walk.walk()
+        if keep and found.round is None:
+            walk.remember(found)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +124,7 @@ class _Walk:
             title = f"the best {min(self.search.finalists, len(last))} with other seeds"
             waiting = Round(title=title, candidates=candidates, training=self.training)
             return Search(spec=self.search, trials=trials, round=waiting)
-        over = Search(spec=self.search, trials=trials, round=None, candidates=candidates)
-        self._remember(over)
-        return over
+        return Search(spec=self.search, trials=trials, round=None, candidates=candidates)
 
     def remembered(self) -> Search | None:
         """A search that is over, as it was written down."""
@@ -144,7 +148,8 @@ class _Walk:
         )
         return Search(spec=self.search, trials=trials, round=None, candidates=candidates)
 
-    def _remember(self, over: Search) -> None:
+    def remember(self, over: Search) -> None:
+        """Write down a search that is over."""
         places = {
             self.search.repeated(trial.spec, number=n).name: (trial.number, n)
             for trial in over.trials

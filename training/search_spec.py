@@ -217,9 +217,9 @@ def search_problems(
         for where, text in search.problems(by_name[search.of], training=training):
             yield ("search", i, *where), text
         for number, candidate in enumerate(candidates):
-            if candidate.name.startswith(f"{search.name}-"):
+            if candidate.name == search.name or candidate.name.startswith(f"{search.name}-"):
                 yield (
                     ("candidates", number, "name"),
-                    f"{candidate.name!r} is what a trial of the search of {search.of!r} may be "
+                    f"{candidate.name!r} is what the search of {search.of!r} or a trial of it is "
                     "called; take another name",
                 )

@@ -77,7 +77,8 @@ class PipelineSpec(Spec):
         found = super().identity()
         if not self.search:
             del found["search"]  # as it was before there was any
-        return {**found, "candidates": with_members(self.candidates, task=self.task)}
+        candidates = with_members(self.candidates, task=self.task, searches=self.search)
+        return {**found, "candidates": candidates}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +265,7 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                     "common space to search; give alignments",
                 )
     else:
-        for i, where, text in resolve(spec.candidates, task=spec.task)[1]:
+        for i, where, text in resolve(spec.candidates, task=spec.task, searches=spec.search)[1]:
             yield ("candidates", i, *where), text
     yield from search_problems(spec.search, candidates=spec.candidates, training=spec.training)
     seen: dict[str, int] = {}

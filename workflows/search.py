@@ -8,8 +8,11 @@ from training.search import Search, follow
 from workflows.pipeline import Pipeline, StageError
 
 
-def searches(pipeline: Pipeline, *, snapshot: Snapshot) -> list[Search]:
-    """The pipeline's searches over a snapshot; StageError if one can propose nothing."""
+def searches(pipeline: Pipeline, *, snapshot: Snapshot, keep: bool = False) -> list[Search]:
+    """The pipeline's searches over a snapshot; StageError if one can propose nothing.
+
+    The end of one that is over is written down if it is to be kept.
+    """
     spec, store = pipeline.spec, pipeline.open_store()
     by_name = {candidate.name: candidate for candidate in spec.candidates}
     try:
@@ -21,6 +24,7 @@ def searches(pipeline: Pipeline, *, snapshot: Snapshot) -> list[Search]:
                 snapshot=snapshot,
                 task=spec.task,
                 training=spec.training,
+                keep=keep,
             )
             for search in spec.search
         ]

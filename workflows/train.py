@@ -19,6 +19,7 @@ from features.sample_rows import SampleColumns
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
+from training.ensemble_spec import is_pending, with_members
 from training.grouping import group
 from training.metrics import Metric
 from training.spec import CandidateSpec
@@ -80,7 +81,8 @@ def _is_of(part: ModalityShards, *, encoder: EncoderSpec) -> bool:
 
 def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]:
     """The pipeline's candidates over a snapshot, then those that its searches have found: which are
-    fitted, which are not. Of a search that is not over, what is to be fitted next.
+    fitted, which are not. Of a search that is not over, what is to be fitted next; and no ensembles
+    of what it will find.
     """
     spec, store, found = pipeline.spec, pipeline.open_store(), searches(pipeline, snapshot=snapshot)
 
@@ -91,7 +93,9 @@ def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]
             store, snapshot=snapshot, task=spec.task, candidates=candidates, training=training
         )
 
-    own = plan(spec.candidates, training=spec.training)
+    over = {search.spec.name: search.candidates for search in found if search.round is None}
+    known_members = with_members(spec.candidates, task=spec.task, searches=spec.search, found=over)
+    own = plan([c for c in known_members if not is_pending(c)], training=spec.training)
     for search in found:
         if search.round is None:
             # What a candidate of the YAML's has too is fitted and compared once.
@@ -151,7 +155,7 @@ def _search(
     """Fit the rounds of the pipeline's searches until all are over; whether there were any."""
     searched = False
     while True:
-        found = searches(pipeline, snapshot=snapshot)
+        found = searches(pipeline, snapshot=snapshot, keep=True)
         search = next((search for search in found if search.round is not None), None)
         if search is None or search.round is None:
             break

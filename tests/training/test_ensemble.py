@@ -23,9 +23,10 @@ from training.candidate import (
 )
 from training.data import load_table
 from training.ensemble import Averaged, greedy_soup, mean_weights
-from training.ensemble_spec import SoupSpec, with_members
+from training.ensemble_spec import SoupSpec, is_pending, resolve, with_members
 from training.faults import CandidateFault
 from training.produce import produce_candidate
+from training.search_spec import SearchSpec
 from training.task import ClassificationSpec, parse_task
 from training.training_spec import TrainingSpec
 
@@ -368,8 +369,11 @@ def test_what_cannot_be_joined_is_refused(ensemble: dict[str, Any], message: str
 def test_an_option_of_its_members_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`width` is a matter of the candidates"):
         parse_candidate({"type": "average", "of": ["a", "b"], "width": 8})
-    with pytest.raises(ValueError, match="at least 2"):
-        parse_candidate({"type": "soup", "of": ["a"]})
+    with pytest.raises(ValueError, match="at least 1"):
+        parse_candidate({"type": "soup", "of": []})
+    alone = parse_candidate({"type": "soup", "of": ["early"]})
+    with pytest.raises(ValueError, match="made of two candidates or more, or a search"):
+        with_members([parse_candidate(EARLY), alone], task=TASK)
 
 
 def test_a_retrieval_has_no_answers_to_join() -> None:
@@ -384,7 +388,42 @@ def test_a_retrieval_has_no_answers_to_join() -> None:
 
 def test_names_alone_are_no_ensemble() -> None:
     with pytest.raises(ValueError, match="'soup' is made of a, b, which are names alone"):
-        fingerprint(SoupSpec(of=("a", "b")))
+        SoupSpec(of=("a", "b")).resolved_modalities(("caption", "photo"))
+
+
+SEARCH = SearchSpec.model_validate({"of": "early", "space": {"learning_rate": [1e-3, 1e-2]}})
+
+
+def test_a_search_stands_for_all_that_it_finds() -> None:
+    values = [
+        EARLY,
+        {"type": "soup", "of": ["early", "early-search"]},
+        {"type": "average", "of": ["soup", "early"]},
+    ]
+    specs = [parse_candidate(v) for v in values]
+    options = {"task": TASK, "searches": [SEARCH]}
+    before = with_members(specs, **options)
+    # Of what it finds nothing is known yet, nor of what is made of that.
+    assert [is_pending(spec) for spec in before] == [False, True, True]
+    found = [parse_candidate({**EARLY, "name": f"early-search-{i}", "seed": i}) for i in range(3)]
+    after = with_members(specs, **options, found={"early-search": found})
+    assert after[1].members == (specs[0], *found)
+    assert after[2].members == (after[1], specs[0])
+    assert not any(is_pending(spec) for spec in after)
+
+
+def test_a_search_over_architectures_is_no_soup() -> None:
+    search = SEARCH.model_copy(update={"space": {"width": (8, 16)}})
+    problems = {}
+    for kind in ("soup", "average"):
+        ensemble = parse_candidate({"type": kind, "of": ["early", "early-search"]})
+        _, problems[kind] = resolve(
+            [parse_candidate(EARLY), ensemble], task=TASK, searches=[search]
+        )
+    assert problems["average"] == []
+    ((number, place, text),) = problems["soup"]
+    assert (number, place) == (1, ("of", 1))
+    assert "what 'early-search' finds differs in `width`" in text
 
 
 def test_it_survives_json() -> None:

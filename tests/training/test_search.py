@@ -45,7 +45,9 @@ def distance(spec: CandidateSpec, training: TrainingSpec) -> float:
 def step(
     store: Store, snapshot: Snapshot, *, search: SearchSpec = SEARCH, training=TRAINING, base=BASE
 ) -> Search:
-    return follow(search, base=base, store=store, snapshot=snapshot, task=TASK, training=training)
+    return follow(
+        search, base=base, store=store, snapshot=snapshot, task=TASK, training=training, keep=True
+    )
 
 
 def pretend(
@@ -156,6 +158,17 @@ def test_it_is_written_down_where_each_trial_was_stopped(make_store) -> None:
     assert [trial["stopped"] for trial in kept["trials"]] == [n < 3 for n in rungs]
     assert {r["max_epochs"] for t in kept["trials"] for r in t["rungs"]} == {2, 6, 18}
     assert step(store, snapshot) == found
+
+
+def test_looking_writes_nothing(make_store) -> None:
+    store, snapshot = make_store()
+    run(store, snapshot)
+    folder = Path(store.storage.root) / "searches"
+    (path,) = folder.iterdir()
+    path.unlink()
+    options = {"store": store, "snapshot": snapshot, "task": TASK, "training": TRAINING}
+    assert follow(SEARCH, base=BASE, **options).round is None
+    assert list(folder.iterdir()) == []
 
 
 def test_what_is_written_down_needs_neither_optuna_nor_the_trials(
