@@ -33,6 +33,11 @@ def pipeline_of(folder: Path, **changes: Any) -> Path:
         {"type": "early", "name": "slower", "width": 16, "dropout": 0, "learning_rate": 0.01},
         {"type": "soup", "of": ["early", "slower"]},
         {"type": "average", "of": ["soup", "single-caption"]},
+        *(
+            [{"type": "soup", "name": "best", "of": ["early-search"]}]
+            if "search" in changes
+            else []
+        ),
     ]
     value: dict[str, Any] = {
         "name": "shapes",
@@ -73,9 +78,11 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
     names = [candidate.spec.name for candidate in done]
     (search,) = searches(pipeline, snapshot=snapshot)
     best = search.best.spec.name
-    declared = ["single-caption", "early", "slower", "soup", "average"]
+    declared = ["single-caption", "early", "slower", "soup", "average", "best"]
     assert names == [*declared, best]
     assert described(search) in said
+    of_search = next(c.record for c in done if c.spec.name == "best")
+    assert [member["name"] for member in of_search.members] == [best]
     assert all(name in said for name in names)
 
     # Each can be the champion: the average answers raw rows as it did when it was evaluated.
@@ -119,12 +126,16 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
             {"search": [{**SEARCH, "space": {"dropout": {"low": 0.5, "high": 0.1}}}]},
             r"search\.0\.space\.dropout.*`low` 0\.5 is not below `high` 0\.1",
         ),
+        (
+            {"search": [{**SEARCH, "space": {"width": [8, 16]}}]},
+            r"candidates\.5\.of\.0: what 'early-search' finds differs in `width`",
+        ),
         ({"search": [{**SEARCH, "rungs": 4}]}, r"search\.0\.rungs: .*8 epochs or more"),
         ({"search": [{**SEARCH, "of": "soup"}]}, r"search\.0\.of: 'soup' .* no fields to search"),
         (
             {"candidates": [{"type": "early"}, {"type": "late", "name": "early-search-00"}],
              "search": [SEARCH]},
-            r"candidates\.1\.name: 'early-search-00' is what a trial",
+            r"candidates\.1\.name: 'early-search-00' is what the search of 'early'",
         ),
         (
             {"candidates": [{"type": "early"}, {"type": "soup", "of": ["early", "erly"]}]},
