@@ -160,12 +160,19 @@ def _search(
         if search is None or search.round is None:
             break
         console.print(f"[bold]search[/bold]   {escape(described(search))}")
+        of_round = plan_candidates(
+            pipeline.open_store(),
+            snapshot=snapshot,
+            task=pipeline.spec.task,
+            candidates=search.round.candidates,
+            training=search.round.training,
+        )
         _fit(
             pipeline,
             snapshot=snapshot,
             candidates=search.round.candidates,
             training=search.round.training,
-            missing=len(search.round.candidates),
+            missing=sum(candidate.record is None for candidate in of_round),
             connection=connection,
             console=console,
         )
