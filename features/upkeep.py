@@ -29,6 +29,7 @@ KINDS = (
     "attempts",
     "scans",
     "candidates",
+    "searches",
     "train-runs",
     "leases",
 )

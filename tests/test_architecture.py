@@ -36,6 +36,7 @@ TORCH_ALONE = tuple(
         "attention",
         "fusion",
         "late",
+        "ensemble",
         "gated",
         "low_rank",
         "co_attention",

@@ -9,6 +9,7 @@ import pydantic
 
 from features.by_name import spec_class
 from training.alignment_spec import AlignmentSpec, CorrelationSpec
+from training.ensemble_spec import AverageSpec, SoupSpec
 from training.fusion_spec import (
     AttentionSpec,
     BottleneckSpec,
@@ -40,6 +41,8 @@ BUILT_IN: Mapping[str, type[CandidateSpec]] = {
         CorrelationSpec,
         TranslationSpec,
         FinetuneSpec,
+        SoupSpec,
+        AverageSpec,
     )
 }
 

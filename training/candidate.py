@@ -26,6 +26,7 @@ from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.snapshot import Snapshot
 from features.store import Store, parquet_bytes
 from training.built_in import parse_candidate
+from training.ensemble_spec import with_members
 from training.spec import CandidateSpec, InputSpec
 from training.task import TaskSpec, parse_task
 from training.training_spec import TrainingSpec
@@ -80,6 +81,10 @@ class CandidateRecord:
     """Per split and metric: the ends of its interval at 95 % confidence."""
     target_scale: Mapping[str, Sequence[float]] | None = None
     """Of a regression, what its targets were standardised by: `mean` and `std`, one per column."""
+    members: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """Of an ensemble, the candidates that it is made of: `name`, `fingerprint`, and whether it was
+    `taken`; of a soup in the order in which they were tried, with what `training.monitor` was of
+    each `alone` and of the soup `with_it`."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Names of its `model` and `predictions` files, by their content; none if it failed."""
 
@@ -123,9 +128,12 @@ def plan_candidates(
     candidates: Sequence[CandidateSpec],
     training: TrainingSpec,
 ) -> list[PlannedCandidate]:
-    """What is fitted and what is not, in the order given; a record bears its present name."""
+    """What is fitted and what is not, in the order given; a record bears its present name.
+
+    ValueError for an ensemble of candidates that do not stand above it.
+    """
     planned = []
-    for spec in candidates:
+    for spec in with_members(candidates, task=task):
         name = candidate_fingerprint(spec, snapshot=snapshot, task=task, training=training)
         record = read_record(store, name)
         planned.append(

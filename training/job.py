@@ -23,7 +23,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from features.fingerprint import fingerprint
 from features.sources import SourceError
@@ -50,7 +49,7 @@ from training.spec import CandidateSpec
 from training.targets import Untrainable
 from training.task import TaskSpec, parse_task
 from training.training_spec import TrainingSpec
-from training.workers import worker_count, worker_rank
+from training.workers import of_first_worker, worker_rank
 
 RUNS_FOLDER = "train-runs"
 RETRIES = 3
@@ -336,12 +335,8 @@ def _report_epoch(reporters: Sequence[_Reporter], number: int, epoch: Epoch) -> 
 def _agree_on_pending(planned: Sequence[PlannedCandidate]) -> list[PlannedCandidate]:
     """The candidates without a record, each once, as the first worker sees them."""
     names = [c.fingerprint for c in {c.fingerprint: c for c in planned}.values() if not c.record]
-    if worker_count() > 1:
-        agreed: list[Any] = [names]
-        dist.broadcast_object_list(agreed, src=0)
-        (names,) = agreed
     by_name = {c.fingerprint: c for c in reversed(planned)}
-    return [by_name[name] for name in names]
+    return [by_name[name] for name in of_first_worker(names)]
 
 
 def _groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ import torch
 from features.snapshot import Snapshot
 from features.store import Store
 from training.alignment_spec import ClassNames
+from training.assemble import assemble
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
 from training.checkpoint import FitState
 from training.class_names import EmbeddedNames, embed_class_names
 from training.data import EmbeddingTable
+from training.ensemble_spec import EnsembleSpec
 from training.evaluate import evaluate
 from training.evaluate_space import fit_probe, retrieval, space_metrics
 from training.faults import own_code
@@ -78,7 +80,8 @@ def produce_together(
     """Fit candidates in one pass, evaluate each, and let the first worker write them; the records.
 
     All workers take part, with equal arguments; the first alone knows the records' files. Several
-    are of one `training.grouping.architecture`. A candidate whose loss is not finite, or which
+    are of one `training.grouping.architecture`. An ensemble is made of what is in the store, and is
+    one alone. A candidate whose loss is not finite, or which
     its data do not allow, gets a record that says so, and neither weights nor predictions; one
     whose own code raises gets no record, but a CandidateFault.
     """
@@ -86,20 +89,33 @@ def produce_together(
     fits: list[Fit | None] = [None] * len(candidates)
     failure: Failure | None = None
     names: tuple[str, EmbeddedNames | None] | None = None
+    members: list[dict[str, Any]] = []
     try:
-        # An encoder that is not here is told of before the work.
-        names = _class_names(candidates[0], snapshot=snapshot, table=own, device=device)
-        fits = list(
-            fit_together(
-                [candidate.spec for candidate in candidates],
-                table=own,
+        if isinstance(candidates[0].spec, EnsembleSpec):
+            made = assemble(
+                candidates[0].spec,
+                store=store,
+                snapshot=snapshot,
+                task=task,
                 training=training,
+                table=own,
                 device=device,
-                resume=resume,
-                on_epoch=on_epoch,
-                save=save,
             )
-        )
+            fits, members = [made.fit], made.members
+        else:
+            # An encoder that is not here is told of before the work.
+            names = _class_names(candidates[0], snapshot=snapshot, table=own, device=device)
+            fits = list(
+                fit_together(
+                    [candidate.spec for candidate in candidates],
+                    table=own,
+                    training=training,
+                    device=device,
+                    resume=resume,
+                    on_epoch=on_epoch,
+                    save=save,
+                )
+            )
     except Untrainable as error:
         failure = Failure(reason=str(error), epoch=0, step=0, learning_rate=0.0, sample_ids=[])
     records = []
@@ -112,6 +128,7 @@ def produce_together(
             task=task,
             training=training,
             table=table,
+            members=members,
         )
         records.append(
             _judge_and_write(
@@ -191,6 +208,7 @@ def _record(
     task: TaskSpec,
     training: TrainingSpec,
     table: EmbeddingTable,
+    members: Sequence[Mapping[str, Any]],
 ) -> CandidateRecord:
     """The record of a candidate before it is evaluated."""
     parts = {name: snapshot.modalities[name] for name in candidate.modalities}
@@ -223,4 +241,5 @@ def _record(
         metrics=None,
         target_scale=table.task.scale,
         retrieval=None,
+        members=members,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor
 
 Group = dist.ProcessGroup | None
 """The workers that share a batch; None for all there are."""
+T = TypeVar("T")
 
 
 def worker_rank(group: Group = None) -> int:
@@ -29,6 +30,15 @@ def worker_rank(group: Group = None) -> int:
 def worker_count(group: Group = None) -> int:
     """How many workers share a batch; 1 outside of a process group."""
     return dist.get_world_size(group) if _distributed() else 1
+
+
+def of_first_worker(value: T) -> T:
+    """What the first worker has, on every worker; no one goes on before the first has come here."""
+    if worker_count() == 1:
+        return value
+    agreed: list[Any] = [value]
+    dist.broadcast_object_list(agreed, src=0)
+    return cast(T, agreed[0])
 
 
 def sum_over_workers(x: Tensor, *, group: Group = None) -> Tensor:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 import yaml
@@ -18,7 +18,9 @@ from features.storage import open_storage
 from features.store import Store
 from training.alignment_spec import SpaceSpec
 from training.built_in import CandidateField
+from training.ensemble_spec import resolve, with_members
 from training.metrics import Metric, metrics_of
+from training.search_spec import SearchSpec, search_problems
 from training.task import TaskField
 from training.training_spec import TrainingSpec
 from workflows.gate import PromotionSpec
@@ -45,6 +47,12 @@ class TrackingSpec(Spec):
     """Name of the registered model; the pipeline's name if it is not given."""
 
 
+def _listed(value: object) -> object:
+    if isinstance(value, Mapping):
+        raise ValueError("`search` is a list: begin its entries with `- of: CANDIDATE`")
+    return value
+
+
 class PipelineSpec(Spec):
     """All that a pipeline is: data, features, task, candidates, training and promotion."""
 
@@ -56,11 +64,21 @@ class PipelineSpec(Spec):
     task: TaskField
     candidates: Annotated[tuple[CandidateField, ...], pydantic.Field(min_length=1)]
     """The models to fit and compare."""
+    search: Annotated[tuple[SearchSpec, ...], pydantic.BeforeValidator(_listed)] = ()
+    """Hyperparameters of candidates that are to be found; what is found is compared too."""
     training: TrainingSpec = TrainingSpec()
     promotion: PromotionSpec = PromotionSpec()
     store: Annotated[str, Execution] = "store"
     """Folder of shards and snapshots, shared by all workers; relative to the YAML's folder."""
     tracking: TrackingSpec = TrackingSpec()
+
+    def identity(self) -> dict[str, Any]:
+        """As ever, with what ensembles are made of, and not what that is called."""
+        found = super().identity()
+        if not self.search:
+            del found["search"]  # as it was before there was any
+        candidates = with_members(self.candidates, task=self.task, searches=self.search)
+        return {**found, "candidates": candidates}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +264,10 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                     f"a retrieval task has no classes to answer, and {candidate.type!r} has no "
                     "common space to search; give alignments",
                 )
+    else:
+        for i, where, text in resolve(spec.candidates, task=spec.task, searches=spec.search)[1]:
+            yield ("candidates", i, *where), text
+    yield from search_problems(spec.search, candidates=spec.candidates, training=spec.training)
     seen: dict[str, int] = {}
     for i, candidate in enumerate(spec.candidates):
         if candidate.name in seen:

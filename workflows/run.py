@@ -27,6 +27,7 @@ from workflows.plan import check_trainable, plan_embedding, print_work
 from workflows.promote import Promotion, choose_winner, promote
 from workflows.repeats import print_repeats, print_untrained
 from workflows.runs import without_passwords
+from workflows.search import described, searches
 from workflows.tracking import log_report
 from workflows.train import candidate_table, last_snapshot, planned, train
 
@@ -102,12 +103,15 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     print_untrained(plan, console=console)
     print_planned_changes(plan, console=console)
     check_trainable(plan, pipeline=pipeline)
-    candidates = planned(pipeline, snapshot=draft_snapshot(plan))
+    snapshot = draft_snapshot(plan)
+    candidates = planned(pipeline, snapshot=snapshot)
     waiting = [candidate.spec.name for candidate in candidates if candidate.record is None]
     console.print(
         f"[bold]train[/bold]    {several(len(candidates), 'candidate')}, {len(waiting)} to fit"
         + (f": {', '.join(waiting)}" if waiting else "")
     )
+    for search in searches(pipeline, snapshot=snapshot):
+        console.print(f"[bold]search[/bold]   {escape(described(search))}")
 
 
 def _print_unused(plan: Plan, *, pipeline: Pipeline, console: Console) -> None:

@@ -19,14 +19,17 @@ from features.sample_rows import SampleColumns
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
+from training.ensemble_spec import is_pending, with_members
 from training.grouping import group
 from training.metrics import Metric
+from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
 from training.tuning_spec import FinetuneSpec
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several, table
 from workflows.findings import Estimate, Lead
 from workflows.pipeline import Pipeline, StageError
+from workflows.search import described, searches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +80,39 @@ def _is_of(part: ModalityShards, *, encoder: EncoderSpec) -> bool:
 
 
 def planned(pipeline: Pipeline, *, snapshot: Snapshot) -> list[PlannedCandidate]:
-    """The pipeline's candidates over a snapshot: which are fitted, which are not."""
-    spec = pipeline.spec
-    return plan_candidates(
-        pipeline.open_store(),
-        snapshot=snapshot,
-        task=spec.task,
-        candidates=spec.candidates,
-        training=spec.training,
-    )
+    """The pipeline's candidates over a snapshot, then those that its searches have found: which are
+    fitted, which are not. Of a search that is not over, what is to be fitted next; and no ensembles
+    of what it will find.
+    """
+    spec, store, found = pipeline.spec, pipeline.open_store(), searches(pipeline, snapshot=snapshot)
+
+    def plan(
+        candidates: Sequence[CandidateSpec], *, training: TrainingSpec
+    ) -> list[PlannedCandidate]:
+        return plan_candidates(
+            store, snapshot=snapshot, task=spec.task, candidates=candidates, training=training
+        )
+
+    over = {search.spec.name: search.candidates for search in found if search.round is None}
+    known_members = with_members(spec.candidates, task=spec.task, searches=spec.search, found=over)
+    own = plan([c for c in known_members if not is_pending(c)], training=spec.training)
+    for search in found:
+        if search.round is None:
+            # What a candidate of the YAML's has too is fitted and compared once.
+            known = {candidate.fingerprint for candidate in own}
+            more = plan(search.candidates, training=spec.training)
+            own += [candidate for candidate in more if candidate.fingerprint not in known]
+        else:
+            more = plan(search.round.candidates, training=search.round.training)
+            own += [candidate for candidate in more if candidate.record is None]
+    return own
 
 
 def train(
     pipeline: Pipeline, *, snapshot: Snapshot, connection: Connection, console: Console
 ) -> Trained:
     """Run stage 2. StageError if not a single candidate could be fitted."""
+    searched = _search(pipeline, snapshot=snapshot, connection=connection, console=console)
     before = planned(pipeline, snapshot=snapshot)
     missing = [candidate for candidate in before if candidate.record is None]
     workers = pipeline.spec.training.workers
@@ -105,6 +126,8 @@ def train(
         _fit(
             pipeline,
             snapshot=snapshot,
+            candidates=[candidate.spec for candidate in before],
+            training=pipeline.spec.training,
             missing=len(missing),
             connection=connection,
             console=console,
@@ -123,7 +146,40 @@ def train(
         )
     if len(failed) == len(records):
         raise StageError("no candidate could be fitted")
-    return Trained(records=records, changed=bool(missing))
+    return Trained(records=records, changed=bool(missing) or searched)
+
+
+def _search(
+    pipeline: Pipeline, *, snapshot: Snapshot, connection: Connection, console: Console
+) -> bool:
+    """Fit the rounds of the pipeline's searches until all are over; whether there were any."""
+    searched = False
+    while True:
+        found = searches(pipeline, snapshot=snapshot, keep=True)
+        search = next((search for search in found if search.round is not None), None)
+        if search is None or search.round is None:
+            break
+        console.print(f"[bold]search[/bold]   {escape(described(search))}")
+        of_round = plan_candidates(
+            pipeline.open_store(),
+            snapshot=snapshot,
+            task=pipeline.spec.task,
+            candidates=search.round.candidates,
+            training=search.round.training,
+        )
+        _fit(
+            pipeline,
+            snapshot=snapshot,
+            candidates=search.round.candidates,
+            training=search.round.training,
+            missing=sum(candidate.record is None for candidate in of_round),
+            connection=connection,
+            console=console,
+        )
+        searched = True
+    for search in found:
+        console.print(f"[bold]search[/bold]   {escape(described(search))}")
+    return searched
 
 
 def passes(missing: Sequence[PlannedCandidate], *, training: TrainingSpec) -> Iterator[str]:
@@ -209,6 +265,8 @@ def _fit(
     pipeline: Pipeline,
     *,
     snapshot: Snapshot,
+    candidates: Sequence[CandidateSpec],
+    training: TrainingSpec,
     missing: int,
     connection: Connection,
     console: Console,
@@ -240,15 +298,15 @@ def _fit(
                 store_root=store.storage.root,
                 snapshot_id=snapshot.id,
                 task=pipeline.spec.task,
-                candidates=pipeline.spec.candidates,
-                training=pipeline.spec.training,
+                candidates=candidates,
+                training=training,
                 payloads=PayloadSource(
                     source=pipeline.open_source(),
                     columns={m: f.payload_columns for m, f in pipeline.spec.features.items()},
                     key_by=pipeline.spec.dataset.payload_key,
                     limits=pipeline.spec.dataset.limits,
                 )
-                if any(isinstance(c, FinetuneSpec) for c in pipeline.spec.candidates)
+                if any(isinstance(candidate, FinetuneSpec) for candidate in candidates)
                 else None,
                 on_progress=on_progress,
             )

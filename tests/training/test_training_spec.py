@@ -29,6 +29,8 @@ def test_every_built_in_is_parsed_by_its_type() -> None:
         options = {
             "single": {"modality": "speech"},
             "finetune": {"head": {"type": "early"}, "encoders": {"caption": "full"}},
+            "soup": {"of": ["a", "b"]},
+            "average": {"of": ["a", "b"]},
         }.get(name, {})
         assert type(parse_candidate({"type": name, **options})) is kind
 
@@ -106,7 +108,8 @@ def test_fusions_take_modalities_away_while_training() -> None:
     for name, kind in BUILT_IN.items():
         fuses = issubclass(kind, FusionSpec)
         assert kind.model_fields["modality_dropout"].default == (0.2 if fuses else 0.0), name
-        alone = name in ("single", "finetune")  # of a head that takes one
+        # Of a head, or of candidates, that take one.
+        alone = name in ("single", "finetune", "soup", "average")
         assert kind.least_modalities == (1 if alone else 2), name
 
 

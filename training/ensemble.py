@@ -1,0 +1,132 @@
+"""Models made of fitted models: the mean of their answers, or of their weights.
+
+Suffixes of tensors: B rows, C outputs, R validation rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from training.batch import Tensors
+
+
+class Averaged(nn.Module):
+    """The mean of several models' answers, given as outputs that lead to it.
+
+    A model that sees nothing of a row, since all its modalities are missing, has no say in it,
+    unless none of them sees anything.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        *,
+        modalities: Sequence[Sequence[str]],
+        link: Literal["softmax", "sigmoid", "identity"],
+    ) -> None:
+        """`modalities` are those that each model takes; `link` makes answers of its outputs."""
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.modalities_of = tuple(tuple(names) for names in modalities)
+        self.link = link
+
+    def forward(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
+        """Outputs `[B, C]`; logarithms of probabilities, their log odds, or numbers."""
+        answers, sees = [], []
+        for model, names in zip(self.models, self.modalities_of, strict=True):
+            outputs_BC = model(
+                {m: embeddings[m] for m in names},
+                {m: presence[m] for m in names},
+                {m: masks[m] for m in names if m in masks},
+            )
+            answers.append(self._answers(outputs_BC.double()))
+            sees.append(torch.stack([presence[m] for m in names], dim=1).any(dim=1))
+        sees_KB = torch.stack(sees)
+        says_KB = sees_KB | ~sees_KB.any(dim=0)
+        heard_KBC = torch.where(says_KB.unsqueeze(2), torch.stack(answers), 0.0)
+        mean_BC = heard_KBC.sum(dim=0) / says_KB.sum(dim=0).unsqueeze(1)
+        return self._outputs(mean_BC).float()
+
+    def _answers(self, outputs_BC: Tensor) -> Tensor:
+        if self.link == "softmax":
+            return outputs_BC.softmax(dim=-1)
+        return outputs_BC.sigmoid() if self.link == "sigmoid" else outputs_BC
+
+    def _outputs(self, answers_BC: Tensor) -> Tensor:
+        """What the link makes these answers of."""
+        if self.link == "identity":
+            return answers_BC
+        least = torch.finfo(torch.float32).tiny
+        if self.link == "softmax":
+            return answers_BC.clamp(min=least).log()
+        return (answers_BC.clamp(min=least) / (1 - answers_BC).clamp(min=least)).log()
+
+
+def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of the tensors of several models of one architecture, by name.
+
+    Summed as float64, so that what is equal in all of them stays so to the last bit. What is no
+    floating-point number (a counter) is the first model's.
+    """
+    first = states[0]
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(value.dtype)
+        if value.is_floating_point()
+        else value.clone()
+        for name, value in first.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasted:
+    """A fit that was tried as an ingredient of a soup."""
+
+    number: int
+    """Which of the models it is."""
+    alone: float
+    """What was measured of it alone."""
+    with_it: float
+    """What was measured of the soup with it."""
+    taken: bool
+
+
+def greedy_soup(
+    models: Sequence[nn.Module],
+    *,
+    measure: Callable[[nn.Module], float],
+    lower_is_better: bool,
+) -> tuple[nn.Module, list[Tasted]]:
+    """A model with the mean of the weights of some of these, and how it came to that.
+
+    From the best on, as `measure` finds over the validation rows, a model is added if the soup is
+    not worse with it: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1. Of models
+    that are equally good, the one given first comes first; what is not a number is taken last, and
+    never added.
+    """
+    worst = float("inf") if lower_is_better else float("-inf")
+    alone = [_number(measure(model), otherwise=worst) for model in models]
+    sign = 1 if lower_is_better else -1
+    order = sorted(range(len(models)), key=lambda number: sign * alone[number])
+    states = [model.state_dict() for model in models]
+    soup = copy.deepcopy(models[order[0]])
+    taken, best = [order[0]], alone[order[0]]
+    tasted = [Tasted(number=order[0], alone=best, with_it=best, taken=True)]
+    for number in order[1:]:
+        soup.load_state_dict(mean_weights([states[n] for n in (*taken, number)]))
+        value = _number(measure(soup), otherwise=worst)
+        better = sign * value <= sign * best and value != worst
+        tasted.append(Tasted(number=number, alone=alone[number], with_it=value, taken=better))
+        if better:
+            taken, best = [*taken, number], value
+    soup.load_state_dict(mean_weights([states[n] for n in taken]))
+    return soup, tasted
+
+
+def _number(value: float, *, otherwise: float) -> float:
+    return otherwise if value != value else value
