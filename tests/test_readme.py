@@ -44,8 +44,9 @@ def modules(tmp_path, monkeypatch):
 
 
 def test_the_pipeline_is_valid():
-    (text,) = blocks("yaml")
-    spec = PipelineSpec.model_validate(yaml.safe_load(text))
+    text, search = map(yaml.safe_load, blocks("yaml"))
+    spec = PipelineSpec.model_validate(text)
+    assert PipelineSpec.model_validate({**text, **search}).search[0].trials == 24
     assert [candidate.type for candidate in spec.candidates][-1] == "attention"
     assert spec.candidates[-1].learning_rate == 5e-4
 

@@ -7,7 +7,6 @@ the seed and of what it is told, so a search that starts again proposes the same
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,10 +94,11 @@ class Proposals:
 
 def _import_optuna() -> Any:
     try:
-        return importlib.import_module("optuna")
+        import optuna
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise  # it is there, and misses one of its own
         raise ImportError(
             "optuna is not installed, and a search needs it: pip install 'sensorium[search]'"
         ) from error
+    return optuna
