@@ -309,6 +309,8 @@ def _explain(error: pydantic.ValidationError) -> Iterator[tuple[Location, str]]:
             yield (*where, context["field"]), problem["msg"]
         elif problem["type"] == "missing":
             yield where, "this field is required"
+        elif problem["type"] == "tuple_type":
+            yield where, f"this is a list: [{problem['input']}]"
         else:
             value = problem["input"]
             simple = isinstance(value, str | int | float | bool | None)

@@ -54,6 +54,11 @@ BAD = {
         "slises:",
         "words.yaml:5: dataset.slises: unknown field; did you mean 'slices'? allowed: format, id",
     ),
+    "a word where a list is wanted": (
+        "slices: [language]",
+        "slices: language",
+        "words.yaml:5: dataset.slices: this is a list: [language]",
+    ),
     "unknown option of an encoder": (
         "dim: 32",
         "dims: 32",
