@@ -339,10 +339,15 @@ def _run(
             ray_remote_args_fn=_lives,
         )
     for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
-        for result, error, message in zip(*(batch[name] for name in _row()), strict=True):
-            if error:
-                raise next(kind for kind in EXPECTED if kind.__name__ == error)(message)
-            yield _RESULT.validate_json(result)
+        yield from results_of(batch)
+
+
+def results_of(batch: Mapping[str, Sequence[str]]) -> Iterator[ShardResult]:
+    """What an actor gave, one of EXPECTED raised if that was an error."""
+    for result, error, message in zip(*(batch[name] for name in _row()), strict=True):
+        if error:
+            raise next(kind for kind in EXPECTED if kind.__name__ == error)(message)
+        yield _RESULT.validate_json(result)
 
 
 def _row(*, result: str = "", error: str = "", message: str = "") -> dict[str, list[str]]:

@@ -117,8 +117,7 @@ def work_here(plan: Any, *, work: Any, storage: Any, actors: Any) -> Iterator[An
     )
     texts = [features.job._WORK.dump_json(one).decode() for one in work]
     for batch in actor({"work": texts}):
-        for result in batch["result"]:
-            yield features.job._RESULT.validate_json(result)
+        yield from features.job.results_of(batch)
 
 
 def load_here(actor: Any, modality: str, *, encoder: str) -> Any:
