@@ -23,6 +23,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import GetTimeoutError
 
 from features.fingerprint import fingerprint
 from features.sources import SourceError
@@ -55,6 +56,8 @@ RUNS_FOLDER = "train-runs"
 RETRIES = 3
 """How often the worker group is started again after a worker has died."""
 POLL_SECONDS = 0.3
+MAILBOX_SECONDS = 10.0
+"""How long the driver waits for what its mailbox holds."""
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 """How often Ray looks at its workers; a checkpoint takes as long, and by default that is 2 s."""
 
@@ -463,8 +466,10 @@ def _mailbox(on_progress: Callable[[FitProgress], None] | None) -> Iterator[Any]
     over = threading.Event()
 
     def pass_on() -> None:
-        for item in ray.get(mailbox.take.remote()):
-            on_progress(FitProgress(**item))
+        # What is told of progress must not hold up the end of a job that was interrupted.
+        with suppress(GetTimeoutError):
+            for item in ray.get(mailbox.take.remote(), timeout=MAILBOX_SECONDS):
+                on_progress(FitProgress(**item))
 
     def poll() -> None:
         while not over.wait(POLL_SECONDS):
