@@ -111,7 +111,7 @@ def _encode_batch(
     batch: Sequence[Prepared], *, spec: EncoderSpec, encoder: Encoder, into: Rows
 ) -> list[tuple[Prepared, Exception]]:
     """Encode a batch, halving it on errors; returns the rows that failed alone."""
-    values: Any = None
+    failed = short_of_memory = False
     try:
         values = encoder.encode([item.payload for item in batch])
     except Exception as error:
@@ -126,9 +126,9 @@ def _encode_batch(
         if len(batch) == 1:
             _let_go(error)
             return [(batch[0], error)]
-        short_of_memory = _is_out_of_memory(error)
+        failed, short_of_memory = True, _is_out_of_memory(error)
     # Not in the block above: until it is left, the error's frames hold the whole batch's memory.
-    if values is None:
+    if failed:
         if short_of_memory:
             _free_memory()
         middle = (len(batch) + 1) // 2

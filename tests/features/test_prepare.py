@@ -299,6 +299,13 @@ def test_a_row_is_not_blamed_for_memory_that_does_not_suffice(error):
     assert not into.bad
 
 
+def test_an_encoder_that_gives_nothing_is_told_what_it_must_give(monkeypatch):
+    monkeypatch.setattr(Hungry, "encode", lambda self, batch: None)
+    prepared = [Prepared(row=i, payload=i, size=1) for i in range(4)]
+    with pytest.raises(TypeError, match=r"of shape \(\) for 4 rows; it must be \(4, 1\)"):
+        encode_rows(prepared, spec=LettersSpec(), encoder=Hungry(), into=Rows())
+
+
 def works(count: int) -> list[Work]:
     return [
         Work(
