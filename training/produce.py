@@ -81,9 +81,9 @@ def produce_together(
 
     All workers take part, with equal arguments; the first alone knows the records' files. Several
     are of one `training.grouping.architecture`. An ensemble is made of what is in the store, and is
-    one alone. A candidate whose loss is not finite, or which
-    its data do not allow, gets a record that says so, and neither weights nor predictions; one
-    whose own code raises gets no record, but a CandidateFault.
+    one alone. A candidate whose loss is not finite, or which its data do not allow, gets a record
+    that says so, and neither weights nor predictions; one whose own code raises gets no record, but
+    a CandidateFault.
     """
     own = table.select(candidates[0].modalities)
     fits: list[Fit | None] = [None] * len(candidates)
