@@ -95,6 +95,31 @@ def follow(
     return found
 
 
+def search_path(
+    search: SearchSpec,
+    *,
+    base: CandidateSpec,
+    snapshot: Snapshot,
+    task: TaskSpec,
+    training: TrainingSpec,
+) -> str:
+    """Where the end of a search over a snapshot is kept: its identity."""
+    modalities = base.resolved_modalities(tuple(snapshot.modalities))
+    name = fingerprint(
+        {
+            "format": FORMAT,
+            # By what it is of, and not by what that is called.
+            "search": {**search.identity(), "of": ""},
+            "version": base.version,
+            "candidate": base.model_copy(update={"modalities": modalities}),
+            "task": task,
+            "training": training,
+            "data": snapshot.part(modalities=modalities),
+        }
+    )
+    return f"searches/{name}.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Walk:
     """The rounds of a search, one after another, as far as they are fitted."""
@@ -190,21 +215,13 @@ class _Walk:
 
     @property
     def _path(self) -> str:
-        base = self.base
-        modalities = base.resolved_modalities(tuple(self.snapshot.modalities))
-        name = fingerprint(
-            {
-                "format": FORMAT,
-                # By what it is of, and not by what that is called.
-                "search": {**self.search.identity(), "of": ""},
-                "version": base.version,
-                "candidate": base.model_copy(update={"modalities": modalities}),
-                "task": self.task,
-                "training": self.training,
-                "data": self.snapshot.part(modalities=modalities),
-            }
+        return search_path(
+            self.search,
+            base=self.base,
+            snapshot=self.snapshot,
+            task=self.task,
+            training=self.training,
         )
-        return f"searches/{name}.json"
 
     @property
     def _monitor(self) -> str:

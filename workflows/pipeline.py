@@ -16,6 +16,7 @@ from features.sources import Source, SourceError, folder_hint, open_source
 from features.spec import DatasetSpec, FeatureSpec, Name
 from features.storage import open_storage
 from features.store import Store
+from training.agenda import Agenda
 from training.alignment_spec import SpaceSpec
 from training.built_in import CandidateField
 from training.ensemble_spec import resolve, with_members
@@ -126,6 +127,17 @@ class Pipeline:
     @property
     def report_path(self) -> Path:
         return self.folder / f"{self.name}-report.html"
+
+    @property
+    def agenda(self) -> Agenda:
+        """What is to be fitted."""
+        spec = self.spec
+        return Agenda(
+            task=spec.task,
+            training=spec.training,
+            candidates=spec.candidates,
+            searches=spec.search,
+        )
 
     @property
     def digest(self) -> str:

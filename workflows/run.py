@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from importlib import resources
@@ -14,22 +13,21 @@ from rich.markup import escape
 from features.commit import draft_snapshot
 from features.plan import Plan
 from features.snapshot import Snapshot
-from training.candidate import CandidateRecord, read_predictions
-from workflows.answers import Answers
+from training.candidate import CandidateRecord
 from workflows.cluster import Connection
-from workflows.collect import best_single, collect, find_leads
+from workflows.collect import collect
 from workflows.console import count, duration, progress, several
 from workflows.drift import print_planned_changes
 from workflows.embed import embed
-from workflows.findings import Estimate
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.plan import check_trainable, plan_embedding, print_work
-from workflows.promote import Promotion, choose_winner, promote
+from workflows.promote import Promotion, promote
 from workflows.repeats import print_repeats, print_untrained
 from workflows.runs import without_passwords
-from workflows.search import described, searches
+from workflows.search import standing
+from workflows.summary import print_summary
 from workflows.tracking import log_report
-from workflows.train import candidate_table, last_snapshot, planned, train
+from workflows.train import last_snapshot, print_standing, train
 
 MOST_UNUSED = 12
 """Columns without a use that are named."""
@@ -51,7 +49,7 @@ def run(pipeline: Pipeline, *, console: Console) -> Promotion:
         write_report(
             pipeline, snapshot=embedded.snapshot, records=trained.records, promotion=promotion
         )
-    _summary(pipeline, records=trained.records, promotion=promotion, console=console)
+    print_summary(pipeline, records=trained.records, promotion=promotion, console=console)
     if not changed:
         console.print(f"\nNothing to do: unchanged since the last run ({_since(begun)}).")
     else:
@@ -104,14 +102,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     print_planned_changes(plan, console=console)
     check_trainable(plan, pipeline=pipeline)
     snapshot = draft_snapshot(plan)
-    candidates = planned(pipeline, snapshot=snapshot)
-    waiting = [candidate.spec.name for candidate in candidates if candidate.record is None]
-    console.print(
-        f"[bold]train[/bold]    {several(len(candidates), 'candidate')}, {len(waiting)} to fit"
-        + (f": {', '.join(waiting)}" if waiting else "")
-    )
-    for search in searches(pipeline, snapshot=snapshot):
-        console.print(f"[bold]search[/bold]   {escape(described(search))}")
+    print_standing(standing(pipeline, snapshot=snapshot), console=console)
 
 
 def _print_unused(plan: Plan, *, pipeline: Pipeline, console: Console) -> None:
@@ -180,13 +171,13 @@ def write_report(
 
 
 def _fitted(pipeline: Pipeline, *, snapshot: Snapshot) -> tuple[CandidateRecord, ...]:
-    candidates = planned(pipeline, snapshot=snapshot)
-    waiting = [candidate.spec.name for candidate in candidates if candidate.record is None]
+    found = standing(pipeline, snapshot=snapshot)
+    waiting = [candidate.spec.name for due in found.rounds for candidate in due.missing()]
     if waiting:
         raise StageError(
             f"not fitted yet: {', '.join(waiting)}; run `sensorium train {pipeline.path.name}`"
         )
-    return tuple(candidate.record for candidate in candidates if candidate.record is not None)
+    return tuple(candidate.record for candidate in found.candidates if candidate.record is not None)
 
 
 def _promote(
@@ -209,76 +200,6 @@ def _promote(
     )
     console.print(f"         {escape(promotion.detail)}")
     return promotion
-
-
-def _summary(
-    pipeline: Pipeline,
-    *,
-    records: Sequence[CandidateRecord],
-    promotion: Promotion,
-    console: Console,
-) -> None:
-    """The candidates, what fusion gains, the champion, and where to look further."""
-    confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
-    store = pipeline.open_store()
-    tested = {
-        record.name: Answers.from_table(
-            read_predictions(store, record.fingerprint),
-            split="test",
-            task=pipeline.spec.task,
-            metric=metric,
-        )
-        for record in records
-        if record.status == "fitted"
-    }
-    console.print(
-        candidate_table(
-            records,
-            metric=metric,
-            test={name: found.score(confidence=confidence) for name, found in tested.items()},
-            leads=find_leads(tested, winner=promotion.winner, confidence=confidence),
-            winner=promotion.winner,
-            confidence=confidence,
-        )
-    )
-    single = best_single(records, tested)
-    fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
-    if single is not None and fusions:
-        fusion = choose_winner(fusions, metric=metric).name
-        gain = tested[fusion].gain(over=tested[single], confidence=confidence)
-        console.print(
-            f"fusion   {fusion} {_compared(gain)} {single}, the best single modality: "
-            f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on the test split"
-        )
-    verdict = promotion.verdict
-    if promotion.champion_after is None:
-        console.print(f"champion none yet of {promotion.model}")
-    elif promotion.promoted and verdict is not None:
-        console.print(
-            f"champion [bold green]{promotion.model} version {promotion.champion_after}"
-            f"[/bold green] ({promotion.winner}), test {metric.title} {verdict.score:.3f} "
-            f"[{verdict.low:.3f}, {verdict.high:.3f}]"
-        )
-    else:
-        console.print(f"champion {promotion.model} version {promotion.champion_after} stays")
-    console.print(f"report   {escape(str(pipeline.report_path))}", soft_wrap=True)
-    console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
-
-
-def _compared(gain: Estimate) -> str:
-    if gain.low > 0:
-        return "beats"
-    return "loses to" if gain.high < 0 else "is not clearly better or worse than"
-
-
-def _mlflow(uri: str) -> str:
-    """Where to look at the runs: the server, or the command that opens MLflow's page."""
-    if uri.startswith("http"):
-        return without_passwords(uri)
-    command = Path(sys.executable).with_name("mlflow")
-    if command.is_relative_to(Path.cwd()):
-        command = command.relative_to(Path.cwd())
-    return f"{command} ui --backend-store-uri {without_passwords(uri)}"
 
 
 def _since(begun: float) -> str:

@@ -1,33 +1,21 @@
-"""The searches of a pipeline: how far they have come, in the YAML's order, and in words."""
+"""How far a pipeline's candidates and searches have come, and that in words."""
 
 from __future__ import annotations
 
 from features.snapshot import Snapshot
+from training.agenda import Standing
 from training.proposals import NothingToPropose
-from training.search import Search, follow
+from training.search import Search
 from workflows.pipeline import Pipeline, StageError
 
 
-def searches(pipeline: Pipeline, *, snapshot: Snapshot, keep: bool = False) -> list[Search]:
-    """The pipeline's searches over a snapshot; StageError if one can propose nothing.
+def standing(pipeline: Pipeline, *, snapshot: Snapshot) -> Standing:
+    """What of a pipeline is fitted to a snapshot, and what is to be fitted next. Writes nothing.
 
-    The end of one that is over is written down if it is to be kept.
+    StageError if a search can propose nothing.
     """
-    spec, store = pipeline.spec, pipeline.open_store()
-    by_name = {candidate.name: candidate for candidate in spec.candidates}
     try:
-        return [
-            follow(
-                search,
-                base=by_name[search.of],
-                store=store,
-                snapshot=snapshot,
-                task=spec.task,
-                training=spec.training,
-                keep=keep,
-            )
-            for search in spec.search
-        ]
+        return pipeline.agenda.standing(pipeline.open_store(), snapshot=snapshot)
     except (ImportError, NothingToPropose) as error:
         raise StageError(str(error)) from error
 

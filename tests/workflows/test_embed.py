@@ -15,7 +15,8 @@ from workflows import tracking
 from workflows.frozen import champion_predictions
 from workflows.pipeline import load_pipeline
 from workflows.scoring import loaded
-from workflows.train import last_snapshot, planned
+from workflows.search import standing
+from workflows.train import last_snapshot
 
 PIPELINE = """\
 name: words
@@ -63,7 +64,7 @@ def test_sequences_are_embedded_trained_on_and_scored(folder, capsys):
     found = read_embeddings(store, snapshot, modality="signal")
     assert found.lengths is not None
     assert found.lengths.tolist() == list(range(2, 26))
-    (record,) = [c.record for c in planned(pipeline, snapshot=snapshot)]
+    (record,) = [c.record for c in standing(pipeline, snapshot=snapshot).candidates]
     assert record.modalities["signal"]["sequence"]
     answers = read_predictions(store, record.fingerprint).to_pandas().sort_values("row")
     rows = pd.read_parquet("words.parquet").iloc[answers.row]

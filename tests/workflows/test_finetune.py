@@ -15,7 +15,7 @@ from tests.workflows import command
 from training.candidate import read_predictions
 from workflows import tracking
 from workflows.pipeline import ConfigurationError, load_pipeline
-from workflows.train import planned
+from workflows.search import standing
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_a_champion_scores_through_the_encoder_that_was_tuned(
     store = Store(LocalStorage(tmp_path / "store-of-words"))
     snapshot = store.latest("words")
     assert snapshot is not None
-    (done,) = planned(pipeline, snapshot=snapshot)
+    (done,) = standing(pipeline, snapshot=snapshot).candidates
     assert done.record is not None and done.record.status == "fitted"
     answers = read_predictions(store, done.fingerprint)
     rows = answers["row"].to_pylist()

@@ -18,8 +18,7 @@ from tests.workflows import command
 from training.candidate import read_predictions
 from workflows import tracking
 from workflows.pipeline import ConfigurationError, Pipeline, StageError, load_pipeline
-from workflows.search import described, searches
-from workflows.train import planned
+from workflows.search import described, standing
 
 SPACE = {"learning_rate": {"low": 0.005, "high": 0.05, "log": True}}
 SEARCH = {"of": "early", "trials": 2, "generation": 2, "rungs": 2, "reduction": 2,
@@ -69,14 +68,15 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
     code, out, err = command.sensorium(capsys, "run", path)
     assert code == 0, out + err
     said = " ".join((out + err).split())
-    assert "search early, 2 trials: next trials 1 to 2 of 2, 2 epochs" in said
+    assert "early-search: trials 1 to 2 of 2, 2 epochs" in said
     pipeline = load_pipeline(path)
     store = Store(LocalStorage(pipeline.store_root))
     snapshot = store.latest("shapes")
-    done = planned(pipeline, snapshot=snapshot)
+    found = standing(pipeline, snapshot=snapshot)
+    done = found.candidates
     assert all(c.record is not None and c.record.status == "fitted" for c in done)
     names = [candidate.spec.name for candidate in done]
-    (search,) = searches(pipeline, snapshot=snapshot)
+    (search,) = found.searches
     best = search.best.spec.name
     declared = ["single-caption", "early", "slower", "soup", "average", "best"]
     assert names == [*declared, best]
@@ -188,4 +188,4 @@ def test_a_search_that_lacks_optuna_is_an_error_of_the_stage(
             {"type": "early", "width": 16}]
     )  # fmt: skip
     with pytest.raises(StageError, match=r"sensorium\[search\]"):
-        planned(load_pipeline(path), snapshot=fitted_shapes.snapshot)
+        standing(load_pipeline(path), snapshot=fitted_shapes.snapshot)

@@ -17,7 +17,7 @@ from features.store import Store
 from tests.workflows import command
 from training.candidate import read_predictions
 from workflows.pipeline import load_pipeline
-from workflows.train import planned
+from workflows.search import standing
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +140,7 @@ print(json.dumps([answers["prediction"].tolist(), answers["probabilities"].map(l
     labels, probabilities, without, run = json.loads(found.stdout.splitlines()[-1])
     (winner,) = [
         c.record
-        for c in planned(pipeline, snapshot=snapshot)
+        for c in standing(pipeline, snapshot=snapshot).candidates
         if c.record.name in winner_of(world, run)
     ]
     expected = read_predictions(store, winner.fingerprint).to_pandas()

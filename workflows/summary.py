@@ -1,0 +1,133 @@
+"""The end of a run, in the terminal: candidates, what fusion gains, the champion, where to look."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from training.candidate import CandidateRecord, read_predictions
+from training.metrics import Metric
+from workflows.answers import Answers
+from workflows.collect import best_single, find_leads
+from workflows.console import count, duration, table
+from workflows.findings import Estimate, Lead
+from workflows.pipeline import Pipeline
+from workflows.promote import Promotion, choose_winner
+from workflows.runs import without_passwords
+
+
+def print_summary(
+    pipeline: Pipeline,
+    *,
+    records: Sequence[CandidateRecord],
+    promotion: Promotion,
+    console: Console,
+) -> None:
+    """The candidates, what fusion gains, the champion, and where to look further."""
+    confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
+    store = pipeline.open_store()
+    tested = {
+        record.name: Answers.from_table(
+            read_predictions(store, record.fingerprint),
+            split="test",
+            task=pipeline.spec.task,
+            metric=metric,
+        )
+        for record in records
+        if record.status == "fitted"
+    }
+    console.print(
+        candidate_table(
+            records,
+            metric=metric,
+            test={name: found.score(confidence=confidence) for name, found in tested.items()},
+            leads=find_leads(tested, winner=promotion.winner, confidence=confidence),
+            winner=promotion.winner,
+            confidence=confidence,
+        )
+    )
+    single = best_single(records, tested)
+    fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
+    if single is not None and fusions:
+        fusion = choose_winner(fusions, metric=metric).name
+        gain = tested[fusion].gain(over=tested[single], confidence=confidence)
+        console.print(
+            f"fusion   {fusion} {_compared(gain)} {single}, the best single modality: "
+            f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on the test split"
+        )
+    verdict = promotion.verdict
+    if promotion.champion_after is None:
+        console.print(f"champion none yet of {promotion.model}")
+    elif promotion.promoted and verdict is not None:
+        console.print(
+            f"champion [bold green]{promotion.model} version {promotion.champion_after}"
+            f"[/bold green] ({promotion.winner}), test {metric.title} {verdict.score:.3f} "
+            f"[{verdict.low:.3f}, {verdict.high:.3f}]"
+        )
+    else:
+        console.print(f"champion {promotion.model} version {promotion.champion_after} stays")
+    console.print(f"report   {escape(str(pipeline.report_path))}", soft_wrap=True)
+    console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
+
+
+def _compared(gain: Estimate) -> str:
+    if gain.low > 0:
+        return "beats"
+    return "loses to" if gain.high < 0 else "is not clearly better or worse than"
+
+
+def candidate_table(
+    records: Sequence[CandidateRecord],
+    *,
+    metric: Metric,
+    test: Mapping[str, Estimate],
+    leads: Mapping[str, Lead],
+    winner: str | None,
+    confidence: float,
+) -> Table:
+    """The candidates side by side: what they are, their metric with its interval, and how surely
+    the winner is better.
+    """
+    interval, behind = f"test, {confidence:.0%} interval", "winner ahead by"
+    made = table(
+        "candidate", "validation", interval, behind, "parameters", "epochs", "time",
+        numbers=("validation", interval, behind, "parameters", "epochs", "time"),
+    )  # fmt: skip
+    for record in records:
+        if record.status == "failed" or record.metrics is None:
+            made.add_row(record.name, "", "failed", style="red")
+            continue
+        estimate = test[record.name]
+        made.add_row(
+            record.name,
+            f"{record.metrics['validation'].get(metric.name, math.nan):.3f}",
+            f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]",
+            _ahead(leads.get(record.name)),
+            count(record.parameters),
+            f"{len(record.epochs)}",
+            duration(record.seconds),
+            style="bold green" if record.name == winner else None,
+        )
+    return made
+
+
+def _ahead(lead: Lead | None) -> str:
+    if lead is None:
+        return ""
+    return f"{lead.gain.value:+.3f} {'surely' if lead.sure else 'unsure'}"
+
+
+def _mlflow(uri: str) -> str:
+    """Where to look at the runs: the server, or the command that opens MLflow's page."""
+    if uri.startswith("http"):
+        return without_passwords(uri)
+    command = Path(sys.executable).with_name("mlflow")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
+    return f"{command} ui --backend-store-uri {without_passwords(uri)}"
