@@ -1,7 +1,7 @@
 """What all tests share: their environment, one small Ray, and a check that nothing is left.
 
-They may run in several processes (`pytest -n 2 --dist loadgroup`): all that start Ray in one, the
-others where there is room.
+They may run in several processes (`pytest -n 4 --dist loadgroup`): those that start Ray in two of
+them, each with a Ray of its own, the others where there is room.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ _faults: list[str] = []
 _fault_table = FaultTable()
 
 
+SECOND_RAY = ("test_interruption.py", "test_train_job.py", "test_upkeep.py")
+"""Files whose tests take about as long as all others that start Ray."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     global _folder
     for name in ELSEWHERE:
@@ -77,7 +81,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_slow)
     for item in items:
         if _is_slow(item) or "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            second = item.path.name in SECOND_RAY
+            item.add_marker(pytest.mark.xdist_group("ray-2" if second else "ray-1"))
 
 
 def _is_slow(item: pytest.Item) -> bool:

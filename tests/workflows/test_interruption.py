@@ -102,7 +102,7 @@ def kill_when(process, *, folder, count):
 
 
 def finish(process, *, code=0):
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == code, output
     return output
 
