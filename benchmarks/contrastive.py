@@ -136,8 +136,8 @@ def _run(folder: Path, *, loss: str, naive: bool, dim: int) -> None:
     import torch
     import torch.nn.functional as F
 
-    from training.contrastive import info_nce
-    from training.sigmoid import sigmoid_loss
+    from training.losses.contrastive import info_nce
+    from training.losses.sigmoid import sigmoid_loss
 
     rows = json.loads((folder / SETTINGS).read_text())["rows"]
     torch.set_num_threads(os.cpu_count() or 1)

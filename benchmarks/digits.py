@@ -31,8 +31,8 @@ from benchmarks.measure import ENVIRONMENT, ROOT
 from benchmarks.results import Target, report
 from features.storage import LocalStorage
 from features.store import Store
-from training.bootstrap import bootstrap_interval, paired_bootstrap
 from training.candidate import CandidateRecord, plan_candidates, read_predictions
+from training.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
 from workflows.pipeline import load_pipeline
 
 SOUNDS = ROOT.parent / "shared" / "data" / "fsdd"

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from features.shard import Embeddings
-from training.data import EmbeddingTable, table_of
-from training.vectors import placed_vectors
+from training.data.table import EmbeddingTable, table_of
+from training.data.vectors import placed_vectors
 
 CLASSES = 10
 MODALITIES = ("caption", "photo", "speech")

@@ -30,9 +30,9 @@ from benchmarks.results import Target, report
 from benchmarks.tables import lists
 from features.shard import vectors
 from training.built_in import parse_candidate
-from training.data import EmbeddingTable, load_table
-from training.loop import Epoch, fit_candidate
-from training.step import learning_rate, make_model, make_optimizer
+from training.data.table import EmbeddingTable, load_table
+from training.fitting.loop import Epoch, fit_candidate
+from training.fitting.step import learning_rate, make_model, make_optimizer
 from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 

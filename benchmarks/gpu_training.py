@@ -21,8 +21,8 @@ from benchmarks.embeddings import made_table
 from benchmarks.measure import short
 from benchmarks.results import Target, report
 from training.built_in import parse_candidate
-from training.contrastive import info_nce
-from training.loop import fit_candidate, fit_together
+from training.fitting.loop import fit_candidate, fit_together
+from training.losses.contrastive import info_nce
 from training.training_spec import TrainingSpec
 
 CANDIDATES = 16

@@ -20,7 +20,7 @@ from benchmarks.processes import Share
 from benchmarks.results import Target, report
 from training.allocator import keep_freed_memory
 from training.built_in import parse_candidate
-from training.loop import fit_candidate, fit_together
+from training.fitting.loop import fit_candidate, fit_together
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
 

@@ -21,7 +21,7 @@ from benchmarks.processes import Share
 from benchmarks.results import Target, report
 from training.allocator import keep_freed_memory
 from training.built_in import parse_candidate
-from training.loop import fit_candidate
+from training.fitting.loop import fit_candidate
 from training.training_spec import TrainingSpec
 
 BATCH = 2048

@@ -16,7 +16,7 @@ from features.encoders import BUILT_IN, parse_encoder
 from features.encoders.conformance import check_encoder
 from training.built_in import BUILT_IN as CANDIDATES
 from training.built_in import parse_candidate
-from training.metrics import metrics_of
+from training.evaluation.metrics import metrics_of
 from training.spec import InputSpec
 from training.task import TASKS, parse_task
 from workflows.pipeline import PipelineSpec

@@ -17,9 +17,9 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.built_in import parse_candidate
 from training.candidate import PlannedCandidate, candidate_fingerprint, plan_candidates
-from training.ensemble_spec import is_pending, with_members
-from training.search import Search, follow, search_path
-from training.search_spec import SearchSpec
+from training.models.ensemble_spec import is_pending, with_members
+from training.search.spec import SearchSpec
+from training.search.walk import Search, follow, search_path
 from training.spec import CandidateSpec
 from training.task import TaskSpec, parse_task
 from training.training_spec import TrainingSpec

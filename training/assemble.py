@@ -14,15 +14,15 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.batch import Batch
 from training.candidate import CandidateRecord, candidate_fingerprint, load_model, read_record
-from training.data import EmbeddingTable
-from training.ensemble import Averaged, greedy_soup
-from training.ensemble_spec import AverageSpec, EnsembleSpec
-from training.evaluate import map_rows
+from training.data.table import EmbeddingTable
+from training.data.targets import Untrainable
+from training.evaluation.answers import map_rows
 from training.faults import CandidateFault, own_code
-from training.loop import Fit
-from training.monitor import validation_metrics
+from training.fitting.loop import Fit
+from training.fitting.monitor import validation_metrics
+from training.models.ensemble import Averaged, greedy_soup
+from training.models.ensemble_spec import AverageSpec, EnsembleSpec
 from training.spec import CandidateSpec
-from training.targets import Untrainable
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
 from training.workers import of_first_worker

@@ -17,7 +17,7 @@ class Batch:
 
     embeddings: Tensors
     """Per modality float32 `[B, D]`; rows that are not present hold anything. (Of a modality that
-    is embedded anew at each step, its `training.live.PreparedPayloads`.)"""
+    is embedded anew at each step, its `training.tuning.model.PreparedPayloads`.)"""
     presence: Tensors
     """Per modality bool `[B]`."""
     targets: Tensor

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import pydantic
 
 from features.by_name import spec_class
-from training.alignment_spec import AlignmentSpec, CorrelationSpec
-from training.ensemble_spec import AverageSpec, SoupSpec
-from training.fusion_spec import (
+from training.models.alignment_spec import AlignmentSpec, CorrelationSpec
+from training.models.ensemble_spec import AverageSpec, SoupSpec
+from training.models.fusion_spec import (
     AttentionSpec,
     BottleneckSpec,
     CoAttentionSpec,
@@ -21,9 +21,9 @@ from training.fusion_spec import (
     LowRankSpec,
     SingleSpec,
 )
+from training.models.translation_spec import TranslationSpec
 from training.spec import CandidateSpec
-from training.translation_spec import TranslationSpec
-from training.tuning_spec import FinetuneSpec
+from training.tuning.spec import FinetuneSpec
 
 BUILT_IN: Mapping[str, type[CandidateSpec]] = {
     spec.model_fields["type"].default: spec

@@ -26,7 +26,7 @@ from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.snapshot import Snapshot
 from features.store import Store, parquet_bytes
 from training.built_in import parse_candidate
-from training.ensemble_spec import with_members
+from training.models.ensemble_spec import with_members
 from training.spec import CandidateSpec, InputSpec
 from training.task import TaskSpec, parse_task
 from training.training_spec import TrainingSpec
@@ -73,8 +73,9 @@ class CandidateRecord:
     seconds: float
     workers: int
     metrics: Mapping[str, Mapping[str, float]] | None
-    """Per split: the metrics of the task (`training.metrics`), and `rows`; of an alignment of
-    classes `neighbour_accuracy` and, where it is asked for, `zero_shot_accuracy.<modality>`."""
+    """Per split: the metrics of the task (`training.evaluation.metrics`), and `rows`; of an
+    alignment of classes `neighbour_accuracy` and, where it is asked for,
+    `zero_shot_accuracy.<modality>`."""
     retrieval: Sequence[Mapping[str, Any]] | None
     """Of an alignment, for each modality to each other; see `evaluate_space.retrieval`."""
     intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
@@ -295,7 +296,7 @@ def predict(
     )
     with torch.inference_mode():
         if record.task.get("type") == "retrieval":
-            from training.ranks import ranks_of
+            from training.evaluation.ranks import ranks_of
 
             vectors, present = model.eval().embed_all(*inputs)  # type: ignore[operator]
             return ranks_of(vectors, presence_NM=present).numpy()
@@ -330,11 +331,11 @@ def ranks(
     payloads: Mapping[str, np.ndarray],
 ) -> np.ndarray:
     """A retrieval's answers float32 `[B, P]`, from what `embed` gives and the numbers of payloads
-    int64 `[B]`; see `training.ranks`.
+    int64 `[B]`; see `training.evaluation.ranks`.
     """
     import torch
 
-    from training.ranks import ranks_of
+    from training.evaluation.ranks import ranks_of
 
     vectors_BMS, present_BM, payloads_BM = (
         torch.stack([torch.from_numpy(part[m]) for m in vectors], dim=1)

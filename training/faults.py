@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from training.targets import Untrainable
+from training.data.targets import Untrainable
 from training.workers import Group, worker_count
 
 AGREEMENT_SECONDS = 60.0

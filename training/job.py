@@ -25,9 +25,9 @@ from ray.exceptions import GetTimeoutError
 from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda, Standing
-from training.live_payloads import PayloadSource
 from training.progress import FitProgress, Mailbox, RoundProgress
 from training.rounds import fit_on_worker
+from training.tuning.payloads import PayloadSource
 
 RUNS_FOLDER = "train-runs"
 RETRIES = 3

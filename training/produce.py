@@ -10,25 +10,25 @@ import torch
 
 from features.snapshot import Snapshot
 from features.store import Store
-from training.alignment_spec import ClassNames
 from training.assemble import assemble
 from training.candidate import CandidateRecord, PlannedCandidate, write_candidate
-from training.checkpoint import FitState
-from training.class_names import EmbeddedNames, embed_class_names
-from training.data import EmbeddingTable
-from training.ensemble_spec import EnsembleSpec
-from training.evaluate import evaluate
-from training.evaluate_space import fit_probe, retrieval, space_metrics
+from training.data.table import EmbeddingTable
+from training.data.targets import Untrainable
+from training.evaluation.answers import evaluate
+from training.evaluation.class_names import EmbeddedNames, embed_class_names
+from training.evaluation.space import fit_probe, retrieval, space_metrics
 from training.faults import own_code
-from training.live_files import write_encoders
-from training.loop import Epoch, Failure, Fit, fit_together
-from training.probed import Probed
-from training.shared_space import SharedSpace
-from training.targets import Untrainable
+from training.fitting.checkpoint import FitState
+from training.fitting.loop import Epoch, Failure, Fit, fit_together
+from training.models.alignment_spec import ClassNames
+from training.models.ensemble_spec import EnsembleSpec
+from training.models.probed import Probed
+from training.models.shared_space import SharedSpace
+from training.models.translation import Translation
 from training.task import TaskSpec
 from training.tasks import Classification, Retrieval
 from training.training_spec import TrainingSpec
-from training.translation import Translation
+from training.tuning.files import write_encoders
 from training.workers import worker_count, worker_rank
 
 
@@ -80,10 +80,10 @@ def produce_together(
     """Fit candidates in one pass, evaluate each, and let the first worker write them; the records.
 
     All workers take part, with equal arguments; the first alone knows the records' files. Several
-    are of one `training.grouping.architecture`. An ensemble is made of what is in the store, and is
-    one alone. A candidate whose loss is not finite, or which its data do not allow, gets a record
-    that says so, and neither weights nor predictions; one whose own code raises gets no record, but
-    a CandidateFault.
+    are of one `training.fitting.grouping.architecture`. An ensemble is made of what is in the
+    store, and is one alone. A candidate whose loss is not finite, or which its data do not allow,
+    gets a record that says so, and neither weights nor predictions; one whose own code raises gets
+    no record, but a CandidateFault.
     """
     own = table.select(candidates[0].modalities)
     fits: list[Fit | None] = [None] * len(candidates)

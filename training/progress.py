@@ -13,7 +13,7 @@ from typing import Any
 
 from training.agenda import Due
 from training.candidate import PlannedCandidate
-from training.loop import Epoch
+from training.fitting.loop import Epoch
 from training.training_spec import TrainingSpec
 from training.workers import worker_rank
 

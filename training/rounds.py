@@ -25,20 +25,20 @@ from features.store import Store
 from training.agenda import Agenda, Due
 from training.allocator import keep_freed_memory
 from training.candidate import PlannedCandidate
-from training.checkpoint import FitState, read_about, read_checkpoints, write_checkpoint
-from training.data import EmbeddingTable, load_table
+from training.data.reading import MemoryTooSmall
+from training.data.table import EmbeddingTable, load_table
+from training.data.targets import Untrainable
 from training.faults import CandidateFault, agreement_group, all_workers_agree
-from training.grouping import group
-from training.live_data import table_for
-from training.live_payloads import PayloadSource
-from training.loop import Epoch
+from training.fitting.checkpoint import FitState, read_about, read_checkpoints, write_checkpoint
+from training.fitting.grouping import group
+from training.fitting.loop import Epoch
 from training.memory import memory_bytes
 from training.produce import produce_together
 from training.progress import Reporter, post_round
-from training.proposals import NothingToPropose
-from training.reading import MemoryTooSmall
-from training.targets import Untrainable
+from training.search.proposals import NothingToPropose
 from training.training_spec import TrainingSpec
+from training.tuning.payloads import PayloadSource
+from training.tuning.table import table_for
 from training.workers import of_first_worker, worker_rank
 
 

@@ -14,17 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.losses import (
-    LossSum,
-    absolute_error_sum,
-    binary_cross_entropy_sum,
-    cross_entropy_sum,
-    focal_sum,
-    huber_sum,
-    share_of,
-    squared_error_sum,
-)
-from training.targets import (
+from training.data.targets import (
     ABSENT,
     Column,
     Untrainable,
@@ -34,6 +24,16 @@ from training.targets import (
     label_matrix,
     label_names,
     number_matrix,
+)
+from training.losses.task import (
+    LossSum,
+    absolute_error_sum,
+    binary_cross_entropy_sum,
+    cross_entropy_sum,
+    focal_sum,
+    huber_sum,
+    share_of,
+    squared_error_sum,
 )
 from training.task import (
     ClassificationSpec,

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import pydantic
 
 from features.fingerprint import Execution, Spec
+from training.evaluation.metrics import ERRORS
 from training.memory import Memory
-from training.metrics import ERRORS
 from training.spec import Positive, Share
 
 Precision = Literal["float32", "bfloat16", "float16"]

@@ -15,9 +15,9 @@ from features.shard import vectors
 from features.snapshot import Snapshot
 from features.store import Store
 from features.stored_embeddings import embedded_rows
-from training.bootstrap import Interval, metric_interval, paired_metric
-from training.metrics import Metric
-from training.significance import Difference, difference
+from training.evaluation.bootstrap import Interval, metric_interval, paired_metric
+from training.evaluation.metrics import Metric
+from training.evaluation.significance import Difference, difference
 from training.task import TaskSpec
 from workflows.findings import Estimate, Masked, SliceFindings
 

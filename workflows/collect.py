@@ -19,7 +19,7 @@ from features.repeats import repeats_in
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
-from training.significance import holm
+from training.evaluation.significance import holm
 from workflows.answers import Answers, estimate
 from workflows.drift import find_drift
 from workflows.findings import (

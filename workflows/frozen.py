@@ -104,7 +104,7 @@ def champion_predictions(
     ):
         held = {name: read_embeddings(store, snapshot, modality=name) for name in model.inputs}
         if model.record.task.get("type") == "retrieval":
-            from training.payload_numbers import read_payload_numbers
+            from training.data.payload_numbers import read_payload_numbers
 
             numbers = read_payload_numbers(store, snapshot, modalities=tuple(model.inputs))
             none = np.full(len(rows), -1)

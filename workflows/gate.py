@@ -17,8 +17,8 @@ import numpy as np
 import pydantic
 
 from features.fingerprint import Spec, nearest_hint
-from training.bootstrap import metric_interval, paired_metric
-from training.metrics import Metric, metrics_of
+from training.evaluation.bootstrap import metric_interval, paired_metric
+from training.evaluation.metrics import Metric, metrics_of
 from training.task import TaskSpec
 
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -82,8 +82,8 @@ class FrozenRows:
     rows: np.ndarray
     """Row numbers in the snapshot, int64 `[N]`, ascending."""
     targets: np.ndarray
-    """The true labels as `training.metrics` takes them: class indices `[N]`, labels bool `[N, K]`,
-    or numbers `[N, K]`."""
+    """The true labels as `training.evaluation.metrics` takes them: class indices `[N]`, labels bool
+    `[N, K]`, or numbers `[N, K]`."""
     slices: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Per slice column, each row's value, text `[N]`."""
     missing: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -17,11 +17,11 @@ from features.spec import DatasetSpec, FeatureSpec, Name
 from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda
-from training.alignment_spec import SpaceSpec
 from training.built_in import CandidateField
-from training.ensemble_spec import resolve, with_members
-from training.metrics import Metric, metrics_of
-from training.search_spec import SearchSpec, search_problems
+from training.evaluation.metrics import Metric, metrics_of
+from training.models.alignment_spec import SpaceSpec
+from training.models.ensemble_spec import resolve, with_members
+from training.search.spec import SearchSpec, search_problems
 from training.task import TaskField
 from training.training_spec import TrainingSpec
 from workflows.gate import PromotionSpec

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord
-from training.metrics import Metric
+from training.evaluation.metrics import Metric
 from workflows import registry, tracking
 from workflows.contest import Contest
 from workflows.frozen import RawRows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from features.snapshot import Snapshot
 from training.agenda import Standing
-from training.proposals import NothingToPropose
-from training.search import Search
+from training.search.proposals import NothingToPropose
+from training.search.walk import Search
 from workflows.pipeline import Pipeline, StageError
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.candidate import CandidateRecord, read_predictions
-from training.metrics import Metric
+from training.evaluation.metrics import Metric
 from workflows.answers import Answers
 from workflows.collect import best_single, find_leads
 from workflows.console import count, duration, table

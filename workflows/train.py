@@ -18,7 +18,7 @@ from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.agenda import Standing
 from training.candidate import CandidateRecord
-from training.tuning_spec import FinetuneSpec
+from training.tuning.spec import FinetuneSpec
 from workflows.cluster import Connection
 from workflows.console import duration, progress, several
 from workflows.pipeline import Pipeline, StageError
@@ -150,8 +150,8 @@ def _fit(
 ) -> Standing:
     """Fit all that is not done in one job; where that leaves the pipeline."""
     from training.job import TrainingError, fit
-    from training.live_payloads import PayloadSource
     from training.progress import FitProgress, RoundProgress
+    from training.tuning.payloads import PayloadSource
 
     begun = time.perf_counter()
     store: Store = pipeline.open_store()

@@ -21,7 +21,7 @@ from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
-from training.data import EmbeddingTable, table_of
+from training.data.table import EmbeddingTable, table_of
 from training.task import parse_task
 
 DIMS = {"caption": 5, "photo": 7, "speech": 6}

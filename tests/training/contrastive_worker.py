@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from tests.training.contrastive_cases import ROWS, batch
-from training.contrastive import info_nce
-from training.sigmoid import sigmoid_loss
+from training.losses.contrastive import info_nce
+from training.losses.sigmoid import sigmoid_loss
 from training.workers import Group, sum_over_workers
 
 CASES = [

@@ -27,18 +27,18 @@ from features.store import Store  # noqa: E402
 from training.batch import Batch  # noqa: E402
 from training.built_in import parse_candidate  # noqa: E402
 from training.candidate import plan_candidates  # noqa: E402
-from training.checkpoint import FitState  # noqa: E402
-from training.contrastive import info_nce  # noqa: E402
-from training.data import load_table, table_of  # noqa: E402
-from training.evaluate import evaluate  # noqa: E402
-from training.evaluate_space import fit_probe, retrieval  # noqa: E402
+from training.data.table import load_table, table_of  # noqa: E402
+from training.evaluation.answers import evaluate  # noqa: E402
+from training.evaluation.space import fit_probe, retrieval  # noqa: E402
 from training.faults import agreement_group, all_workers_agree  # noqa: E402
-from training.grouping import group  # noqa: E402
-from training.loop import fit_candidate, fit_together  # noqa: E402
-from training.losses import cross_entropy  # noqa: E402
+from training.fitting.checkpoint import FitState  # noqa: E402
+from training.fitting.grouping import group  # noqa: E402
+from training.fitting.loop import fit_candidate, fit_together  # noqa: E402
+from training.fitting.step import seed_step, sum_gradients, train_step  # noqa: E402
+from training.losses.contrastive import info_nce  # noqa: E402
+from training.losses.task import cross_entropy  # noqa: E402
+from training.models.shared_space import SharedSpace  # noqa: E402
 from training.produce import produce_together  # noqa: E402
-from training.shared_space import SharedSpace  # noqa: E402
-from training.step import seed_step, sum_gradients, train_step  # noqa: E402
 from training.task import ClassificationSpec, parse_task  # noqa: E402
 from training.tasks import read_targets  # noqa: E402
 from training.training_spec import TrainingSpec  # noqa: E402

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from tests.training.live_world import ROWS, LiveWorld, finetune
-from training.step import make_model, make_optimizer, seed_step, train_batch, train_step
+from training.fitting.step import make_model, make_optimizer, seed_step, train_batch, train_step
 
 BOTH = ("caption", "photo")
 

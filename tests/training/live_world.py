@@ -23,12 +23,12 @@ from tests.features.vision_models import SQUARE, vit_options
 from tests.features.world import World
 from training.built_in import parse_candidate
 from training.candidate import plan_candidates
-from training.data import EmbeddingTable, load_table
-from training.live_data import LiveTable, table_for
-from training.live_payloads import PayloadSource
+from training.data.table import EmbeddingTable, load_table
 from training.spec import CandidateSpec
 from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
+from training.tuning.payloads import PayloadSource
+from training.tuning.table import LiveTable, table_for
 
 ROWS = 64
 TASK = ClassificationSpec(target="label")

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from training.adamw import AdamW
-from training.checkpoint import load_optimizer, optimizer_tensors
+from training.fitting.adamw import AdamW
+from training.fitting.checkpoint import load_optimizer, optimizer_tensors
 
 
 def groups(weights: list[nn.Parameter]) -> list[dict]:

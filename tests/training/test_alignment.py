@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from training.alignment import Alignment
-from training.contrastive import info_nce
+from training.losses.contrastive import info_nce
+from training.models.alignment import Alignment
 from training.spec import InputSpec
 
 

@@ -4,9 +4,9 @@ import pydantic
 import pytest
 
 from features.fingerprint import fingerprint
-from training.alignment_spec import AlignmentSpec
 from training.built_in import parse_candidate
-from training.contrastive import modality_pairs
+from training.losses.contrastive import modality_pairs
+from training.models.alignment_spec import AlignmentSpec
 from training.spec import InputSpec
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from training.bootstrap import bootstrap_interval, paired_bootstrap
+from training.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
 
 
 def test_agrees_with_scipy_on_continuous_values() -> None:

@@ -24,9 +24,9 @@ from training.candidate import (
     read_record,
     write_candidate,
 )
-from training.data import load_table
+from training.data.table import load_table
 from training.faults import CandidateFault
-from training.late import LateFusion
+from training.models.late import LateFusion
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
 from training.task import ClassificationSpec

@@ -15,13 +15,13 @@ import torch
 from features.encoders import HashingSpec
 from features.shard import Embeddings
 from features.snapshot import Snapshot
-from training.alignment_spec import AlignmentSpec, ClassNames
 from training.built_in import parse_candidate
 from training.candidate import CandidateRecord, plan_candidates
-from training.class_names import embed_class_names
-from training.data import table_of
+from training.data.table import table_of
+from training.data.targets import Untrainable
+from training.evaluation.class_names import embed_class_names
+from training.models.alignment_spec import AlignmentSpec, ClassNames
 from training.produce import produce_candidate
-from training.targets import Untrainable
 from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 from tests.training.contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid
 from tests.training.contrastive_worker import CASES, PARTS, shares
-from training import log_sum_exp
-from training.contrastive import info_nce, modality_pairs
-from training.positives import positives
-from training.sigmoid import sigmoid_loss
+from training.losses import log_sum_exp
+from training.losses.contrastive import info_nce, modality_pairs
+from training.losses.positives import positives
+from training.losses.sigmoid import sigmoid_loss
 
 SCALE, BIAS = 7.0, -3.0
 

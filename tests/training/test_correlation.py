@@ -11,11 +11,11 @@ from sklearn.cross_decomposition import CCA
 
 from training.batch import Batch
 from training.built_in import parse_candidate
-from training.correlation import CanonicalCorrelation
-from training.data import table_of
-from training.evaluate_space import retrieval
-from training.layers import Input
-from training.loop import fit_candidate
+from training.data.table import table_of
+from training.evaluation.space import retrieval
+from training.fitting.loop import fit_candidate
+from training.models.correlation import CanonicalCorrelation
+from training.models.layers import Input
 from training.spec import InputSpec
 from training.training_spec import TrainingSpec
 

@@ -21,12 +21,12 @@ from training.candidate import (
     read_predictions,
     read_record,
 )
-from training.data import load_table
-from training.ensemble import Averaged, greedy_soup, mean_weights
-from training.ensemble_spec import SoupSpec, is_pending, resolve, with_members
+from training.data.table import load_table
 from training.faults import CandidateFault
+from training.models.ensemble import Averaged, greedy_soup, mean_weights
+from training.models.ensemble_spec import SoupSpec, is_pending, resolve, with_members
 from training.produce import produce_candidate
-from training.search_spec import SearchSpec
+from training.search.spec import SearchSpec
 from training.task import ClassificationSpec, parse_task
 from training.training_spec import TrainingSpec
 

@@ -11,11 +11,11 @@ from sklearn.linear_model import LogisticRegression
 
 from features.shard import Embeddings
 from training.built_in import parse_candidate
-from training.data import EmbeddingTable, table_of
-from training.evaluate import evaluate, map_rows
-from training.evaluate_space import fit_probe, retrieval
-from training.loop import Fit, fit_candidate
-from training.probes import STRENGTHS
+from training.data.table import EmbeddingTable, table_of
+from training.evaluation.answers import evaluate, map_rows
+from training.evaluation.probes import STRENGTHS
+from training.evaluation.space import fit_probe, retrieval
+from training.fitting.loop import Fit, fit_candidate
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=10)
@@ -97,7 +97,7 @@ def test_table_of_predictions_keeps_all(table) -> None:
 
 def test_rows_come_back_in_order_whatever_the_blocks(table, monkeypatch) -> None:
     rows = torch.tensor([5, 3, 200, 7, 8, 9, 3])
-    monkeypatch.setattr("training.evaluate.BATCH_ROWS", 2)
+    monkeypatch.setattr("training.evaluation.answers.BATCH_ROWS", 2)
     found = map_rows(
         lambda batch: batch.targets,
         model=torch.nn.Identity(),

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from training.built_in import parse_candidate
-from training.class_names import EmbeddedNames
-from training.data import EmbeddingTable, table_of
-from training.evaluate_space import (
+from training.data.table import EmbeddingTable, table_of
+from training.evaluation.class_names import EmbeddedNames
+from training.evaluation.neighbours import nearest_neighbours
+from training.evaluation.space import (
     class_vectors,
     neighbour_accuracy,
     retrieval,
     zero_shot_accuracy,
 )
-from training.loop import fit_candidate
-from training.neighbours import nearest_neighbours
-from training.shared_space import SharedSpace
+from training.fitting.loop import fit_candidate
+from training.models.shared_space import SharedSpace
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=30)

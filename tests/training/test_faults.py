@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 
+from training.data.targets import Untrainable
 from training.faults import CandidateFault, own_code
-from training.targets import Untrainable
 
 
 def test_what_a_candidate_raises_is_its_fault_with_the_line() -> None:

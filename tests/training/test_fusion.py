@@ -24,7 +24,8 @@ from tests.training.fusion_cases import (
 )
 from training.built_in import parse_candidate
 from training.candidate import model_bytes
-from training.layers import (
+from training.fitting.loop import fit_candidate
+from training.models.layers import (
     DRAWN_AT_ONCE,
     AttentionBlock,
     Draw,
@@ -33,7 +34,6 @@ from training.layers import (
     dropout_layers,
     seed_dropout,
 )
-from training.loop import fit_candidate
 from training.spec import InputSpec
 from training.training_spec import TrainingSpec
 

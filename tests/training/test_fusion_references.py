@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.training.fusion_cases import CLASSES, DIMS, ROWS, gradients, make, sequences, vectors
-from training.attention import sinusoids
+from training.models.attention import sinusoids
 
 Row = dict[str, Tensor]
 """Of one row the present modalities' steps `[T, D]`."""

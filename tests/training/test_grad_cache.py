@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.alignment import Alignment
 from training.batch import Batch
-from training.layers import seed_dropout
+from training.models.alignment import Alignment
+from training.models.layers import seed_dropout
 from training.spec import InputSpec
 
 ROWS = 11

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from training.built_in import parse_candidate
-from training.grouping import architecture, group
+from training.fitting.grouping import architecture, group
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
 

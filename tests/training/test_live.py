@@ -21,15 +21,15 @@ from tests.features.vision_models import save_clip
 from tests.training import live_worker
 from tests.training.live_world import ROWS, TASK, LiveWorld, finetune
 from training.candidate import load_model, predict, read_predictions
-from training.data import step_rows
-from training.live import LiveInput, LiveModel, PreparedPayloads, TunedEncoder
-from training.loop import fit_candidate
+from training.data.table import step_rows
+from training.data.targets import Untrainable
+from training.fitting.loop import fit_candidate
+from training.fitting.step import make_model, make_optimizer, seed_step, train_batch, train_step
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
-from training.step import make_model, make_optimizer, seed_step, train_batch, train_step
-from training.targets import Untrainable
 from training.training_spec import TrainingSpec
-from training.tuning_spec import TuningSpec
+from training.tuning.model import LiveInput, LiveModel, PreparedPayloads, TunedEncoder
+from training.tuning.spec import TuningSpec
 
 BOTH = ("caption", "photo")
 TRAINING = TrainingSpec(batch_size=16, max_epochs=3, checkpoint_every=1, patience=10)

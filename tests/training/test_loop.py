@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training import precision
-from training.adamw import AdamW
+from training.fitting import precision
 from training.built_in import parse_candidate
-from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
-from training.data import EmbeddingTable, epoch_order, step_count, step_rows, table_of
-from training.evaluate import evaluate
-from training.loop import Fit, fit_candidate
+from training.data.table import EmbeddingTable, epoch_order, step_count, step_rows, table_of
+from training.data.targets import Untrainable
+from training.evaluation.answers import evaluate
+from training.fitting.adamw import AdamW
+from training.fitting.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
+from training.fitting.loop import Fit, fit_candidate
 from training.spec import CandidateSpec
-from training.targets import Untrainable
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=40, max_epochs=8, checkpoint_every=3)
@@ -285,7 +285,7 @@ def test_a_compiled_model_comes_to_the_same(table, monkeypatch) -> None:
 def test_a_fit_imports_no_compiler() -> None:
     """It takes seconds, of every worker, and nothing that is used here needs it."""
     code = (
-        "import sys, torch, training.loop, training.adamw as a;"
+        "import sys, torch, training.fitting.loop, training.fitting.adamw as a;"
         "w = torch.nn.Parameter(torch.ones(2)); w.grad = torch.ones(2);"
         "o = a.AdamW([{'params': [w], 'weight_decay': 0.1}], lr=0.1); o.zero_grad(); o.step();"
         "print('torch._dynamo' in sys.modules)"
@@ -434,7 +434,7 @@ def test_an_epoch_shows_every_labelled_row_once_and_no_other(table) -> None:
 
 def test_alignment_without_pairs_says_so(columns) -> None:
     from features.shard import Embeddings
-    from training.data import table_of
+    from training.data.table import table_of
 
     raw = columns()
     for i, (modality, part) in enumerate(raw["embeddings"].items()):

@@ -12,9 +12,9 @@ import sklearn.utils.class_weight
 import torch
 import torch.nn.functional as F
 
-from training.contrastive import info_nce
-from training.losses import LossSum, cross_entropy, share_of
-from training.targets import is_labelled
+from training.data.targets import is_labelled
+from training.losses.contrastive import info_nce
+from training.losses.task import LossSum, cross_entropy, share_of
 from training.task import parse_task
 from training.tasks import read_targets
 from training.workers import gather_rows

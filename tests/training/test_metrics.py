@@ -11,8 +11,8 @@ import sklearn.metrics
 import torch
 import torchmetrics.functional as theirs
 
-from training.bootstrap import metric_interval, paired_metric
-from training.metrics import Metric, metrics_of
+from training.evaluation.bootstrap import metric_interval, paired_metric
+from training.evaluation.metrics import Metric, metrics_of
 from training.task import ClassificationSpec, MultilabelSpec, RegressionSpec, RetrievalSpec
 
 CLASSIFICATION = metrics_of(ClassificationSpec(target="y"))

@@ -13,8 +13,8 @@ from features.snapshot import Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
 from features.store import Store
-from training.data import load_table
-from training.payload_numbers import numbered, read_payload_numbers
+from training.data.payload_numbers import numbered, read_payload_numbers
+from training.data.table import load_table
 from training.task import ClassificationSpec
 
 

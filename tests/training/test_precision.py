@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from training.precision import FIRST_SCALE, LossScale, autocast
+from training.fitting.precision import FIRST_SCALE, LossScale, autocast
 from training.training_spec import TrainingSpec
 
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.ranks import pairs_of, ranks_of
-from training.retrieval import retrieve
+from training.evaluation.ranks import pairs_of, ranks_of
+from training.evaluation.retrieval import retrieve
 
 
 @pytest.mark.parametrize("numbered", [False, True])
 def test_ranks_are_those_of_the_recall(monkeypatch, numbered) -> None:
-    monkeypatch.setattr("training.ranks.BLOCK", 7)
+    monkeypatch.setattr("training.evaluation.ranks.BLOCK", 7)
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(60, 1, 4, generator=generator)
     vectors = base + torch.randn(60, 3, 4, generator=generator)

@@ -15,7 +15,9 @@ from features.store import Store
 from features.stored_embeddings import read_embeddings
 from training.batch import Batch
 from training.built_in import parse_candidate
-from training.data import (
+from training.data.reading import MemoryTooSmall
+from training.data.stream import StreamedVectors
+from training.data.table import (
     EmbeddingTable,
     epoch_order,
     load_table,
@@ -24,10 +26,8 @@ from training.data import (
     worker_rows,
     worker_slice,
 )
-from training.evaluate import evaluate
-from training.loop import fit_candidate
-from training.reading import MemoryTooSmall
-from training.stream import StreamedVectors
+from training.evaluation.answers import evaluate
+from training.fitting.loop import fit_candidate
 from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
 

@@ -10,7 +10,7 @@ import sklearn.metrics
 import torch
 import torchmetrics.functional.retrieval as theirs
 
-from training.retrieval import retrieve
+from training.evaluation.retrieval import retrieve
 
 ROWS = 60
 

@@ -19,11 +19,11 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.built_in import parse_candidate
 from training.candidate import CandidateRecord, plan_candidates, write_candidate
-from training.data import load_table
+from training.data.table import load_table
 from training.produce import produce_candidate
-from training.proposals import NothingToPropose, Proposals
-from training.search import Round, Search, follow
-from training.search_spec import SearchSpec
+from training.search.proposals import NothingToPropose, Proposals
+from training.search.spec import SearchSpec
+from training.search.walk import Round, Search, follow
 from training.spec import CandidateSpec
 from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
@@ -193,8 +193,8 @@ def test_a_search_without_optuna_says_what_to_install(
 PROPOSE = """
 import json
 from training.built_in import parse_candidate
-from training.proposals import Proposals
-from training.search_spec import SearchSpec
+from training.search.proposals import Proposals
+from training.search.spec import SearchSpec
 
 space = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "width": [4, 8, 16]}
 search = SearchSpec.model_validate({"of": "early", "trials": 12, "generation": 5, "space": space})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from training.metrics import metrics_of
-from training.significance import difference, holm, mcnemar
+from training.evaluation.metrics import metrics_of
+from training.evaluation.significance import difference, holm, mcnemar
 from training.task import ClassificationSpec, RegressionSpec
 
 ACCURACY = metrics_of(ClassificationSpec(target="y"))["accuracy"]

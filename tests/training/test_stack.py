@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from training.built_in import parse_candidate
-from training.checkpoint import FitState, read_checkpoints, write_checkpoint
-from training.data import EmbeddingTable
-from training.evaluate import evaluate
-from training.grouping import architecture
-from training.loop import Fit, fit_candidate, fit_together
+from training.data.table import EmbeddingTable
+from training.evaluation.answers import evaluate
+from training.fitting.checkpoint import FitState, read_checkpoints, write_checkpoint
+from training.fitting.grouping import architecture
+from training.fitting.loop import Fit, fit_candidate, fit_together
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from training.batch import Batch
 from training.built_in import parse_candidate
-from training.step import learning_rate, make_model, make_optimizer, seed_step, train_step
+from training.fitting.step import learning_rate, make_model, make_optimizer, seed_step, train_step
 
 
 class Tiny(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.stream import StreamedVectors, least_capacity
+from training.data.stream import StreamedVectors, least_capacity
 
 SIZES = [7, 3, 9, 1, 5, 8, 8, 2, 6, 9]
 

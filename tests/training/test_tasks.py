@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from training.data import table_of
-from training.targets import Untrainable, is_labelled
+from training.data.table import table_of
+from training.data.targets import Untrainable, is_labelled
 from training.task import parse_task
 from training.tasks import Regression, Targets, Task, known_targets, read_targets, restored_task
 

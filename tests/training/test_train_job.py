@@ -17,12 +17,12 @@ from features.stored_embeddings import read_embeddings
 from training.agenda import Agenda, Standing
 from training.built_in import parse_candidate
 from training.candidate import CandidateRecord, plan_candidates, read_record
-from training.data import load_table
-from training.grouping import group
+from training.data.table import load_table
+from training.fitting.grouping import group
 from training.job import RUNS_FOLDER, TrainingError, fit
 from training.produce import produce_candidate, produce_together
 from training.progress import FitProgress, RoundProgress
-from training.search_spec import SearchSpec
+from training.search.spec import SearchSpec
 from training.spec import CandidateSpec
 from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec

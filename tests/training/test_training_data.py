@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from features.shard import Embeddings
-from training.data import (
+from training.data.table import (
     epoch_order,
     kept_modalities,
     load_table,
@@ -15,7 +15,7 @@ from training.data import (
     table_of,
     worker_slice,
 )
-from training.targets import Untrainable
+from training.data.targets import Untrainable
 from training.task import ClassificationSpec
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from features.fingerprint import Spec
 from training.built_in import BUILT_IN, CandidateField, parse_candidate
-from training.fusion_spec import AttentionSpec, EarlySpec, FusionSpec, LateSpec, SingleSpec
+from training.models.fusion_spec import AttentionSpec, EarlySpec, FusionSpec, LateSpec, SingleSpec
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
 
@@ -149,7 +149,7 @@ def test_specs_are_frozen() -> None:
 
 def test_import_and_planning_load_no_torch() -> None:
     code = (
-        "import sys, json, training.built_in, training.candidate, training.bootstrap;"
+        "import sys, json, training.built_in, training.candidate, training.evaluation.bootstrap;"
         "training.built_in.parse_candidate({'type': 'late'});"
         "print(json.dumps([m for m in ('torch', 'ray', 'sklearn') if m in sys.modules]))"
     )

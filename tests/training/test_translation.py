@@ -14,14 +14,14 @@ from torch import Tensor
 from training.batch import Batch
 from training.built_in import parse_candidate
 from training.candidate import load_model, plan_candidates
-from training.data import load_table
-from training.layers import seed_dropout
+from training.data.table import load_table
+from training.fitting.step import make_optimizer, train_step
+from training.models.layers import seed_dropout
+from training.models.translation import Translation
 from training.produce import produce_candidate
 from training.spec import InputSpec
-from training.step import make_optimizer, train_step
 from training.task import ClassificationSpec
 from training.training_spec import TrainingSpec
-from training.translation import Translation
 
 ADVERSARIES = ("none", "hinge", "wgan-gp")
 

@@ -12,7 +12,7 @@ from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.encoders.text import HashingSpec
 from features.fingerprint import fingerprint
 from training.built_in import parse_candidate
-from training.tuning_spec import FinetuneSpec, TuningSpec
+from training.tuning.spec import FinetuneSpec, TuningSpec
 
 
 def finetune(**options: Any) -> FinetuneSpec:

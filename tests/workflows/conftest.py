@@ -156,7 +156,7 @@ def fit(
     candidates: Sequence[PlannedCandidate], *, store: Store, snapshot: Snapshot, pipeline: Pipeline
 ) -> None:
     """Fit the candidates that are not fitted yet, as a training worker does."""
-    from training.data import load_table
+    from training.data.table import load_table
     from training.produce import produce_candidate
 
     task = pipeline.spec.task

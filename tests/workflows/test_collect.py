@@ -19,7 +19,7 @@ from features.sources import RowRange
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
 from training.candidate import CandidateRecord, candidate_path, write_candidate
-from training.metrics import metrics_of
+from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec
 from workflows.collect import collect
 from workflows.findings import CandidateFindings, ReportData

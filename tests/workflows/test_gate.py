@@ -9,7 +9,7 @@ import pydantic
 import pytest
 import scipy.stats
 
-from training.metrics import metrics_of
+from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec, RegressionSpec
 from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
 

@@ -24,7 +24,7 @@ from features.sources import SourceError
 from features.storage import LocalStorage
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions, write_candidate
-from training.metrics import metrics_of
+from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec
 from workflows import contest, registry, scoring, tracking
 from workflows.contest import Contest

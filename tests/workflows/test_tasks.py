@@ -24,7 +24,7 @@ from features.sources import RowReader
 from features.storage import LocalStorage
 from features.store import Store
 from training.candidate import CandidateRecord, plan_candidates, read_predictions
-from training.data import load_table
+from training.data.table import load_table
 from training.produce import produce_candidate
 from workflows.pipeline import ConfigurationError, Pipeline, load_pipeline
 from workflows.promote import promote

@@ -1,0 +1,193 @@
+"""What a fitted model answers for the evaluation rows, whole and with each modality taken away.
+
+Every worker takes its part of the rows and all get all answers. Suffixes of tensors: R rows,
+C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from training.batch import Batch
+from training.data.table import EmbeddingTable, worker_slice
+from training.data.targets import ABSENT
+from training.evaluation.bootstrap import metric_interval
+from training.evaluation.metrics import Metric, metrics_of
+from training.evaluation.ranks import ranks_of
+from training.tasks import Retrieval, Task
+from training.workers import gather_rows, worker_count, worker_rank
+
+EVALUATION_SPLITS = ("validation", "test")
+BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """A model's answers for the labelled validation and test rows, in that order."""
+
+    task: Task
+    rows: np.ndarray
+    """int64 `[R]`: row numbers within the snapshot, ascending in each split."""
+    splits: np.ndarray
+    """Text `[R]`."""
+    targets: np.ndarray
+    """Class indices int32 `[R]`, labels bool `[R, K]`, or numbers float64 `[R, K]`."""
+    answers: np.ndarray
+    """Probabilities float32 `[R, C]` or `[R, K]`, or numbers float64 `[R, K]`."""
+    without: Mapping[str, np.ndarray]
+    """Per modality, if there are several: answers with it taken away from every row."""
+
+    def table(self) -> pa.Table:
+        """The predictions as they are stored; see `training.candidate.read_predictions`."""
+        columns = {
+            "row": pa.array(self.rows, pa.int64()),
+            "split": pa.array(self.splits.tolist(), pa.string()),
+            "target": pa.array(self.targets) if self.targets.ndim == 1 else _lists(self.targets),
+            self.task.spec.answer_column: _lists(self.answers),
+        }
+        for modality, answers in self.without.items():
+            columns[f"without.{modality}"] = _lists(answers)
+        return pa.table(columns)
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Per split all metrics of the task that its rows define, and `rows`, their number."""
+        return {split: self._metrics(self.splits == split) for split in EVALUATION_SPLITS}
+
+    def _metrics(self, chosen: np.ndarray) -> dict[str, float]:
+        targets, answers = self.targets[chosen], self.answers[chosen]
+        found = {name: m.value(targets, answers) for name, m in self._applying().items()}
+        known = {name: value for name, value in found.items() if math.isfinite(value)}
+        return {**known, "rows": int(chosen.sum())}
+
+    def intervals(self) -> dict[str, dict[str, list[float]]]:
+        """Per split and metric the ends of its interval at 95 % confidence."""
+        return {split: self._intervals(self.splits == split) for split in EVALUATION_SPLITS}
+
+    def _intervals(self, chosen: np.ndarray) -> dict[str, list[float]]:
+        targets, answers = self.targets[chosen], self.answers[chosen]
+        found = {}
+        for name, metric in self._applying().items():
+            interval = metric_interval(metric, targets=targets, answers=answers)
+            if math.isfinite(interval.mean) and math.isfinite(interval.low):
+                found[name] = [interval.low, interval.high]
+        return found
+
+    def _applying(self) -> dict[str, Metric]:
+        known = metrics_of(self.task.spec)
+        return {name: m for name, m in known.items() if m.applies(self.task.outputs)}
+
+
+def evaluate(
+    model: nn.Module,
+    *,
+    table: EmbeddingTable,
+    modalities: Sequence[str],
+    device: torch.device | str = "cpu",
+) -> Predictions:
+    """Answers for all labelled validation and test rows; all workers take part.
+
+    A retrieval's are ranks, of all rows: see `training.evaluation.ranks`.
+    """
+    if isinstance(table.task, Retrieval):
+        return _evaluate_ranks(model, table=table, modalities=modalities, device=device)
+    parts = [table.labelled(split) for split in EVALUATION_SPLITS]
+    rows = torch.cat(parts)
+
+    def answer(masked: str | None = None) -> np.ndarray:
+        def answer_batch(batch: Batch) -> Tensor:
+            presence = {
+                m: torch.zeros_like(present) if m == masked else present
+                for m, present in batch.presence.items()
+            }
+            return table.task.answers(model(batch.embeddings, presence, batch.masks))
+
+        answers = map_rows(
+            answer_batch, model=model, table=table, rows=rows, modalities=modalities, device=device
+        )
+        return answers.cpu().numpy()
+
+    return Predictions(
+        task=table.task,
+        rows=rows.numpy(),
+        splits=np.repeat(EVALUATION_SPLITS, [len(part) for part in parts]),
+        targets=table.task.truths(table.targets[rows]).numpy(),
+        answers=answer(),
+        without={m: answer(m) for m in modalities} if len(modalities) > 1 else {},
+    )
+
+
+def _evaluate_ranks(
+    model: nn.Module,
+    *,
+    table: EmbeddingTable,
+    modalities: Sequence[str],
+    device: torch.device | str,
+) -> Predictions:
+    """The ranks within each evaluation split of all its rows."""
+    names: tuple[str, ...] = model.modalities  # type: ignore[assignment]
+    parts, ranks = [table.split[split] for split in EVALUATION_SPLITS], []
+    for rows in parts:
+        vectors = map_rows(
+            lambda batch: model.embed_all(*batch.inputs)[0],  # type: ignore[operator]
+            model=model,
+            table=table,
+            rows=rows,
+            modalities=modalities,
+            device=device,
+        )
+        present = torch.stack([table.index[m][rows] >= 0 for m in names], dim=1)
+        none = torch.full_like(rows, ABSENT)
+        numbers = [table.payloads[m][rows] if m in table.payloads else none for m in names]
+        ranks.append(
+            ranks_of(
+                vectors,
+                presence_NM=present.to(vectors.device),
+                payloads_NM=torch.stack(numbers, dim=1),
+            )
+        )
+    rows = torch.cat(parts)
+    return Predictions(
+        task=table.task,
+        rows=rows.numpy(),
+        splits=np.repeat(EVALUATION_SPLITS, [len(part) for part in parts]),
+        targets=table.task.truths(rows).numpy(),
+        answers=torch.cat(ranks).numpy(),
+        without={},
+    )
+
+
+@torch.inference_mode()
+def map_rows(
+    function: Callable[[Batch], Tensor],
+    *,
+    model: nn.Module,
+    table: EmbeddingTable,
+    rows: Tensor,
+    modalities: Sequence[str],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """What a function of a batch `[B]` → `[B, ...]` gives for the rows, divided over the workers.
+
+    No row is left out or counted twice; every worker gets all `[R, ...]`.
+    """
+    model.eval()
+    own = rows[worker_slice(len(rows), rank=worker_rank(), workers=worker_count())]
+    table.expect(own, modalities=modalities)
+    # An empty part still runs once, for the shape of what it gives.
+    blocks = own.split(BATCH_ROWS) if len(own) else (own,)
+    answers = [
+        function(table.batch(block, modalities=modalities, device=device)) for block in blocks
+    ]
+    return gather_rows(torch.cat(answers)).rows
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

@@ -1,0 +1,189 @@
+"""Percentile bootstrap intervals of a mean, of any metric, and of paired differences; numpy alone.
+
+Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from training.evaluation.metrics import Metric
+
+RESAMPLES = 2000
+LEAST_RESAMPLES = 100
+DRAWS = 2**25
+"""Of how many rows and outputs, over all resamples, a metric that is no mean is computed; more
+rows are resampled less often, down to `LEAST_RESAMPLES`."""
+BLOCK_DRAWS = 2**22
+"""Row numbers drawn at once, at most: what bounds the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and the interval that holds it with some confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Interval of the mean of `[N]` independent values: the bootstrap's percentiles.
+
+    Equal for equal arguments. ValueError for no values or one that is not finite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"an interval needs at least one value in one row, not {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} of the values are not finite")
+    if not 0 < confidence < 1:
+        raise ValueError(f"a confidence lies between 0 and 1; {confidence} does not")
+    means = _resampled_means(array, resamples=resamples, seed=seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(mean=float(array.mean()), low=float(low), high=float(high))
+
+
+def paired_bootstrap(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Interval of mean(a − b), where a[i] and b[i] `[N]` are two answers to the same row."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values must be of the same rows: {first.shape}, {second.shape}")
+    return bootstrap_interval(first - second, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def metric_interval(
+    metric: Metric,
+    *,
+    targets: np.ndarray,
+    answers: np.ndarray,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The metric of answers to rows, with its interval; see `Metric` for the shapes.
+
+    A resample in which the metric is not defined (of one class alone, say) is left out; where
+    all are, the interval is NaN.
+    """
+    if metric.rows is not None:
+        rows = metric.rows(targets, answers)
+        return bootstrap_interval(rows, confidence=confidence, resamples=resamples, seed=seed)
+    values = np.concatenate(
+        [
+            _resampled(metric, targets, answers, counts)
+            for counts in _resamples(answers.shape, resamples=resamples, seed=seed)
+        ]
+    )
+    return _percentiles(metric.value(targets, answers), values, confidence=confidence)
+
+
+def paired_metric(
+    metric: Metric,
+    *,
+    targets: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """By how much the answers `a` are better than `b`, which are of the same rows; paired.
+
+    That is metric(a) − metric(b), or the other way round where less is better.
+    """
+    values = paired_resamples(metric, targets=targets, a=a, b=b, resamples=resamples, seed=seed)
+    if metric.rows is not None:
+        gain = float(_row_gains(metric, targets, a, b).mean())
+    else:
+        gain = metric.gain(metric.value(targets, a), metric.value(targets, b))
+    return _percentiles(gain, values, confidence=confidence)
+
+
+def paired_resamples(
+    metric: Metric,
+    *,
+    targets: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """By how much the answers `a` are better than `b` in each of many resamples, float64 `[R]`."""
+    if a.shape != b.shape:
+        raise ValueError(f"paired answers must be of the same rows: {a.shape}, {b.shape}")
+    if metric.rows is not None:
+        gains = _row_gains(metric, targets, a, b)
+        return _resampled_means(gains, resamples=resamples, seed=seed)
+    sign = 1 if metric.higher_is_better else -1
+    return np.concatenate(
+        [
+            sign * (_resampled(metric, targets, a, counts) - _resampled(metric, targets, b, counts))
+            for counts in _resamples(a.shape, resamples=resamples, seed=seed)
+        ]
+    )
+
+
+def _row_gains(metric: Metric, targets: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    assert metric.rows is not None
+    first, second = metric.rows(targets, a), metric.rows(targets, b)
+    return first - second if metric.higher_is_better else second - first
+
+
+def _resampled(
+    metric: Metric, targets: np.ndarray, answers: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    assert metric.resampled is not None, f"{metric.name} is neither a mean nor resampled"
+    return metric.resampled(targets, answers, counts)
+
+
+def _resamples(shape: tuple[int, ...], *, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each row is in each resample, float64 `[block, N]`, block by block."""
+    rows, outputs = shape[0], int(np.prod(shape[1:]))
+    resamples = min(resamples, max(LEAST_RESAMPLES, DRAWS // max(1, rows * outputs)))
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK_DRAWS // rows)
+    for start in range(0, resamples, block):
+        count = min(block, resamples - start)
+        drawn = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(float)
+
+
+def _percentiles(value: float, values: np.ndarray, *, confidence: float) -> Interval:
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return Interval(mean=value, low=np.nan, high=np.nan)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Interval(mean=value, low=float(low), high=float(high))
+
+
+def _resampled_means(values: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
+    """Means of `resamples` draws of N out of the N values, with replacement."""
+    rng = np.random.default_rng(seed)
+    distinct, counts = np.unique(values, return_counts=True)
+    if distinct.size * 4 <= values.size:
+        # How often each distinct value is drawn is multinomial: the same law, at the cost
+        # of the distinct values (right or wrong: two) instead of the rows.
+        drawn = rng.multinomial(values.size, counts / values.size, size=resamples)
+        return drawn @ distinct / values.size
+    means = np.empty(resamples)
+    block = max(1, BLOCK_DRAWS // values.size)
+    for start in range(0, resamples, block):
+        rows = rng.integers(values.size, size=(min(block, resamples - start), values.size))
+        means[start : start + block] = values[rows].mean(axis=1)
+    return means

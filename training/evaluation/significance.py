@@ -1,0 +1,87 @@
+"""Whether the difference between two models' answers to the same rows is real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from training.evaluation.bootstrap import Interval, paired_metric, paired_resamples
+from training.evaluation.metrics import Metric
+
+Test = Literal["McNemar", "paired bootstrap"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """By how much one model is better than another, and how likely chance would do as much."""
+
+    gain: Interval
+    p: float
+    """Two-sided: the probability of a difference at least as large, were there none."""
+    test: Test
+
+
+def difference(
+    metric: Metric,
+    *,
+    targets: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """How much better the answers `a` are than `b`, to the same rows.
+
+    Of right and wrong answers p is McNemar's, exact; of all else it is the paired bootstrap's.
+    """
+    gain = paired_metric(metric, targets=targets, a=a, b=b, confidence=confidence, seed=seed)
+    if metric.binary and metric.rows is not None:
+        p = mcnemar(metric.rows(targets, a), metric.rows(targets, b))
+        return Difference(gain=gain, p=p, test="McNemar")
+    values = paired_resamples(metric, targets=targets, a=a, b=b, seed=seed)
+    return Difference(gain=gain, p=_bootstrap_p(values), test="paired bootstrap")
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
+    """Exact two-sided p of McNemar's test, of whether each row was answered rightly, `[N]` each.
+
+    Where just one of the two is right, each is equally likely to be, if they are equally good:
+    McNemar 1947, https://doi.org/10.1007/BF02295996, with the binomial law instead of χ².
+    """
+    import scipy.stats
+
+    a, b = np.asarray(right_a, bool), np.asarray(right_b, bool)
+    if a.shape != b.shape:
+        raise ValueError(f"paired answers must be of the same rows: {a.shape}, {b.shape}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected for their number: below α one by one keeps the probability of any
+    false alarm among them below α.
+
+    Holm 1979, https://www.jstor.org/stable/4615733.
+    """
+    corrected = [1.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def _bootstrap_p(values: np.ndarray) -> float:
+    """Two-sided p that a resampled difference lies on the other side of zero.
+
+    With one added, so that it is never zero: Davison and Hinkley, Bootstrap Methods and their
+    Application (1997), section 4.2.
+    """
+    known = values[~np.isnan(values)]
+    sides = (known <= 0).sum(), (known >= 0).sum()
+    return min(1.0, 2 * (min(sides) + 1) / (len(known) + 1))
