@@ -17,7 +17,7 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.built_in import parse_candidate
 from training.candidate import PlannedCandidate, candidate_fingerprint, plan_candidates
-from training.models.ensemble_spec import is_pending, with_members
+from training.models.members import is_pending, with_members
 from training.search.spec import SearchSpec
 from training.search.walk import Search, follow, search_path
 from training.spec import CandidateSpec

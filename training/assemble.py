@@ -20,8 +20,8 @@ from training.evaluation.answers import map_rows
 from training.faults import CandidateFault, own_code
 from training.fitting.loop import Fit
 from training.fitting.monitor import validation_metrics
-from training.models.ensemble import Averaged, greedy_soup
-from training.models.ensemble_spec import AverageSpec, EnsembleSpec
+from training.models.ensemble import Averaged, Filled, greedy_soup
+from training.models.ensemble_spec import AverageSpec, EnsembleSpec, FilledSpec
 from training.spec import CandidateSpec
 from training.task import TaskSpec
 from training.training_spec import TrainingSpec
@@ -66,6 +66,10 @@ def assemble(
         taken = [member.resolved_modalities(tuple(snapshot.modalities)) for member in spec.members]
         assert spec.link is not None, "it was filled in when it was planned"
         model: nn.Module = Averaged(models, modalities=taken, link=spec.link)
+        members = [{**item, "taken": True} for item in about]
+    elif isinstance(spec, FilledSpec):
+        answering = spec.members[0].resolved_modalities(tuple(snapshot.modalities))
+        model = Filled(*models, modalities=answering)
         members = [{**item, "taken": True} for item in about]
     else:
         model, members = _soup(models, about=about, training=training, table=table, device=device)

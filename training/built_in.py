@@ -9,7 +9,7 @@ import pydantic
 
 from features.by_name import spec_class
 from training.models.alignment_spec import AlignmentSpec, CorrelationSpec
-from training.models.ensemble_spec import AverageSpec, SoupSpec
+from training.models.ensemble_spec import AverageSpec, FilledSpec, SoupSpec
 from training.models.fusion_spec import (
     AttentionSpec,
     BottleneckSpec,
@@ -43,6 +43,7 @@ BUILT_IN: Mapping[str, type[CandidateSpec]] = {
         FinetuneSpec,
         SoupSpec,
         AverageSpec,
+        FilledSpec,
     )
 }
 

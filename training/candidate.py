@@ -26,7 +26,7 @@ from features.fingerprint import DIGEST_BYTES, fingerprint
 from features.snapshot import Snapshot
 from features.store import Store, parquet_bytes
 from training.built_in import parse_candidate
-from training.models.ensemble_spec import with_members
+from training.models.members import with_members
 from training.spec import CandidateSpec, InputSpec
 from training.task import TaskSpec, parse_task
 from training.training_spec import TrainingSpec
@@ -301,6 +301,16 @@ def predict(
             vectors, present = model.eval().embed_all(*inputs)  # type: ignore[operator]
             return ranks_of(vectors, presence_NM=present).numpy()
         return task_of(record).answers(model.eval()(*inputs)).cpu().numpy()
+
+
+def fills(model: nn.Module, *, presence: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Of a `filled` candidate's model: by modality, the rows in which it is drawn from the others,
+    bool `[B]`.
+    """
+    import torch
+
+    found = model.fills({m: torch.tensor(x) for m, x in presence.items()})  # type: ignore[operator]
+    return {m: rows.numpy() for m, rows in found.items()}
 
 
 def embed(

@@ -20,7 +20,7 @@ from training.agenda import Agenda
 from training.built_in import CandidateField
 from training.evaluation.metrics import Metric, metrics_of
 from training.models.alignment_spec import SpaceSpec
-from training.models.ensemble_spec import resolve, with_members
+from training.models.members import resolve, with_members
 from training.search.spec import SearchSpec, search_problems
 from training.task import TaskField
 from training.training_spec import TrainingSpec

@@ -34,6 +34,7 @@ from training.candidate import (
     CandidateRecord,
     candidate_path,
     embed,
+    fills,
     load_model_files,
     parse_record,
     predict,
@@ -135,8 +136,9 @@ class SensoriumModel(PythonModel):
         start from; without it, the working directory.
 
         Returns, in the input's order and with its index, the answers of the task (see
-        `said`), `missing` (names of the modalities that the answer had to do without)
-        and `problems` (why a payload was not used, or None).
+        `said`), `missing` (names of the modalities that are not there), of a `filled` candidate
+        `filled` (names of those that were drawn from the others; the answer had to do without the
+        rest), and `problems` (why a payload was not used, or None).
 
         Raises ValueError if none of the model's columns is there, TypeError for a value that is
         no payload, and EncoderMismatch if an encoder is not here, or its weights or options are
@@ -175,6 +177,7 @@ class SensoriumModel(PythonModel):
                     [name for name in self.inputs if not presence[name][row]]
                     for row in range(count)
                 ],
+                **self._filled(presence),
                 # As objects: pandas would turn None among texts into NaN.
                 "problems": pd.Series(
                     ["; ".join(texts) or None for texts in problems], index=rows.index, dtype=object
@@ -182,6 +185,14 @@ class SensoriumModel(PythonModel):
             },
             index=rows.index,
         )
+
+    def _filled(self, presence: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
+        """Of a candidate that fills in what is missing: the names of what was, by row."""
+        if self.record.spec.get("type") != "filled":
+            return {}
+        made = fills(self.fitted(), presence=presence)
+        rows = range(len(next(iter(presence.values()))))
+        return {"filled": [[name for name, found in made.items() if found[row]] for row in rows]}
 
     def _answers(
         self,
@@ -440,6 +451,11 @@ def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
             [
                 *answer_columns(record),
                 ColSpec(Array(DataType.string), "missing"),
+                *(
+                    [ColSpec(Array(DataType.string), "filled")]
+                    if record.spec.get("type") == "filled"
+                    else []
+                ),
                 ColSpec(DataType.string, "problems", required=False),
             ]
         ),

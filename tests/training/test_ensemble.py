@@ -24,7 +24,8 @@ from training.candidate import (
 from training.data.table import load_table
 from training.faults import CandidateFault
 from training.models.ensemble import Averaged, greedy_soup, mean_weights
-from training.models.ensemble_spec import SoupSpec, is_pending, resolve, with_members
+from training.models.ensemble_spec import SoupSpec
+from training.models.members import is_pending, resolve, with_members
 from training.produce import produce_candidate
 from training.search.spec import SearchSpec
 from training.task import ClassificationSpec, parse_task

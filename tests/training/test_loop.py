@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.fitting import precision
 from training.built_in import parse_candidate
 from training.data.table import EmbeddingTable, epoch_order, step_count, step_rows, table_of
 from training.data.targets import Untrainable
 from training.evaluation.answers import evaluate
+from training.fitting import precision
 from training.fitting.adamw import AdamW
 from training.fitting.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.fitting.loop import Fit, fit_candidate

@@ -32,6 +32,8 @@ def pipeline_of(folder: Path, **changes: Any) -> Path:
         {"type": "early", "name": "slower", "width": 16, "dropout": 0, "learning_rate": 0.01},
         {"type": "soup", "of": ["early", "slower"]},
         {"type": "average", "of": ["soup", "single-caption"]},
+        {"type": "translation", "width": 8, "adversary": "none"},
+        {"type": "filled", "of": ["single-caption", "translation"]},
         *(
             [{"type": "soup", "name": "best", "of": ["early-search"]}]
             if "search" in changes
@@ -78,30 +80,37 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
     names = [candidate.spec.name for candidate in done]
     (search,) = found.searches
     best = search.best.spec.name
-    declared = ["single-caption", "early", "slower", "soup", "average", "best"]
+    declared = ["single-caption", "early", "slower", "soup", "average"]
+    declared += ["translation", "filled", "best"]
     assert names == [*declared, best]
     assert described(search) in said
     of_search = next(c.record for c in done if c.spec.name == "best")
     assert [member["name"] for member in of_search.members] == [best]
     assert all(name in said for name in names)
 
-    # Each can be the champion: the average answers raw rows as it did when it was evaluated.
-    average = next(c.record for c in done if c.spec.name == "average")
+    # Each can be the champion: it answers raw rows as it did when it was evaluated.
     import mlflow
 
-    with tracking.connected(pipeline.tracking_uri) as client:
-        experiment = client.get_experiment_by_name("shapes")
-        logged = client.search_logged_models(experiment_ids=[experiment.experiment_id])
-        (ours,) = (m for m in logged if m.tags["sensorium.candidate"] == average.fingerprint)
-        model = mlflow.pyfunc.load_model(ours.model_uri)
-    answers = read_predictions(store, average.fingerprint)
-    raw = pd.read_parquet(folder / "table.parquet").iloc[answers["row"].to_pylist()]
-    found = model.predict(raw[["text", "picture"]], params={"base": str(folder)})
-    np.testing.assert_allclose(
-        np.array(found["probabilities"].tolist()),
-        np.array(answers["probabilities"].to_pylist()),
-        atol=1e-4,
-    )
+    for name in ("average", "filled"):
+        record = next(c.record for c in done if c.spec.name == name)
+        with tracking.connected(pipeline.tracking_uri) as client:
+            experiment = client.get_experiment_by_name("shapes")
+            logged = client.search_logged_models(experiment_ids=[experiment.experiment_id])
+            (ours,) = (m for m in logged if m.tags["sensorium.candidate"] == record.fingerprint)
+            model = mlflow.pyfunc.load_model(ours.model_uri)
+        answers = read_predictions(store, record.fingerprint)
+        raw = pd.read_parquet(folder / "table.parquet").iloc[answers["row"].to_pylist()]
+        found = model.predict(raw[["text", "picture"]], params={"base": str(folder)})
+        np.testing.assert_allclose(
+            np.array(found["probabilities"].tolist()),
+            np.array(answers["probabilities"].to_pylist()),
+            atol=1e-4,
+        )
+    # What was filled in is told.
+    assert "filled" in model.metadata.signature.outputs.input_names()
+    alone = model.predict(raw[["picture"]], params={"base": str(folder)})
+    expected = [[] if "photo" in missing else ["caption"] for missing in alone["missing"]]
+    assert alone["filled"].tolist() == expected and ["caption"] in expected
 
     code, out, err = command.sensorium(capsys, "run", path)
     assert code == 0, out + err
@@ -128,7 +137,7 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
         ),
         (
             {"search": [{**SEARCH, "space": {"width": [8, 16]}}]},
-            r"candidates\.5\.of\.0: what 'early-search' finds differs in `width`",
+            r"candidates\.7\.of\.0: what 'early-search' finds differs in `width`",
         ),
         ({"search": [{**SEARCH, "rungs": 4}]}, r"search\.0\.rungs: .*8 epochs or more"),
         ({"search": [{**SEARCH, "of": "soup"}]}, r"search\.0\.of: 'soup' .* no fields to search"),

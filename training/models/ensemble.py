@@ -1,4 +1,4 @@
-"""Models made of fitted models: the mean of their answers, or of their weights.
+"""Models made of fitted models: means of answers or weights, or one that is given another's.
 
 Suffixes of tensors: B rows, C outputs, R validation rows.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batch import Tensors
+from training.models.translation import Translation
 
 
 class Averaged(nn.Module):
@@ -66,6 +67,46 @@ class Averaged(nn.Module):
         if self.link == "softmax":
             return answers_BC.clamp(min=least).log()
         return (answers_BC.clamp(min=least) / (1 - answers_BC).clamp(min=least)).log()
+
+
+class Filled(nn.Module):
+    """A model that is given what is missing, as a translation draws it from what is there."""
+
+    def __init__(
+        self, model: nn.Module, translation: nn.Module, *, modalities: Sequence[str]
+    ) -> None:
+        """`modalities` are those that the model takes; `translation` a `Translation`."""
+        super().__init__()
+        assert isinstance(translation, Translation), "the spec has seen to it"
+        self.model, self.translation = model, translation
+        self.modalities = tuple(modalities)
+
+    def fills(self, presence: Tensors) -> dict[str, Tensor]:
+        """By modality that can be filled in, in which rows it is: bool `[B]`.
+
+        Where it is missing, and another that the translation knows is not.
+        """
+        known = self.translation.modalities
+        some_B = torch.stack([presence[m] for m in known]).any(dim=0)
+        return {m: some_B & ~presence[m] for m in self.modalities if m in known}
+
+    def forward(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
+        """The model's outputs `[B, C]`. A sequence that is missing is filled in as one step."""
+        made = self.translation.restored(embeddings, presence, masks)
+        given = {m: embeddings[m] for m in self.modalities}
+        there = {m: presence[m] for m in self.modalities}
+        steps = {m: masks[m] for m in self.modalities if m in masks}
+        for m, fills_B in self.fills(presence).items():
+            there[m] = there[m] | fills_B
+            if m in steps:
+                first_T = torch.arange(steps[m].shape[1], device=fills_B.device) == 0
+                steps[m] = torch.where(fills_B[:, None], first_T, steps[m])
+                drawn = made[m][:, None] * first_T[None, :, None]
+                given[m] = torch.where(fills_B[:, None, None], drawn, given[m])
+            else:
+                given[m] = torch.where(fills_B[:, None], made[m], given[m])
+        outputs_BC: Tensor = self.model(given, there, steps)
+        return outputs_BC
 
 
 def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

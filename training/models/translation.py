@@ -203,6 +203,19 @@ class Translation(Probed):
             result[target] = torch.where(presence[target][:, None], given[target], made_BD)
         return result
 
+    def restored(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> dict[str, Tensor]:
+        """Per modality an embedding `[B, D]`, of a missing one as it is filled in.
+
+        Of what is given it is the input again, but for what lies far out and is clamped; of
+        sequences the mean.
+        """
+        found = self.filled(embeddings, presence, masks)
+        result = {}
+        for m, layer in self.scales.items():
+            assert isinstance(layer, Standardised)
+            result[m] = layer.restore(found[m])
+        return result
+
     def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """All deviations side by side `[B, S]`, given or filled in."""
         found = self.filled(embeddings, presence, masks)
