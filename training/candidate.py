@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from features.fingerprint import DIGEST_BYTES, fingerprint
@@ -28,14 +27,12 @@ from features.store import Store, parquet_bytes
 from training.built_in import parse_candidate
 from training.models.members import with_members
 from training.spec import CandidateSpec, InputSpec
-from training.task import TaskSpec, parse_task
+from training.task import TaskSpec
 from training.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from training.tasks import Task
 
 RECORD_FILE = "record.json"
 FORMAT = 5
@@ -256,99 +253,3 @@ def restore_model(record: CandidateRecord, *, weights: bytes) -> nn.Module:
         model = spec.build(inputs=inputs, outputs=len(record.classes))
     model.load_state_dict(safetensors.torch.load(weights))
     return model.eval().requires_grad_(False)
-
-
-def task_of(record: CandidateRecord) -> Task:
-    """The task that a candidate answers."""
-    from training.tasks import restored_task
-
-    return restored_task(
-        parse_task(record.task), names=tuple(record.classes), scale=record.target_scale
-    )
-
-
-def predict(
-    model: nn.Module,
-    *,
-    record: CandidateRecord,
-    embeddings: Mapping[str, np.ndarray | torch.Tensor],
-    presence: Mapping[str, np.ndarray | torch.Tensor],
-    masks: Mapping[str, np.ndarray | torch.Tensor] | None = None,
-) -> np.ndarray:
-    """A candidate's answers for embeddings `{modality: [B, D]}` of any float type: probabilities
-    float32 `[B, C]`, numbers float64 `[B, K]`, or, of a retrieval, ranks among these very rows
-    float32 `[B, P]`.
-
-    `presence` `{modality: bool [B]}` says which rows have the modality; what stands in the
-    embeddings of the others has no influence. Of sequences, `[B, T, D]`, `masks` bool `[B, T]`
-    says where a step is.
-    """
-    import torch
-
-    def tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
-        return values if isinstance(values, torch.Tensor) else torch.tensor(values)
-
-    device = next(model.parameters()).device
-    inputs = (
-        {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
-        {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
-        {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
-    )
-    with torch.inference_mode():
-        if record.task.get("type") == "retrieval":
-            from training.evaluation.ranks import ranks_of
-
-            vectors, present = model.eval().embed_all(*inputs)  # type: ignore[operator]
-            return ranks_of(vectors, presence_NM=present).numpy()
-        return task_of(record).answers(model.eval()(*inputs)).cpu().numpy()
-
-
-def fills(model: nn.Module, *, presence: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Of a `filled` candidate's model: by modality, the rows in which it is drawn from the others,
-    bool `[B]`.
-    """
-    import torch
-
-    found = model.fills({m: torch.tensor(x) for m, x in presence.items()})  # type: ignore[operator]
-    return {m: rows.numpy() for m, rows in found.items()}
-
-
-def embed(
-    model: nn.Module,
-    *,
-    embeddings: Mapping[str, np.ndarray],
-    presence: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray] | None = None,
-) -> Mapping[str, np.ndarray]:
-    """Per modality the unit vectors float32 `[B, S]` of an alignment; zero in rows without it."""
-    import torch
-
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        vectors, _ = model.eval().embed_all(  # type: ignore[operator]
-            {m: torch.tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
-            {m: torch.tensor(x).to(device, torch.bool) for m, x in presence.items()},
-            {m: torch.tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
-        )
-    # In the model's order, which is not that of what it is given.
-    return {m: vectors[:, i].float().cpu().numpy() for i, m in enumerate(model.modalities)}  # type: ignore[arg-type]
-
-
-def ranks(
-    vectors: Mapping[str, np.ndarray],
-    *,
-    presence: Mapping[str, np.ndarray],
-    payloads: Mapping[str, np.ndarray],
-) -> np.ndarray:
-    """A retrieval's answers float32 `[B, P]`, from what `embed` gives and the numbers of payloads
-    int64 `[B]`; see `training.evaluation.ranks`.
-    """
-    import torch
-
-    from training.evaluation.ranks import ranks_of
-
-    vectors_BMS, present_BM, payloads_BM = (
-        torch.stack([torch.from_numpy(part[m]) for m in vectors], dim=1)
-        for part in (vectors, presence, payloads)
-    )
-    return ranks_of(vectors_BMS, presence_NM=present_BM, payloads_NM=payloads_BM).numpy()

@@ -17,7 +17,8 @@ from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
 from features.store import Store
 from features.stored_embeddings import embedded_rows, read_embeddings
-from training.candidate import CandidateRecord, embed, predict, ranks, read_predictions
+from training.answering import embed, predict, ranks
+from training.candidate import CandidateRecord, read_predictions
 from training.task import ClassificationSpec, RegressionSpec, TaskSpec, parse_task
 from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError

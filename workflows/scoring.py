@@ -29,15 +29,13 @@ from features.encoding import Prepared, Rows, encode_rows
 from features.number_lists import as_numbers
 from features.payloads import open_payload
 from features.store import Store
+from training.answering import embed, fills, predict
 from training.candidate import (
     RECORD_FILE,
     CandidateRecord,
     candidate_path,
-    embed,
-    fills,
     load_model_files,
     parse_record,
-    predict,
 )
 from training.task import MultilabelSpec, RegressionSpec, RetrievalSpec, parse_task
 from workflows.inputs import Input, column_names, example_cells, input_from

@@ -12,6 +12,7 @@ import torch
 from features.snapshot import Snapshot
 from features.storage import LocalStorage
 from features.store import Store
+from training.answering import predict
 from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
@@ -19,7 +20,6 @@ from training.candidate import (
     load_model,
     load_model_files,
     plan_candidates,
-    predict,
     read_predictions,
     read_record,
     write_candidate,

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from features.fingerprint import fingerprint
+from training.answering import predict
 from training.built_in import parse_candidate
 from training.candidate import (
     CandidateRecord,
     load_model,
     load_model_files,
     plan_candidates,
-    predict,
     read_predictions,
     read_record,
 )

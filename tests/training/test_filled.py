@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from training.answering import fills, predict
 from training.built_in import parse_candidate
-from training.candidate import (
-    CandidateRecord,
-    fills,
-    load_model,
-    plan_candidates,
-    predict,
-    read_predictions,
-)
+from training.candidate import CandidateRecord, load_model, plan_candidates, read_predictions
 from training.data.table import load_table
 from training.models.members import with_members
 from training.models.translation import Translation

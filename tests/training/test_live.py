@@ -20,7 +20,8 @@ from features.sources import SourceError, open_source
 from tests.features.vision_models import save_clip
 from tests.training import live_worker
 from tests.training.live_world import ROWS, TASK, LiveWorld, finetune
-from training.candidate import load_model, predict, read_predictions
+from training.answering import predict
+from training.candidate import load_model, read_predictions
 from training.data.table import step_rows
 from training.data.targets import Untrainable
 from training.fitting.loop import fit_candidate
