@@ -221,7 +221,7 @@ class EncoderSpec(Spec):
         """Load the weights in float32, to be tuned; ValueError if there is nothing to tune."""
         raise ValueError(
             f"the encoder {self.type!r} has no weights that can be tuned; "
-            "`huggingface_text` and `huggingface_image` have"
+            "`huggingface_text`, `huggingface_image` and `huggingface_audio` have"
         )
 
     def caution(self) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pydantic
 
 from features.encoders.audio_models import AST_FRAME, AST_HOP, AudioModel, Read, audio_model
-from features.encoders.base import Encoder, Kind, Sound, import_extra
+from features.encoders.base import Encoder, Kind, Sound, TrainableEncoder, import_extra
 from features.encoders.huggingface import HuggingFaceSpec, LoadedModel, load_model, quiet_loading
 from features.encoders.log_mel import mono_at
 from features.fingerprint import Execution
@@ -73,6 +73,13 @@ class HuggingFaceAudioSpec(HuggingFaceSpec):
     def load(self) -> Encoder:
         return _HuggingFaceAudio(self)
 
+    @property
+    def trainable(self) -> bool:
+        return True
+
+    def load_trainable(self) -> TrainableEncoder:
+        return _HuggingFaceAudio(self.in_float32)
+
 
 def read_limit(folder: str) -> float | None:
     """The longest sound, in seconds, that a model's files say that it takes at once."""
@@ -103,9 +110,9 @@ class _Window:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Result:
-    """What the model makes of a window: one embedding and its weight, or a sequence `[T, D]`."""
+    """What the model makes of a window: a tensor `[D]` and its weight, or a sequence `[T, D]`."""
 
-    values: np.ndarray
+    values: Any
     weight: float
 
 
@@ -115,6 +122,7 @@ class _HuggingFaceAudio:
         import_extra("soxr", extra="audio")
         self._spec = spec
         loaded: LoadedModel = load_model(spec)
+        self._whole = loaded
         if loaded.model.config.is_encoder_decoder:
             loaded = loaded.with_model(loaded.model.get_encoder())
         with quiet_loading():
@@ -139,7 +147,7 @@ class _HuggingFaceAudio:
             )
         self._together = self._model.together
         # What a model is wide is not in one place of its configuration: ask it.
-        self.dim = int(self._run([self._probe(max(PROBE_SECONDS))])[0].values.shape[-1])
+        self.dim = int(self._try([self._probe(max(PROBE_SECONDS))])[0].shape[-1])
         if self._together and not self._model.fixed:
             self._together = self._padding_changes_nothing()
 
@@ -159,7 +167,35 @@ class _HuggingFaceAudio:
             return len(prepared)
         return -(-len(prepared) // self._window) * self._model.longest
 
+    @property
+    def module(self) -> Any:
+        """The model, with its decoder if it has one."""
+        return self._whole.model
+
+    def save(self, folder: str, *, module: Any | None = None) -> None:
+        """See `LoadedModel.save`."""
+        self._whole.save(folder, module=module)
+
     def encode(self, batch: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+        import torch
+
+        with torch.inference_mode():
+            found = [self._of_unit_length(rows.cpu().numpy()) for rows in self._embed(batch)]
+        return found if self._spec.sequence else np.concatenate(found)
+
+    def embed(self, batch: list[np.ndarray]) -> Any:
+        """What `encode` gives as tensors on the model's device, with gradients if it has any."""
+        import torch
+
+        found = self._embed(batch)
+        if self._spec.normalize:
+            found = [torch.nn.functional.normalize(rows, dim=1) for rows in found]
+        return found if self._spec.sequence else torch.cat(found)
+
+    def _embed(self, batch: list[np.ndarray]) -> list[Any]:
+        """Of each sound a tensor: its states `[T, D]`, or their mean `[1, D]`."""
+        import torch
+
         windows = [
             _Window(row=row, samples=samples)
             for row, sound in enumerate(batch)
@@ -173,15 +209,14 @@ class _HuggingFaceAudio:
         for place, window in enumerate(windows):
             results[window.row].append(found[place])
         if self._spec.sequence:
-            return [
-                self._of_unit_length(np.concatenate([part.values for part in parts]))
-                for parts in results
-            ]
-        rows = [
-            np.average([p.values for p in parts], axis=0, weights=[p.weight for p in parts])
-            for parts in results
-        ]
-        return self._of_unit_length(np.stack(rows).astype(np.float32))
+            return [torch.cat([part.values for part in parts]) for parts in results]
+        means = []
+        for parts in results:
+            rows_WD = torch.stack([part.values for part in parts]).double()
+            weights_W = torch.tensor([part.weight for part in parts], dtype=torch.float64)
+            weights_W1 = weights_W[:, None].to(rows_WD.device)
+            means.append(((rows_WD * weights_W1).sum(dim=0) / weights_W1.sum()).float()[None])
+        return means
 
     def _windows(self, sound: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(sound), self._window):
@@ -209,21 +244,26 @@ class _HuggingFaceAudio:
         import torch
 
         # Without this, convolutions on a GPU round float32 to 10 bits.
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.inference_mode(), exact:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             inputs = self._model.inputs(sounds)
             output = self._model.forward(inputs)
             lengths = [len(sound) for sound in sounds]
             read = self._model.read(output, inputs=inputs, lengths=lengths)
             if self._spec.sequence:
-                states = read.states_BTD.float().cpu().numpy()
-                # Copies: a part of an array would hold the whole of it.
+                states = self._kept(read.states_BTD.float())
+                # Copies: a part of a tensor would hold the whole of it.
                 values = [
-                    rows[:steps].copy() for rows, steps in zip(states, read.steps, strict=True)
+                    rows[:steps].clone() for rows, steps in zip(states, read.steps, strict=True)
                 ]
             else:
-                values = list(self._pooled(output, read).float().cpu().numpy())
+                values = list(self._kept(self._pooled(output, read).float()))
         return [_Result(values=v, weight=w) for v, w in zip(values, read.weights, strict=True)]
+
+    def _kept(self, values: Any) -> Any:
+        """What is held until all windows have gone through: not on a GPU, unless it is trained."""
+        import torch
+
+        return values if torch.is_grad_enabled() else values.cpu()
 
     def _pooled(self, output: Any, read: Read) -> Any:
         import torch
@@ -254,11 +294,16 @@ class _HuggingFaceAudio:
         noise = np.random.default_rng(length).normal(0, 0.1, length)
         return noise.astype(np.float32)
 
+    def _try(self, sounds: Sequence[np.ndarray]) -> list[np.ndarray]:
+        import torch
+
+        with torch.inference_mode():
+            return [result.values.cpu().numpy() for result in self._run(sounds)]
+
     def _padding_changes_nothing(self) -> bool:
         """Whether a sound has the embedding that it has alone when it is padded to a longer one."""
         short, long = (self._probe(seconds) for seconds in PROBE_SECONDS)
-        alone = self._run([short])[0].values
-        beside = self._run([short, long])[0].values
+        alone, beside = self._try([short])[0], self._try([short, long])[0]
         allowed = 1e-3 if self._spec.precision == "float32" else 0.1
         return bool(np.abs(alone - beside).max() <= allowed * alone.std())
 

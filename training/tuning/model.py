@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from features.encoders import EncoderSpec, TrainableEncoder
+from features.encoders import EncoderSpec, Sound, TrainableEncoder
 from features.encoding import Prepared, budget_of, form_batches
 from training.batch import Tensors
 from training.models.layers import PerModality
@@ -110,7 +110,7 @@ class TunedEncoder(nn.Module):
 
     def _probe(self) -> Tensor:
         """Embeddings that depend on all weights that any do."""
-        payload = {"text": "a", "image": _picture()}[self.spec.kind]
+        payload = {"text": "a", "image": _picture(), "audio": _sound()}[self.spec.kind]
         return torch.cat(
             [row.flatten() for row in self.encoder.embed([self.encoder.prepare(payload)])]
         )
@@ -223,6 +223,13 @@ def _embedded(
         return whole, None
     mask = steps.new_zeros(len(presence), steps.shape[1]).index_copy(0, place, steps)
     return whole, mask
+
+
+def _sound() -> Any:
+    import numpy as np
+
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 16_000))
+    return Sound(samples=noise.astype(np.float32), rate=16_000)
 
 
 def _picture() -> Any:
