@@ -300,13 +300,13 @@ def test_an_interrupt_ends_a_training_at_once_and_says_how_to_go_on(tmp_path):
     text = (folder / "killed.yaml").read_text().replace("seconds: 0.15", "seconds: 0")
     (folder / "killed.yaml").write_text(text)
     embedding = start(folder)
-    output, _ = embedding.communicate(timeout=120)
+    output, _ = embedding.communicate(timeout=400)
     assert embedding.returncode == 0, output
     process = start(folder, "train")
     while not list((folder / "store/train-runs").glob("*/checkpoint_*")):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 130, output
     assert "run the same command again to go on" in output and "Traceback" not in output
