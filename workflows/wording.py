@@ -25,6 +25,10 @@ KINDS = {
     "bottleneck": "bottleneck transformer",
     "alignment": "contrastive alignment",
     "cca": "canonical correlation",
+    "translation": "translation",
+    "finetune": "fine-tuning",
+    "soup": "soup of weights",
+    "average": "average of answers",
 }
 """Type of a candidate, as in the YAML → what to call it."""
 
@@ -58,6 +62,13 @@ def full(estimate: Estimate, signed: bool = False) -> str:
 def number(value: int) -> str:
     """`1,797`."""
     return f"{value:,}"
+
+
+def value(found: bool | int | float | str) -> str:
+    """A hyperparameter: `0.00312`, `256`, `true`."""
+    if isinstance(found, bool):
+        return str(found).lower()
+    return f"{found:.3g}".replace("-", "−") if isinstance(found, float) else str(found)
 
 
 def percent(share: float) -> str:

@@ -382,8 +382,8 @@ def test_a_reason_is_grouped_without_the_name_it_ends_with(reason: str, group: s
 def test_a_long_quarantine_is_counted_whole_and_listed_in_part(
     pipeline: Pipeline, store: Store, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.collect.LISTED_PAYLOADS", 5)
-    monkeypatch.setattr("workflows.collect.LISTED_REASONS", 4)
+    monkeypatch.setattr("workflows.collect_data.LISTED_PAYLOADS", 5)
+    monkeypatch.setattr("workflows.collect_data.LISTED_REASONS", 4)
     reasons = [f"fault number {i}" for i in range(14)]
     quarantine(store, modality="photo", rows=list(range(14)), reasons=reasons)
     data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])

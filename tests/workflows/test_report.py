@@ -26,7 +26,7 @@ from tests.workflows.report_cases import (
     leaky,
     with_names,
 )
-from workflows.findings import BadPayload, BadReason
+from workflows.data_findings import BadPayload, BadReason
 from workflows.report import render
 
 INLINE = {"b", "span", "code", "i", "u", "a", "svg", "circle", "path"}
