@@ -176,7 +176,7 @@ def space_table(data: ReportData) -> dict[str, Any] | None:
             {"test": share.get("test"), "validation": share.get("validation")} for share in shares
         ]
         rows.append({"name": space.candidate, "cells": cells})
-    columns = ["Linear probe", "Nearest neighbours", *(f"Names, by {name}" for name in named)]
+    columns = ["Linear probe", "Nearest neighbours", *(f"Zero-shot, {name}" for name in named)]
     return {"columns": columns, "rows": rows}
 
 
@@ -219,10 +219,13 @@ def _matrix(block: RetrievalFindings, *, same_class: bool) -> dict[str, Any] | N
         if len(sizes) == 1
         else f"{wording.number(sizes[0])} to {wording.number(sizes[-1])}"
     )
+    ranked = "the mean average precision (mAP)"
+    if not same_class:
+        ranked = f"the median rank of the right answer, and {ranked}"
     return {
         "title": "The same class" if same_class else "The very same sample",
         "note": f"How often the first answer of {gallery} is right ({block.split} split); "
-        "behind it, the first 5 and 10.",
+        f"behind it, the first 5 and 10. Below, {ranked}.",
         "targets": targets,
         "rows": rows,
     }
@@ -245,7 +248,7 @@ def _recall_cell(pair: Recall, *, same_class: bool) -> dict[str, Any] | None:
         "chance": chance.get(first),
         "bars": [recall[k] for k in reversed(more)] + [recall[first]],
         "more": " · ".join(f"@{k} {wording.score(recall[k])}" for k in more),
-        "ranked": " · ".join(ranked),
+        "ranked": ranked,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -85,6 +87,14 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
     assert [member["name"] for member in of_search.members] == [best]
     assert all(name in said for name in names)
 
+    # The report shows them, and MLflow keeps what was searched.
+    page = pipeline.report_path.read_text()
+    text = " ".join(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :]).split())
+    assert "learning_rate of early , in 2 trials ." in text
+    assert f"with loss {search.best.reached[-1]:.3f} on validation" in text
+    assert re.search(r"Trial learning_rate 2 epochs 4 epochs How far \d+ 0\.\d+", text)
+    assert "average is the mean of the answers of soup, single-caption ." in text
+
     # Each can be the champion: the average answers raw rows as it did when it was evaluated.
     average = next(c.record for c in done if c.spec.name == "average")
     import mlflow
@@ -94,6 +104,13 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
         logged = client.search_logged_models(experiment_ids=[experiment.experiment_id])
         (ours,) = (m for m in logged if m.tags["sensorium.candidate"] == average.fingerprint)
         model = mlflow.pyfunc.load_model(ours.model_uri)
+        (parent,) = client.search_runs(
+            [experiment.experiment_id], "tags.`sensorium.role` = 'pipeline'"
+        )
+        kept = client.download_artifacts(parent.info.run_id, "searches/early-search.json")
+    trials = json.loads(Path(kept).read_text())["trials"]
+    assert [trial["number"] for trial in trials] == [0, 1]
+    assert sum(trial["stopped"] for trial in trials) == 1
     answers = read_predictions(store, average.fingerprint)
     raw = pd.read_parquet(folder / "table.parquet").iloc[answers["row"].to_pylist()]
     found = model.predict(raw[["text", "picture"]], params={"base": str(folder)})
