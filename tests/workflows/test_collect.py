@@ -570,7 +570,7 @@ def test_all_that_is_recorded_of_a_space_is_told(
             "median_rank": 1.5,
             "mean_average_precision": 0.625,
             "class_rows": 0,
-            "class_mean_average_precision": math.nan,
+            "class_mean_average_precision": None,
         }
 
     measured = {"accuracy": 0.5, "neighbour_accuracy": 0.75, "log_loss": 0.9}
