@@ -589,7 +589,7 @@ def test_all_that_is_recorded_of_a_space_is_told(
         snapshot=snapshot,
         spec={"type": "translation"},
         retrieval=[pair(0.75)],
-        metrics={"test": {"accuracy": 0.5}},
+        metrics={"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.5}},
     )
     data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[space, better])
     assert [block.candidate for block in data.retrieval] == ["note", "early"]
