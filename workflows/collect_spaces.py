@@ -26,7 +26,7 @@ def find_retrieval(
         for split, pairs in found.items():
             pairs.sort(key=lambda pair: (order.index(pair.query), order.index(pair.target)))
             blocks.append(RetrievalFindings(candidate=record.name, split=split, pairs=tuple(pairs)))
-    return sorted(blocks, key=lambda block: -_worth(block))
+    return sorted(blocks, key=lambda block: -block.first_right)
 
 
 def _recall(item: Mapping[str, Any]) -> Recall:
@@ -44,13 +44,6 @@ def _recall(item: Mapping[str, Any]) -> Recall:
         precision_sample=item.get("mean_average_precision"),
         precision_class=item.get("class_mean_average_precision") if classes else None,
     )
-
-
-def _worth(block: RetrievalFindings) -> float:
-    """The mean of the first answers' recall: of the class where there are any, else the sample."""
-    recalls = [pair.same_class or pair.same_sample for pair in block.pairs]
-    first = [recall[min(recall)] for recall in recalls if recall]
-    return sum(first) / len(first) if first else 0.0
 
 
 def find_spaces(

@@ -175,6 +175,15 @@ class RetrievalFindings:
     split: str
     pairs: tuple[Recall, ...]
 
+    @property
+    def first_right(self) -> float:
+        """How often the first answer is right, on the average of the pairs: of the class where
+        there are any, else the very sample.
+        """
+        recalls = [pair.same_class or pair.same_sample for pair in self.pairs]
+        first = [recall[min(recall)] for recall in recalls if recall]
+        return sum(first) / len(first) if first else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFindings:

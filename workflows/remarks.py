@@ -14,7 +14,7 @@ from workflows.findings import (
     ReportData,
 )
 from workflows.search_findings import SearchFindings
-from workflows.wording import count, few, number, percent, say, score, value
+from workflows.wording import count, few, fine, number, percent, say, score, value
 
 BREAKDOWN_NOTE = "Challenger − champion where it may hide; decides nothing unless listed above."
 
@@ -108,7 +108,7 @@ def _came_to(item: EnsembleFindings) -> list[Markup]:
     taken = [member for member in item.members if member.taken]
     if len(taken) < 2 or taken[0].alone is None or taken[-1].with_it is None:
         return []
-    reached, alone = score(taken[-1].with_it), score(taken[0].alone)
+    reached, alone = fine(taken[-1].with_it), fine(taken[0].alone)
     return [
         say(
             "On validation its {} is {}, and that of its best fit alone {}.",
@@ -204,7 +204,7 @@ def on_curves(data: ReportData) -> list[Markup]:
         say("By epoch. All share one scale of accuracy, and of loss where it is the same loss.")
     ]
     if any(item.family == "alignment" and item.epochs for item in data.candidates):
-        lines.append(say("The contrastive loss of an alignment has a scale of its own."))
+        lines.append(say("The loss of an alignment or of a translation has a scale of its own."))
     return lines
 
 

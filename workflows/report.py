@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def render(data: ReportData) -> str:
     )
     for name in (
         "score",
+        "fine",
         "interval",
         "number",
         "percent",
@@ -73,7 +75,7 @@ def render(data: ReportData) -> str:
         candidates=candidates,
         leads=any(item.lead is not None for item in candidates),
         families=[family for family in FAMILY_NAMES if family in present],
-        family_names=FAMILY_NAMES,
+        family_names=_family_names(candidates),
         plots={
             "candidates": figures.candidates_plot(data, candidates=candidates),
             "confusion": figures.confusion_plot(data),
@@ -98,6 +100,15 @@ def render(data: ReportData) -> str:
         facts=_facts(data),
         commands=_commands(data),
     )
+
+
+def _family_names(candidates: Sequence[CandidateFindings]) -> dict[str, str]:
+    """What the marks stand for; translations bear that of alignments."""
+    spaces = {item.type == "translation" for item in candidates if item.family == "alignment"}
+    names = [
+        name for found, name in ((False, "alignment"), (True, "translation")) if found in spaces
+    ]
+    return {**FAMILY_NAMES, "alignment": " or ".join(names)}
 
 
 def _ranked(data: ReportData) -> list[CandidateFindings]:

@@ -185,6 +185,7 @@ def retrieval_blocks(data: ReportData) -> list[dict[str, Any]]:
     return [
         {
             "title": f"{block.candidate}, {block.split} split",
+            "first_right": block.first_right,
             "tables": [
                 table
                 for same_class in (False, True)

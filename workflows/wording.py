@@ -44,6 +44,11 @@ def score(value: float, signed: bool = False) -> str:
     return "0.000" if value == 0 or text.strip("+-") == "0.000" else text.replace("-", "−")
 
 
+def fine(value: float) -> str:
+    """A decimal more than `score` has, for what a small difference decides."""
+    return f"{value:,.4f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
 def probability(p: float) -> str:
     """`0.021`, `< 0.001`."""
     return f"<{NO_BREAK}0.001" if p < 0.001 else f"{p:.3f}"

@@ -20,6 +20,7 @@ from features.drift import Pair
 from tests.workflows.report_cases import (
     CASES,
     HOSTILE,
+    bare,
     digits,
     digits_drift,
     digits_gate,
@@ -234,7 +235,8 @@ def test_of_several_spaces_the_best_is_shown_and_the_others_are_folded() -> None
     section = section[: section.index("</section>")]
     first, second = section.index("alignment, test split"), section.index("translation, test split")
     assert section.index("<details>") > section.index("The same class") > first
-    assert "<summary>translation, test split</summary>" in section[section.index("<details>") :]
+    mean = np.mean([pair.same_class[1] for pair in searched().retrieval[1].pairs])
+    assert f"translation, test split: the first answer is right {mean * 100:.0f}" in section
     text = Page(page).text
     assert second > first
     assert (
@@ -276,7 +278,7 @@ def test_a_search_shows_its_trials_the_best_first() -> None:
 
 @pytest.mark.parametrize(("trials", "folded"), [(12, 0), (13, 1), (24, 12)])
 def test_many_trials_are_folded_and_none_is_left_out(trials: int, folded: int) -> None:
-    data = dataclasses.replace(searched(), searches=(early_search(trials=trials),))
+    data = dataclasses.replace(bare(), searches=(early_search(trials=trials),))
     page = render(data)
     section = page[page.index('<section id="search">') :]
     section = section[: section.index("</section>")]
@@ -292,12 +294,12 @@ def test_a_search_that_is_not_over_or_failed_says_so() -> None:
     waiting = dataclasses.replace(
         search, over=False, trials=(dataclasses.replace(search.trials[0], reached=()),)
     )
-    text = Page(render(dataclasses.replace(searched(), searches=(waiting,)))).text
+    text = Page(render(dataclasses.replace(bare(), searches=(waiting,)))).text
     assert "The search is not over." in text and "not fitted yet" in text
     failed = dataclasses.replace(
         search, trials=tuple(dataclasses.replace(t, reached=(None,)) for t in search.trials)
     )
-    text = Page(render(dataclasses.replace(searched(), searches=(failed,)))).text
+    text = Page(render(dataclasses.replace(bare(), searches=(failed,)))).text
     assert "No trial could be fitted to its end." in text
 
 
@@ -305,20 +307,26 @@ def test_an_ensemble_shows_what_it_took_and_what_each_was_alone() -> None:
     text = Page(page_of("searched")).text
     section = text[text.index("Ensembles Made of candidates") :]
     assert (
-        "soup took 2 of 3 fits: early, early-slow. On validation its accuracy is 0.945, and that "
-        "of its best fit alone 0.936. together is the mean of the answers of soup, attention."
+        "soup took 2 of 3 fits: early, early-slow. On validation its accuracy is 0.9450, and that "
+        "of its best fit alone 0.9360. together is the mean of the answers of soup, attention."
     ) in section
     assert (
         "Member Alone Soup with it Test accuracy "
-        "early ✓ taken 0.936 0.936 0.927 [0.901, 0.953] "
-        "early-slow ✓ taken 0.930 0.945 0.921 [0.894, 0.948] "
-        "early-fast left out 0.910 0.902 – "
+        "early ✓ taken 0.9360 0.9360 0.927 [0.901, 0.953] "
+        "early-slow ✓ taken 0.9300 0.9450 0.921 [0.894, 0.948] "
+        "early-fast left out 0.9100 0.9020 – "
         "soup 0.936 [0.911, 0.961]"
     ) in section
     assert (
         "Member Validation Test accuracy soup 0.945 0.936 [0.911, 0.961] "
         "attention 0.953 0.944 [0.920, 0.967] together 0.958 0.949 [0.927, 0.971]"
     ) in section
+
+
+def test_a_mark_is_named_by_what_bears_it() -> None:
+    searched = Page(page_of("searched")).text
+    assert "fusion alignment or translation on the validation split" in searched
+    assert "fusion alignment on the validation split" in Page(page_of("digits")).text
 
 
 def test_every_metric_can_be_seen_where_there_are_several() -> None:
