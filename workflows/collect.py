@@ -4,54 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING
 
 from features.quarantine import read_quarantine
 from features.repeats import repeats_in
-from features.snapshot import ModalityShards, Snapshot
+from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
-from training.evaluation.significance import holm
-from workflows.answers import Answers, estimate
+from training.evaluation.metrics import metrics_of
+from training.search.walk import Search
+from workflows.answers import Answers
+from workflows.collect_candidates import best_single, find_candidate, find_ensembles, find_leads
+from workflows.collect_data import (
+    find_modality,
+    find_reasons,
+    find_splits,
+    find_untrained,
+    list_quarantined,
+    read_targets,
+)
+from workflows.collect_searches import find_searches
+from workflows.collect_spaces import find_retrieval, find_spaces
 from workflows.drift import find_drift
 from workflows.findings import (
-    BadPayload,
-    BadReason,
-    CandidateFindings,
     ConditionFindings,
-    Epoch,
     Estimate,
-    Failure,
     GateFindings,
-    Lead,
     MetricFindings,
-    ModalityFindings,
-    Recall,
     ReportData,
-    RetrievalFindings,
-    SplitFindings,
 )
 from workflows.gate import Comparison, Condition
 from workflows.inputs import example_cells, input_of
-from workflows.plots import Family
 from workflows.promote import Promotion, choose_winner
-from workflows.quarantine import group_reasons
 from workflows.repeats import leaks_of, repeated_of
 from workflows.runs import without_passwords
 
 if TYPE_CHECKING:
     from workflows.pipeline import Pipeline
 
-LISTED_PAYLOADS = 50
-LISTED_REASONS = 20
 LIBRARIES = ("sensorium", "torch", "ray", "mlflow", "pyarrow", "numpy")
 """What the report names the versions of; all of them decide what comes out of a run."""
 
@@ -63,6 +56,7 @@ def collect(
     snapshot: Snapshot,
     records: Sequence[CandidateRecord],
     promotion: Promotion | None = None,
+    searches: Sequence[Search] = (),
     created: datetime | None = None,
     git_commit: str = "",
     versions: Mapping[str, str] | None = None,
@@ -70,7 +64,8 @@ def collect(
     """All that the report says about a run.
 
     `promotion` is what stage 3 found and did; without it the report says that no candidate
-    was judged, and marks the best on the validation split. `created` is now by default, and
+    was judged, and marks the best on the validation split. `searches` are those of the pipeline,
+    as they stand. `created` is now by default, and
     `versions` are those of this process.
     """
     confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
@@ -93,21 +88,36 @@ def collect(
     else:
         winner = choose_winner(records, metric=metric).name if predictions else None
     targets = [f"target.{name}" for name in pipeline.spec.task.targets]
-    samples = _samples(store, snapshot=snapshot, targets=targets)
+    samples = read_targets(store, snapshot=snapshot, targets=targets)
     classes = next((tuple(map(str, record.classes)) for record in records), ())
     quarantine = read_quarantine(store, snapshot)
     repeats = repeats_in(store, snapshot=snapshot)
     best = tested.get(winner) if winner is not None else None
     leads = find_leads(tested, winner=winner, confidence=confidence)
+    order = tuple(snapshot.modalities)
+    titles = {name: found.title for name, found in metrics_of(pipeline.spec.task).items()}
+    candidates = tuple(
+        find_candidate(
+            record,
+            validation=answers["validation"].get(record.name),
+            test=tested.get(record.name),
+            single=tested.get(single) if single is not None else None,
+            lead=leads.get(record.name),
+            order=order,
+            titles=titles,
+            confidence=confidence,
+        )
+        for record in records
+    )
     return ReportData(
         pipeline=pipeline.name,
         created=created or datetime.now().astimezone(),
         target=", ".join(pipeline.spec.task.targets),
         samples=snapshot.rows,
         classes=classes,
-        splits=tuple(_splits(samples, targets=targets)),
+        splits=tuple(find_splits(samples, targets=targets)),
         modalities=tuple(
-            _modality(
+            find_modality(
                 name,
                 snapshot.modalities[name],
                 cells=example_cells(
@@ -117,18 +127,7 @@ def collect(
             )
             for name, feature in pipeline.spec.features.items()
         ),
-        candidates=tuple(
-            _candidate(
-                record,
-                validation=answers["validation"].get(record.name),
-                test=tested.get(record.name),
-                single=tested.get(single) if single is not None else None,
-                lead=leads.get(record.name),
-                order=tuple(snapshot.modalities),
-                confidence=confidence,
-            )
-            for record in records
-        ),
+        candidates=candidates,
         winner=winner,
         best_single=single,
         task=pipeline.spec.task.type,
@@ -144,15 +143,15 @@ def collect(
         else tuple(
             best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
         ),
-        retrieval=tuple(_retrieval(records, order=tuple(snapshot.modalities))),
-        untrained=_untrained(samples, targets=targets),
+        ensembles=tuple(find_ensembles(records, candidates=candidates, titles=titles)),
+        searches=tuple(find_searches(searches, pipeline=pipeline)),
+        retrieval=tuple(find_retrieval(records, order=order)),
+        spaces=tuple(find_spaces(records, order=order)),
+        untrained=find_untrained(samples, targets=targets),
         leaks=tuple(leaks_of(repeats, group=pipeline.spec.dataset.split.group)),
         repeated=tuple(repeated_of(repeats)),
-        quarantined=tuple(
-            BadPayload(**{name: without_passwords(str(value)) for name, value in row.items()})
-            for row in quarantine.slice(0, LISTED_PAYLOADS).to_pylist()
-        ),
-        bad_reasons=tuple(_reasons(quarantine)),
+        quarantined=tuple(list_quarantined(quarantine)),
+        bad_reasons=tuple(find_reasons(quarantine)),
         gate=None if promotion is None else _gate(promotion),
         drift=find_drift(store, snapshot, previous=store.previous(pipeline.name)),
         snapshot=snapshot.id,
@@ -164,201 +163,6 @@ def collect(
         if promotion is not None and promotion.champion_after is not None
         else "",
     )
-
-
-def _family(record: CandidateRecord) -> Family:
-    if record.spec.get("type") in ("alignment", "cca"):
-        return "alignment"
-    return "single" if len(record.modalities) == 1 else "fusion"
-
-
-def best_single(records: Sequence[CandidateRecord], tested: Mapping[str, Answers]) -> str | None:
-    """The single modality that is best on the test rows: the hardest one to compare with."""
-    names = [r.name for r in records if r.name in tested and _family(r) == "single"]
-    return max(
-        names, key=lambda name: tested[name].metric.gain(tested[name].value, 0), default=None
-    )
-
-
-def find_leads(
-    tested: Mapping[str, Answers], *, winner: str | None, confidence: float
-) -> dict[str, Lead]:
-    """How far the winner is ahead of each other candidate, and whether that is real.
-
-    All p-values together are corrected for their number.
-    """
-    if winner is None or winner not in tested:
-        return {}
-    others = [name for name in tested if name != winner]
-    found = [tested[winner].difference(over=tested[name], confidence=confidence) for name in others]
-    corrected = holm([item.p for item in found])
-    return {
-        name: Lead(
-            gain=estimate(item.gain, rows=len(tested[name].rows)),
-            p=p,
-            test=item.test,
-            sure=p < 1 - confidence,
-        )
-        for name, item, p in zip(others, found, corrected, strict=True)
-    }
-
-
-def _candidate(
-    record: CandidateRecord,
-    *,
-    validation: Answers | None,
-    test: Answers | None,
-    single: Answers | None,
-    lead: Lead | None,
-    order: Sequence[str],
-    confidence: float,
-) -> CandidateFindings:
-    masked = () if test is None else tuple(test.masked(confidence=confidence))
-    return CandidateFindings(
-        name=record.name,
-        type=str(record.spec.get("type", "")),
-        family=_family(record),
-        modalities=tuple(sorted(record.modalities, key=order.index)),
-        parameters=record.parameters,
-        seconds=record.seconds,
-        best_epoch=record.best_epoch,
-        epochs=tuple(
-            Epoch(
-                epoch=int(epoch["epoch"]),
-                train_loss=_number(epoch.get("train_loss")),
-                validation_loss=_number(epoch.get("validation_loss")),
-                validation_accuracy=_number(epoch.get("validation_accuracy")),
-            )
-            for epoch in record.epochs
-        ),
-        validation=None
-        if validation is None or not len(validation.rows)
-        else validation.score(confidence=confidence),
-        test=None if test is None else test.score(confidence=confidence),
-        gain=None
-        if test is None or single is None
-        else test.gain(over=single, confidence=confidence),
-        lead=lead,
-        masked=tuple(sorted(masked, key=lambda item: order.index(item.modality))),
-        failure=None if record.status == "fitted" else _failure(record.failure or {}),
-    )
-
-
-def _failure(failure: Mapping[str, Any]) -> Failure:
-    places = {
-        "epoch": failure.get("epoch"),
-        "step": failure.get("step"),
-        "learning rate": failure.get("learning_rate"),
-    }
-    where = [
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in places.items()
-        if value is not None
-    ]
-    return Failure(
-        reason=str(failure.get("reason", "no reason was recorded")),
-        where=", ".join(where),
-        sample_ids=tuple(map(str, failure.get("sample_ids") or ())),
-    )
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _samples(store: Store, *, snapshot: Snapshot, targets: Sequence[str]) -> pa.Table:
-    slices = [f"slice.{name}" for name in snapshot.slices]
-    return store.read_samples(snapshot, columns=["split", *targets, *slices])
-
-
-def _splits(samples: pa.Table, *, targets: Sequence[str]) -> Iterator[SplitFindings]:
-    split = samples["split"]
-    labelled = pa.chunked_array([np.ones(len(split), dtype=bool)])
-    for name in targets:
-        labelled = pc.and_(labelled, pc.is_valid(samples[name]))
-    for name in ("train", "validation", "test"):
-        chosen = pc.fill_null(pc.equal(split, name), False)
-        yield SplitFindings(
-            name=name,
-            rows=pc.sum(chosen).as_py() or 0,
-            labelled=pc.sum(pc.and_(chosen, labelled)).as_py() or 0,
-        )
-    if split.null_count:
-        unused = pc.sum(pc.and_(pc.is_null(split), labelled)).as_py() or 0
-        yield SplitFindings(name="not used", rows=split.null_count, labelled=unused)
-
-
-def _untrained(samples: pa.Table, *, targets: Sequence[str]) -> tuple[str, ...]:
-    """Classes (or labels of lists) that stand in some row, and in none of the training split."""
-    trained = samples.filter(pc.fill_null(pc.equal(samples["split"], "train"), False))
-    lacking = set[Any]()
-    for target in targets:
-        if not pa.types.is_floating(samples[target].type):
-            lacking |= _distinct(samples[target]) - _distinct(trained[target])
-    return tuple(map(str, sorted(lacking)))
-
-
-def _distinct(labels: pa.ChunkedArray) -> set[Any]:
-    """The labels of a column, or of its lists."""
-    flat = pc.list_flatten(labels) if pa.types.is_list(labels.type) else labels
-    return set(pc.unique(flat.drop_null()).to_pylist())
-
-
-def _retrieval(
-    records: Sequence[CandidateRecord], *, order: Sequence[str]
-) -> Iterator[RetrievalFindings]:
-    for record in records:
-        found: dict[str, list[Recall]] = {}
-        for item in record.retrieval or ():
-            pair = Recall(
-                query=item["query"],
-                target=item["target"],
-                rows=item["rows"],
-                gallery=item["gallery"],
-                same_sample=_by_k(item.get("recall")),
-                same_class=_by_k(item.get("class_recall")) if item.get("class_rows", 1) else {},
-                chance_sample=_by_k(item.get("chance")),
-                chance_class=_by_k(item.get("class_chance")),
-            )
-            found.setdefault(item["split"], []).append(pair)
-        for split, pairs in found.items():
-            pairs.sort(key=lambda pair: (order.index(pair.query), order.index(pair.target)))
-            yield RetrievalFindings(candidate=record.name, split=split, pairs=tuple(pairs))
-
-
-def _by_k(values: Mapping[str, float] | None) -> dict[int, float]:
-    return {int(k): float(v) for k, v in (values or {}).items() if v is not None}
-
-
-def _modality(
-    name: str, part: ModalityShards, *, cells: Mapping[str, Any], stated: Mapping[str, Any]
-) -> ModalityFindings:
-    """`stated` are the encoder's options as the pipeline gives them, without the defaults."""
-    options = [f"{key} {value}" for key, value in stated.items() if key not in ("type", "dim")]
-    return ModalityFindings(
-        name=name,
-        cells=cells,
-        kind=part.kind,
-        encoder=str(part.encoder.get("type", "")),
-        options=", ".join(options),
-        fingerprint=part.encoder_fingerprint,
-        dim=part.dim,
-        present=part.present,
-        missing=part.missing,
-        bad=part.bad,
-    )
-
-
-def _reasons(quarantine: pa.Table) -> Iterator[BadReason]:
-    """The reasons without the names in them, most frequent first; rare ones beyond a few as one."""
-    groups = sorted(group_reasons(quarantine), key=lambda group: -group.rows)
-    for group in groups[:LISTED_REASONS]:
-        yield BadReason(
-            modality=group.modality, stage=group.stage, reason=group.reason, count=group.rows
-        )
-    rest = sum(group.rows for group in groups[LISTED_REASONS:])
-    if rest:
-        yield BadReason(modality="", stage="", reason="other reasons", count=rest)
 
 
 def _gate(promotion: Promotion) -> GateFindings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,14 @@ import numpy as np
 from markupsafe import Markup
 
 from workflows import plots, wording
-from workflows.findings import CandidateFindings, Estimate, ReportData, SliceFindings
+from workflows.findings import (
+    CandidateFindings,
+    Estimate,
+    ReportData,
+    SliceFindings,
+)
+from workflows.scatter import Tried, limits_of, scatter
+from workflows.search_findings import SearchFindings, TrialFindings
 
 WIDE, PANEL, NARROW = 800, 370, 350
 """Widths of a plot: for a screen, for half of it, for a phone, in pixels."""
@@ -167,3 +175,41 @@ def curves(candidates: Sequence[CandidateFindings]) -> list[dict[str, Any]]:
         note = "failed" if item.failure else kept
         found.append({"name": item.name, "note": note, "svg": Markup(svg)})
     return found
+
+
+def search_plots(search: SearchFindings) -> list[dict[str, Any]]:
+    """One small plot a searched field; all of a search share their scale."""
+    trials = [trial for trial in search.trials if trial.like is None and trial.reached]
+    if not any(value is not None for trial in trials for value in trial.reached):
+        return []
+    limits = limits_of(
+        [value for trial in trials for value in trial.reached],
+        lower_is_better=search.lower_is_better,
+    )
+    found = []
+    for dimension in search.dimensions:
+        tried = [
+            _tried(trial, search=search, field=dimension.field)
+            for trial in sorted(trials, key=lambda trial: trial.number)
+            if dimension.field in trial.values
+        ]
+        svg = scatter(
+            tried,
+            dimension=dimension,
+            limits=limits,
+            label=f"{search.name}: {search.monitor} by {dimension.field}",
+        )
+        note = "log scale" if dimension.log else ""
+        found.append({"name": dimension.field, "note": note, "svg": Markup(svg)})
+    return found
+
+
+def _tried(trial: TrialFindings, *, search: SearchFindings, field: str) -> Tried:
+    reached = [math.nan if value is None else value for value in trial.reached]
+    to_the_end = len(reached) == len(search.epochs)
+    return Tried(
+        value=trial.values[field],
+        first=reached[0],
+        last=reached[-1],
+        state="best" if trial is search.best else "end" if to_the_end else "stopped",
+    )

@@ -6,11 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workflows.data_findings import (
+    BadPayload,
+    BadReason,
+    Leak,
+    ModalityFindings,
+    Repeated,
+    SplitFindings,
+)
 from workflows.plots import Family
+from workflows.search_findings import SearchFindings
 
 if TYPE_CHECKING:
     from features.drift import Drift
@@ -90,7 +99,40 @@ class CandidateFindings:
     lead: Lead | None = None
     """How far the winner is ahead; None for the winner."""
     masked: tuple[Masked, ...] = ()
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Per split, and by title, all that was measured of the task."""
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberFindings:
+    """A fit that an ensemble is made of, or that was tried for it."""
+
+    name: str
+    taken: bool
+    alone: float | None = None
+    """Of a soup: the monitor on validation of this fit alone."""
+    with_it: float | None = None
+    """Of a soup: the monitor on validation of the soup so far with this fit."""
+    validation: Estimate | None = None
+    test: Estimate | None = None
+    """What it reached as a candidate of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleFindings:
+    """What a soup or an average is made of."""
+
+    candidate: str
+    monitor: str
+    """What decided which fits a soup takes; empty if all are taken."""
+    members: tuple[MemberFindings, ...]
+    """Those of a soup in the order in which they were tried."""
+
+    @property
+    def taken(self) -> int:
+        """How many of the members are in it."""
+        return sum(member.taken for member in self.members)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,98 +159,43 @@ class Recall:
     """k → recall, where any sample of the query's class is right."""
     chance_sample: Mapping[int, float] = field(default_factory=dict)
     chance_class: Mapping[int, float] = field(default_factory=dict)
+    median_rank: float | None = None
+    """Of the query's own sample, from 1."""
+    precision_sample: float | None = None
+    """Mean average precision, where the query's own sample is right."""
+    precision_class: float | None = None
+    """Mean average precision, where any sample of its class is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalFindings:
-    """All pairs of modalities in the common space of one alignment candidate."""
+    """All pairs of modalities of one alignment or translation."""
 
     candidate: str
     split: str
     pairs: tuple[Recall, ...]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModalityFindings:
-    """One modality's payloads and the encoder that embeds them."""
-
-    name: str
-    cells: Mapping[str, Any]
-    """By column of the table that it is read from: a value of the form that a model takes."""
-    kind: str
-    encoder: str
-    options: str
-    """What the encoder was told, as text; empty if nothing."""
-    fingerprint: str
-    dim: int
-    present: int
-    missing: int
-    bad: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitFindings:
-    """How many samples a split has, and how many of them have a label."""
-
-    name: str
-    rows: int
-    labelled: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leak:
-    """Payloads of a modality, or groups, that stand on two sides of a split."""
-
-    modality: str
-    """Empty for groups."""
-    group: str = ""
-    """The column of the groups."""
-    sides: tuple[str, str]
-    """The two splits."""
-    count: int
-    """How many distinct ones there are."""
-    examples: tuple[tuple[str, str], ...] = ()
-    """Ids of two samples that share one, in the order of the sides; a few of all such pairs."""
-
     @property
-    def noun(self) -> str:
-        return "payload" if self.modality else "group"
-
-    @property
-    def of(self) -> str:
-        """Of what the payloads or groups are, to follow the noun."""
-        return f"of {self.modality}" if self.modality else f"({self.group})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repeated:
-    """Payloads of a modality that stand in more than one row."""
-
-    modality: str
-    rows: int
-    """All rows whose payload another one has too."""
-    payloads: int
-    """Rows that have a payload."""
+    def first_right(self) -> float:
+        """How often the first answer is right, on the average of the pairs: of the class where
+        there are any, else the very sample.
+        """
+        recalls = [pair.same_class or pair.same_sample for pair in self.pairs]
+        first = [recall[min(recall)] for recall in recalls if recall]
+        return sum(first) / len(first) if first else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadPayload:
-    """One payload in the quarantine."""
+class SpaceFindings:
+    """How well the common space of an alignment tells classes apart."""
 
-    sample_id: str
-    modality: str
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadReason:
-    """How many payloads of a modality are in the quarantine for the same reason."""
-
-    modality: str
-    stage: str
-    reason: str
-    count: int
+    candidate: str
+    probe: Mapping[str, float] = field(default_factory=dict)
+    """Per split, the accuracy of a linear classifier over the space."""
+    neighbours: Mapping[str, float] = field(default_factory=dict)
+    """Per split, how often the nearest training rows vote for a row's class."""
+    zero_shot: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Per modality and split, how often the nearest name of a class is the row's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +274,11 @@ class ReportData:
     confusion: np.ndarray | None = None
     """The winner's test rows, int `[C, C]`: true class × answer."""
     slices: tuple[SliceFindings, ...] = ()
+    ensembles: tuple[EnsembleFindings, ...] = ()
+    searches: tuple[SearchFindings, ...] = ()
     retrieval: tuple[RetrievalFindings, ...] = ()
+    """The best candidate first."""
+    spaces: tuple[SpaceFindings, ...] = ()
     untrained: tuple[str, ...] = ()
     """Classes that some row is labelled with, and no row of the training split."""
     leaks: tuple[Leak, ...] = ()

@@ -21,6 +21,7 @@ from workflows.frozen import RawRows
 from workflows.gate import Verdict
 from workflows.pipeline import Pipeline, StageError
 from workflows.registry import number_of, tags_of
+from workflows.search import kept_searches
 
 if TYPE_CHECKING:
     from workflows.tracking import MlflowClient, ModelVersion
@@ -245,6 +246,7 @@ def _record(
         records=records,
         log_model=log_model,
         on_event=say,
+        searches=kept_searches(pipeline, store=contest.store, snapshot=contest.snapshot),
     )
 
 

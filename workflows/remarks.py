@@ -1,236 +1,22 @@
-"""What the report remarks on a run: its headline, its key numbers, a few sentences a section."""
+"""What the report remarks on a run: a few sentences a section."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from markupsafe import Markup, escape
 
+from workflows.data_remarks import shared, untrained
 from workflows.findings import (
-    CandidateFindings,
     ConditionFindings,
-    GateFindings,
-    Leak,
+    EnsembleFindings,
     ReportData,
-    RetrievalFindings,
 )
-from workflows.wording import (
-    NO_BREAK,
-    count,
-    few,
-    interval,
-    number,
-    percent,
-    quiet,
-    say,
-    score,
-    title,
-)
+from workflows.search_findings import SearchFindings
+from workflows.wording import count, few, fine, number, percent, say, score, value
 
-MOST_LEAKS = 3
 BREAKDOWN_NOTE = "Challenger − champion where it may hide; decides nothing unless listed above."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """The verdict of the run, in one line and one paragraph."""
-
-    badge: str
-    tone: Literal["good", "bad", "quiet"]
-    title: str
-    lead: Markup
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One of the numbers under the headline."""
-
-    label: str
-    value: str
-    note: str
-
-
-def headline(data: ReportData) -> Headline:
-    """What the person wants to know who opens the report in the morning."""
-    best, gate = data.candidate(data.winner), data.gate
-    if best is None:
-        failed = sum(item.failure is not None for item in data.candidates)
-        all_of = count(len(data.candidates), "candidate")
-        lead = say("No candidate has been fitted; {} of {} failed.", number(failed), all_of)
-        return Headline(
-            badge="No candidate", tone="bad", title="There is nothing to promote", lead=lead
-        )
-    what, reached = title(best), _reached(best, data)
-    if gate is None:
-        return Headline(
-            badge="Not before the gate",
-            tone="quiet",
-            title=f"Best candidate: {what}",
-            lead=_join(reached, say("It has not been compared with the champion.")),
-        )
-    if gate.passed is False:
-        champion = gate.champion_after
-        stays = f"Champion stays version{NO_BREAK}{champion}" if champion else "Still no champion"
-        return Headline(
-            badge="Gate refused",
-            tone="bad",
-            title=f"{stays}; {what} was refused",
-            lead=_join(reached, _refusal(gate)),
-        )
-    if gate.champion_after != gate.version:
-        why = "This was a trial run." if gate.dry_run else "The alias has not been moved."
-        return Headline(
-            badge="Gate passed",
-            tone="good",
-            title=f"{_capital(what)} would become champion",
-            lead=_join(reached, say(why)),
-        )
-    promoted = gate.champion_before != gate.version
-    return Headline(
-        badge="Promoted" if promoted else "Champion unchanged",
-        tone="good" if promoted else "quiet",
-        title=f"Champion: version{NO_BREAK}{gate.version}, {what}",
-        lead=_join(reached, _succession(gate)),
-    )
-
-
-def _join(*sentences: Markup | None) -> Markup:
-    return Markup(" ").join(sentence for sentence in sentences if sentence)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _reached(best: CandidateFindings, data: ReportData) -> Markup:
-    metric = escape(data.metric.title)
-    if best.test is None:
-        return say("Its {} is not known: no test row has a label.", metric)
-    if best.gain is None or best.name == data.best_single:
-        reached = say("Test {} {} {}.", metric, score(best.test.value), quiet(best.test))
-        return _join(reached, _standing(data))
-    reached = say(
-        "Test {} {} {}, {} {} over the best single modality, {}.",
-        metric,
-        score(best.test.value),
-        quiet(best.test),
-        score(best.gain.value, True),
-        quiet(best.gain, True),
-        data.best_single,
-    )
-    return _join(reached, _standing(data))
-
-
-def _standing(data: ReportData) -> Markup | None:
-    """Over how many of the others the winner's lead is real."""
-    leads = {item.name: item.lead for item in data.candidates if item.lead is not None}
-    if not leads:
-        return None
-    behind = [name for name, lead in leads.items() if lead.sure and lead.gain.value > 0]
-    ahead = [name for name, lead in leads.items() if lead.sure and lead.gain.value < 0]
-    level = [name for name in leads if name not in behind + ahead]
-    if len(behind) == len(leads):
-        if len(leads) == 1:
-            return say("Its lead over the other candidate is real.")
-        return say("Its lead over all {} other candidates is real.", str(len(leads)))
-    found = []
-    if behind:
-        found.append(
-            say("Its lead over {} of the {} others is real.", str(len(behind)), str(len(leads)))
-        )
-    if level:
-        found.append(say("It cannot be told from {}.", few(level)))
-    if ahead:
-        found.append(say("On the test rows {} is surely better.", few(ahead)))
-    return _join(*found)
-
-
-def _refusal(gate: GateFindings) -> Markup | None:
-    failed = [item for item in gate.conditions if item.passed is False]
-    if not failed:
-        return None
-    more = f" ({len(failed) - 1} more did not hold)" if len(failed) > 1 else ""
-    detail = Markup("{}").format(f"{failed[0].detail}{more}")
-    return say("It fell at the condition {}: {}.", failed[0].name, detail)
-
-
-def _succession(gate: GateFindings) -> Markup | None:
-    if gate.champion_before is None:
-        return say("It is the first champion.")
-    if gate.champion_before == gate.version:
-        return None
-    against = next((item.difference for item in gate.conditions if item.difference), None)
-    before = f"version {gate.champion_before}"
-    if against is None:
-        return say("It follows {}.", before)
-    return say(
-        "It follows {}, {} {} against it.", before, score(against.value, True), quiet(against, True)
-    )
-
-
-def tiles(data: ReportData) -> list[Tile]:
-    """The key numbers, best first."""
-    best = data.candidate(data.winner)
-    found = []
-    if best is not None and best.test is not None:
-        found.append(
-            Tile(
-                label=f"Test {data.metric.title}",
-                value=score(best.test.value),
-                note=interval(best.test),
-            )
-        )
-        if best.gain is not None and best.name != data.best_single:
-            note = f"{interval(best.gain, True)} {data.best_single}"
-            found.append(
-                Tile(
-                    label="Over the best single",
-                    value=score(best.gain.value, True),
-                    note=note,
-                )
-            )
-    failed = sum(item.failure is not None for item in data.candidates)
-    present = sum(item.present for item in data.modalities)
-    bad = sum(item.bad for item in data.modalities)
-    there = present + bad
-    found += [
-        Tile(
-            label="Candidates",
-            value=number(len(data.candidates)),
-            note=f"{failed} failed" if failed else "all fitted",
-        ),
-        Tile(
-            label="Samples",
-            value=number(data.samples),
-            note=_outputs(data),
-        ),
-        Tile(
-            label="Embedded",
-            value=number(present),
-            note=f"payloads of {count(len(data.modalities), 'modality', 'modalities')}",
-        ),
-        Tile(
-            label="Quarantined",
-            value=number(bad),
-            note=f"{percent(bad / there if there else 0)} of payloads",
-        ),
-    ]
-    return found
-
-
-def _outputs(data: ReportData) -> str:
-    """What is predicted, in number."""
-    nouns = {
-        "classification": ("class", "classes"),
-        "multilabel": ("label", "labels"),
-        "regression": ("number to predict", "numbers to predict"),
-    }
-    if data.task not in nouns:
-        return ""
-    return count(len(data.classes), *nouns[data.task])
 
 
 def on_candidates(data: ReportData) -> list[Markup]:
@@ -249,7 +35,7 @@ def on_candidates(data: ReportData) -> list[Markup]:
     ]
     if seen:
         lines = [say("{} on {}.", heading, rows)]
-        what, title = few([_shared(leak) for leak in seen]), data.metric.title
+        what, title = few([shared(leak) for leak in seen]), data.metric.title
         high = "high" if data.metric.higher_is_better else "low"
         lines.append(
             say(
@@ -296,6 +82,92 @@ def on_candidates(data: ReportData) -> list[Markup]:
     return lines
 
 
+def on_ensembles(data: ReportData) -> list[Markup]:
+    """What each ensemble took, and what that came to."""
+    lines = [say("Made of candidates that are fitted already, with no step of their own.")]
+    for item in data.ensembles:
+        taken = few([member.name for member in item.members if member.taken])
+        if not item.monitor:
+            lines.append(say("{} is the mean of the answers of {}.", item.candidate, taken))
+            continue
+        tried = count(len(item.members), "fit")
+        lines.append(say("{} took {} of {}: {}.", item.candidate, number(item.taken), tried, taken))
+        lines += _came_to(item)
+    if any(item.monitor for item in data.ensembles):
+        lines.append(
+            say(
+                "A soup begins with the best fit, and takes in turn each other one with which it "
+                "is not worse on validation."
+            )
+        )
+    return lines
+
+
+def _came_to(item: EnsembleFindings) -> list[Markup]:
+    """What a soup is on validation, beside its best fit."""
+    taken = [member for member in item.members if member.taken]
+    if len(taken) < 2 or taken[0].alone is None or taken[-1].with_it is None:
+        return []
+    reached, alone = fine(taken[-1].with_it), fine(taken[0].alone)
+    return [
+        say(
+            "On validation its {} is {}, and that of its best fit alone {}.",
+            escape(item.monitor),
+            reached,
+            alone,
+        )
+    ]
+
+
+def on_searches(data: ReportData) -> list[Markup]:
+    """What was searched, and which values are best."""
+    lines = []
+    for search in data.searches:
+        fields = few([dimension.field for dimension in search.dimensions])
+        trials = count(len(search.trials), "trial")
+        lines.append(say("{} of {}, in {}.", fields, search.of, trials))
+        lines.append(_found(search))
+    lines.append(
+        say(
+            "Trials are compared on validation alone. The worse of them are stopped early, and the "
+            "test rows have no say."
+        )
+    )
+    return lines
+
+
+def _found(search: SearchFindings) -> Markup:
+    best = search.best
+    if not search.over:
+        return say("The search is not over.")
+    if best is None:
+        return say("No trial could be fitted to its end.")
+    values = ", ".join(f"{name} {value(found)}" for name, found in best.values.items())
+    reached = best.reached[-1]
+    assert reached is not None
+    return say(
+        "Best: {}, with {} {} on validation.", values, escape(search.monitor), score(reached)
+    )
+
+
+def search_note(search: SearchFindings) -> str:
+    """How the trials of a search were stopped, and what became of the best of them."""
+    reached = [
+        sum(len(t.reached) > rung for t in search.trials) for rung in range(len(search.epochs))
+    ]
+    steps = [
+        f"{number(trials)} for {count(epochs, 'epoch')}"
+        for trials, epochs in zip(reached, search.epochs, strict=True)
+        if trials
+    ]
+    text = f"Fitted: {', then the best '.join(steps)}."
+    if search.over and search.best is not None and search.seeds > 1:
+        finalists = min(search.finalists, reached[-1])
+        which = "The best" if finalists == 1 else f"The best {finalists}"
+        text += f" {which} {'was' if finalists == 1 else 'were'} fitted with {search.seeds} seeds."
+    return text
+
+
 def on_failures(data: ReportData) -> list[Markup]:
     """What the errors of the winner say."""
     lines = []
@@ -311,7 +183,7 @@ def on_failures(data: ReportData) -> list[Markup]:
             )
         )
     if data.untrained:
-        lines.append(_untrained(data))
+        lines.append(untrained(data))
     groups = [item for item in data.slices if item.group is not None and item.score.n >= 10]
     if len(groups) > 1:
         sign = 1 if data.metric.higher_is_better else -1
@@ -332,7 +204,7 @@ def on_curves(data: ReportData) -> list[Markup]:
         say("By epoch. All share one scale of accuracy, and of loss where it is the same loss.")
     ]
     if any(item.family == "alignment" and item.epochs for item in data.candidates):
-        lines.append(say("The contrastive loss of an alignment has a scale of its own."))
+        lines.append(say("The loss of an alignment or of a translation has a scale of its own."))
     return lines
 
 
@@ -340,87 +212,43 @@ def on_retrieval(data: ReportData) -> list[Markup]:
     """How to read the retrieval tables, and the strongest pair."""
     lines = [
         say(
-            "In an alignment's common space, a query of one modality ranks the samples of "
-            "another. The tick marks chance."
+            "A query of one modality ranks the samples of another, by an alignment in its common "
+            "space, by a translation in that of the answer. The tick marks chance."
         )
     ]
-    pairs = [pair for block in data.retrieval for pair in block.pairs if 1 in pair.same_class]
+    pairs = [
+        (block.candidate, pair)
+        for block in data.retrieval
+        for pair in block.pairs
+        if 1 in pair.same_class
+    ]
     if pairs:
-        best = max(pairs, key=lambda pair: pair.same_class[1])
+        candidate, best = max(pairs, key=lambda found: found[1].same_class[1])
+        by = f" ({candidate})" if len({name for name, _ in pairs}) > 1 else ""
         lines.append(
             say(
                 "Strongest: {}; its first answer is of the right class {} of the time.",
-                f"{best.query} → {best.target}",
+                f"{best.query} → {best.target}{by}",
                 percent(best.same_class[1]),
             )
         )
-    return lines
-
-
-def retrieval_title(block: RetrievalFindings, *, same_class: bool, several: bool) -> str:
-    """Title of one retrieval table."""
-    what = "The same class" if same_class else "The very same sample"
-    return f"{block.candidate}: {what[0].lower()}{what[1:]}" if several else what
-
-
-def on_data(data: ReportData) -> list[Markup]:
-    """How much is there, how much is not, and that missing is not bad."""
-    missing = sum(item.missing for item in data.modalities)
-    bad = sum(item.bad for item in data.modalities)
-    there = bad + sum(item.present for item in data.modalities)
-    share = percent(missing / (missing + there) if missing + there else 0)
-    lines = [say("{}; {} of their payloads are missing.", count(data.samples, "sample"), share)]
-    if bad:
-        lines.append(say("{} of those that are there could not be used.", percent(bad / there)))
-    lines.append(say("What is missing or bad is masked, never replaced by zeros."))
-    if data.untrained:
-        lines.append(_untrained(data))
-    for leak in data.leaks[:MOST_LEAKS]:
-        lines.append(say("Leak: {} in both {} and {}.", _shared(leak), *leak.sides))
-    if len(data.leaks) > MOST_LEAKS:
-        lines.append(say("And {} more leaks.", number(len(data.leaks) - MOST_LEAKS)))
-    return lines
-
-
-def _untrained(data: ReportData) -> Markup:
-    classes = few(data.untrained, limit=10)
-    if len(data.untrained) == 1:
-        return say("No training row is of the class {}, so it is never learned.", classes)
-    return say("No training row is of the classes {}, so none of them is ever learned.", classes)
-
-
-def _shared(leak: Leak) -> str:
-    return f"{count(leak.count, leak.noun)} {leak.of}"
-
-
-def on_leaks(data: ReportData) -> str:
-    """What it means that something stands in two splits."""
-    text = "Stand in two splits; the test split shares nothing with the others."
-    if any("test" in leak.sides for leak in data.leaks):
-        text = (
-            "Stand in two splits. The test rows among them measure what is remembered, and not "
-            "what is learned."
-        )
-    records = {item.name for item in data.modalities if item.kind == "table"}
-    if any(leak.modality in records for leak in data.leaks):
-        text += " Records of few and coarse fields may be alike by chance."
-    return text
-
-
-def on_repeated(data: ReportData) -> str:
-    """Which payloads stand in several rows; empty if none does."""
-    parts = [
-        f"{found.modality} {number(found.rows)} ({percent(found.rows / found.payloads)})"
-        for found in data.repeated
+    named = [
+        (share["test"], name)
+        for space in data.spaces
+        for name, share in space.zero_shot.items()
+        if "test" in share
     ]
-    return f"Payloads that stand in more than one row: {', '.join(parts)}." if parts else ""
-
-
-def on_quarantine(total: int) -> str:
-    """What the quarantine holds."""
-    if not total:
-        return "Every payload that is there could be read."
-    return f"{count(total, 'payload')} could not be used; each is kept out, with its reason."
+    if named:
+        share, name = max(named)
+        lines.append(
+            say(
+                "By the names of the classes alone, without a label, {} is told apart {} of the "
+                "time.",
+                name,
+                percent(share),
+            )
+        )
+    return lines
 
 
 def on_gate(data: ReportData) -> list[Markup]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from workflows import changes, figures, remarks, wording
+from workflows import changes, data_remarks, figures, remarks, tables, wording
 from workflows.collect import collect
-from workflows.findings import (
-    CandidateFindings,
-    ConditionFindings,
-    ReportData,
-    RetrievalFindings,
-)
+from workflows.findings import CandidateFindings, ReportData
+from workflows.headline import headline, tiles
 
 __all__ = ["ReportData", "collect", "render"]
 
 TEMPLATES = Path(__file__).parent / "templates"
-MOST_PAIRS = 6
+
+
 MOST_CELLS = 24
 """Columns of the example row."""
+
 
 FAMILY_NAMES = {
     "single": "single modality",
@@ -46,6 +41,7 @@ def render(data: ReportData) -> str:
     )
     for name in (
         "score",
+        "fine",
         "interval",
         "number",
         "percent",
@@ -63,21 +59,23 @@ def render(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         css=Markup(css),
-        headline=remarks.headline(data),
-        tiles=remarks.tiles(data),
+        headline=headline(data),
+        tiles=tiles(data),
         says={
             "candidates": remarks.on_candidates(data),
+            "ensembles": remarks.on_ensembles(data),
+            "searches": remarks.on_searches(data),
             "failures": remarks.on_failures(data),
             "curves": remarks.on_curves(data),
             "retrieval": remarks.on_retrieval(data),
-            "data": remarks.on_data(data),
+            "data": data_remarks.on_data(data),
             "changes": changes.on_changes(data.drift),
             "gate": remarks.on_gate(data),
         },
         candidates=candidates,
         leads=any(item.lead is not None for item in candidates),
         families=[family for family in FAMILY_NAMES if family in present],
-        family_names=FAMILY_NAMES,
+        family_names=_family_names(candidates),
         plots={
             "candidates": figures.candidates_plot(data, candidates=candidates),
             "confusion": figures.confusion_plot(data),
@@ -85,19 +83,32 @@ def render(data: ReportData) -> str:
         },
         wide_confusion=len(data.classes) > 14,
         confusion_note=_confusion_note(data),
-        pairs=_pairs(data),
-        masked=_masked(candidates, share=data.metric.share),
+        pairs=tables.confused_pairs(data),
+        masked=tables.masked_table(candidates, share=data.metric.share),
+        metrics=tables.metrics_table(candidates),
+        ensembles=tables.ensemble_tables(data),
+        searches=tables.search_tables(data),
+        spaces=tables.space_table(data),
         curves=figures.curves(candidates),
-        retrieval=[table for block in data.retrieval for table in _retrieval_tables(data, block)],
+        retrieval=tables.retrieval_blocks(data),
         total_bad=sum(reason.count for reason in data.bad_reasons),
-        leak_note=remarks.on_leaks(data),
-        repeated_note=remarks.on_repeated(data),
-        quarantine_note=remarks.on_quarantine(sum(r.count for r in data.bad_reasons)),
+        leak_note=data_remarks.on_leaks(data),
+        repeated_note=data_remarks.on_repeated(data),
+        quarantine_note=data_remarks.on_quarantine(sum(r.count for r in data.bad_reasons)),
         changes=changes.change_rows(data.drift),
-        gate_tables=_gate_tables(data),
+        gate_tables=tables.gate_tables(data),
         facts=_facts(data),
         commands=_commands(data),
     )
+
+
+def _family_names(candidates: Sequence[CandidateFindings]) -> dict[str, str]:
+    """What the marks stand for; translations bear that of alignments."""
+    spaces = {item.type == "translation" for item in candidates if item.family == "alignment"}
+    names = [
+        name for found, name in ((False, "alignment"), (True, "translation")) if found in spaces
+    ]
+    return {**FAMILY_NAMES, "alignment": " or ".join(names)}
 
 
 def _ranked(data: ReportData) -> list[CandidateFindings]:
@@ -113,140 +124,6 @@ def _confusion_note(data: ReportData) -> str:
     if len(data.classes) > figures.MOST_CLASSES:
         note += f" The {figures.MOST_CLASSES} of {len(data.classes)} classes with the most errors."
     return note
-
-
-def _pairs(data: ReportData) -> list[dict[str, Any]]:
-    """The wrong answers that are most frequent, as counts and as shares of their class."""
-    if data.confusion is None:
-        return []
-    wrong = data.confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    totals = data.confusion.sum(axis=1)
-    found = [
-        {
-            "true": data.classes[true],
-            "answer": data.classes[answer],
-            "count": int(wrong[true, answer]),
-            "total": int(totals[true]),
-            "share": float(wrong[true, answer] / totals[true]),
-        }
-        for true, answer in zip(*np.nonzero(wrong), strict=True)
-    ]
-    return sorted(found, key=lambda pair: (-pair["count"], -pair["share"]))[:MOST_PAIRS]
-
-
-def _masked(candidates: Sequence[CandidateFindings], *, share: bool) -> dict[str, Any] | None:
-    shown = [item for item in candidates if item.masked]
-    if not shown:
-        return None
-    modalities = list(dict.fromkeys(m.modality for item in shown for m in item.masked))
-    rows = []
-    for item in shown:
-        # Half an accuracy lost is as warm as it gets, or half of what there was.
-        unit = 1.0 if share or item.test is None else abs(item.test.value) or 1.0
-        by_name = {masked.modality: masked for masked in item.masked}
-        cells = [
-            {
-                "score": found.score,
-                "difference": found.difference,
-                "tint": min(0.6, max(0.0, -found.difference.value / unit) * 1.2),
-            }
-            if (found := by_name.get(modality))
-            else None
-            for modality in modalities
-        ]
-        test = item.test.value if item.test else None
-        rows.append({"name": item.name, "family": item.family, "test": test, "cells": cells})
-    return {"modalities": modalities, "rows": rows}
-
-
-def _retrieval_tables(data: ReportData, block: RetrievalFindings) -> list[dict[str, Any]]:
-    """Two matrices, query × answer: the same sample, and any sample of the same class."""
-    queries = list(dict.fromkeys(pair.query for pair in block.pairs))
-    targets = [*(name for name in queries if any(p.target == name for p in block.pairs))]
-    targets = list(dict.fromkeys([*targets, *(pair.target for pair in block.pairs)]))
-    by_pair = {(pair.query, pair.target): pair for pair in block.pairs}
-    sizes = sorted({pair.gallery for pair in block.pairs})
-    gallery = (
-        wording.number(sizes[0])
-        if len(sizes) == 1
-        else f"{wording.number(sizes[0])} to {wording.number(sizes[-1])}"
-    )
-    tables = []
-    for same_class in (False, True):
-
-        def cell(query: str, target: str, same_class: bool = same_class) -> dict[str, Any] | None:
-            pair = by_pair.get((query, target))
-            recall = None if pair is None else pair.same_class if same_class else pair.same_sample
-            if pair is None or not recall:
-                return None
-            chance = pair.chance_class if same_class else pair.chance_sample
-            first, *more = sorted(recall)
-            return {
-                "value": recall[first],
-                "chance": chance.get(first),
-                "bars": [recall[k] for k in reversed(more)] + [recall[first]],
-                "more": " · ".join(f"@{k} {wording.score(recall[k])}" for k in more),
-            }
-
-        rows = [{"query": q, "cells": [cell(q, t) for t in targets]} for q in queries]
-        if not any(cell for row in rows for cell in row["cells"]):
-            continue
-        tables.append(
-            {
-                "title": remarks.retrieval_title(
-                    block, same_class=same_class, several=len(data.retrieval) > 1
-                ),
-                "note": f"How often the first answer of {gallery} is right ({block.split} split); "
-                "behind it, the first 5 and 10.",
-                "targets": targets,
-                "rows": rows,
-            }
-        )
-    return tables
-
-
-def _gate_tables(data: ReportData) -> list[dict[str, Any]]:
-    if data.gate is None:
-        return []
-    tables = []
-    blocks: tuple[tuple[str, Sequence[ConditionFindings], bool], ...] = (
-        ("Conditions", data.gate.conditions, True),
-        ("Slices and missing modalities", data.gate.breakdown, False),
-    )
-    for title, comparisons, decides in blocks:
-        compared = any(item.champion is not None for item in comparisons)
-        if not comparisons or not (compared or decides):
-            continue
-        rows = [
-            figures.row(item.name, item.difference, signed=True)
-            for item in comparisons
-            if item.difference is not None
-        ]
-        if len(rows) > figures.MOST_SLICES:
-            rows = sorted(rows, key=lambda row: row.value)[: figures.MOST_SLICES]
-        plot = None
-        if rows and not decides:
-            plot = figures.both(
-                rows,
-                label="Challenger − champion on each slice",
-                reference=0.0,
-                reference_label="no difference",
-                bounds=(-1.0, 1.0) if data.metric.share else (-math.inf, math.inf),
-                signed=True,
-            )
-        note = remarks.gate_note(comparisons) if decides else remarks.BREAKDOWN_NOTE
-        tables.append(
-            {
-                "title": title,
-                "note": note,
-                "comparisons": comparisons,
-                "decides": decides,
-                "compared": compared,
-                "plot": plot,
-            }
-        )
-    return tables
 
 
 def _facts(data: ReportData) -> list[tuple[str, str]]:

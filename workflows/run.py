@@ -159,6 +159,7 @@ def write_report(
         snapshot=snapshot,
         records=records,
         promotion=promotion,
+        searches=standing(pipeline, snapshot=snapshot).searches if pipeline.spec.search else (),
         git_commit=git_commit(pipeline.folder),
     )
     path = (out or pipeline.report_path).absolute()

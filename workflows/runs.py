@@ -73,6 +73,14 @@ def final_metrics(record: CandidateRecord, *, start: int) -> Iterator[Point]:
             yield Point(key=key, value=float(value), time=start, step=0)
 
 
+def member_tags(record: CandidateRecord) -> dict[str, str]:
+    """The names of an ensemble's members, as JSON: those in it, and those that were left out."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for member in record.members:
+        names[bool(member["taken"])].append(member["name"])
+    return {"members": json.dumps(names[True]), "members_left_out": json.dumps(names[False])}
+
+
 def flat(value: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
     """A nested mapping as dotted names and text."""
     texts: dict[str, str] = {}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from features.snapshot import Snapshot
+from features.store import Store
 from training.agenda import Standing
 from training.search.proposals import NothingToPropose
-from training.search.walk import Search
+from training.search.walk import Search, search_path
 from workflows.pipeline import Pipeline, StageError
+from workflows.wording import value
 
 
 def standing(pipeline: Pipeline, *, snapshot: Snapshot) -> Standing:
@@ -20,6 +25,28 @@ def standing(pipeline: Pipeline, *, snapshot: Snapshot) -> Standing:
         raise StageError(str(error)) from error
 
 
+def kept_searches(
+    pipeline: Pipeline, *, store: Store, snapshot: Snapshot
+) -> dict[str, dict[str, Any]]:
+    """The searches that are over, by name, as they were written down when they ended."""
+    spec = pipeline.spec
+    by_name = {candidate.name: candidate for candidate in spec.candidates}
+    found = {}
+    for search in spec.search:
+        path = search_path(
+            search,
+            base=by_name[search.of],
+            snapshot=snapshot,
+            task=spec.task,
+            training=spec.training,
+        )
+        try:
+            found[search.name] = json.loads(store.storage.read(path))
+        except FileNotFoundError:
+            continue  # it is not over
+    return found
+
+
 def described(search: Search) -> str:
     """Where a search stands, on one line."""
     title = f"{search.spec.of}, {search.spec.trials} trials"
@@ -28,9 +55,5 @@ def described(search: Search) -> str:
     best = search.best
     if best.reached[-1] is None:
         return f"{title}: all have failed"
-    values = ", ".join(f"{field} {_shown(value)}" for field, value in best.values.items())
+    values = ", ".join(f"{field} {value(found)}" for field, found in best.values.items())
     return f"{title}: {best.spec.name} is best in validation, with {values}"
-
-
-def _shown(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

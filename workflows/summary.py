@@ -14,7 +14,7 @@ from rich.table import Table
 from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.metrics import Metric
 from workflows.answers import Answers
-from workflows.collect import best_single, find_leads
+from workflows.collect_candidates import best_single, find_leads
 from workflows.console import count, duration, table
 from workflows.findings import Estimate, Lead
 from workflows.pipeline import Pipeline

@@ -23,7 +23,16 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord
 from workflows.pipeline import StageError
-from workflows.runs import Point, clean, cut, epoch_metrics, final_metrics, flat, without_passwords
+from workflows.runs import (
+    Point,
+    clean,
+    cut,
+    epoch_metrics,
+    final_metrics,
+    flat,
+    member_tags,
+    without_passwords,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
@@ -117,10 +126,13 @@ def log_training(
     records: Sequence[CandidateRecord],
     log_model: LogModel,
     on_event: Callable[[str], None],
+    searches: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> LoggedTraining:
     """Record a training: a parent run, and a child for each candidate; what is there is kept.
 
     `description` is the pipeline as JSON; it becomes parameters and an artifact of the parent.
+    `searches` are what each search tried and found, as JSON by name: artifacts of the parent. Their
+    trials that were stopped have no runs, since there is no model of them.
     A candidate that failed has a run of status FAILED with its reason, and no model.
     """
     digest = training_digest(name=name, snapshot=snapshot, records=records)
@@ -132,6 +144,9 @@ def log_training(
         _log(client, parent, params=flat(described), tags=tags, metrics=[])
         _log_snapshot(client, parent, store=store, snapshot=snapshot)
         client.log_dict(parent.info.run_id, described, "pipeline.json")
+        for title, search in (searches or {}).items():
+            found = without_passwords(dict(search))
+            client.log_dict(parent.info.run_id, found, f"searches/{clean(title)}.json")
     changed = not _is_complete(parent)
     runs, models = {}, {}
     for record in records:
@@ -199,6 +214,9 @@ def _log_candidate(
     if record.failure is not None:
         tags["failure"] = json.dumps(record.failure)
     start = run.info.start_time
+    if record.members:
+        tags |= member_tags(record)
+        client.log_dict(run.info.run_id, {"members": list(record.members)}, "members.json")
     metrics = [*epoch_metrics(record, start=start), *final_metrics(record, start=start)]
     _log(client, run, params=flat(params), tags=tags, metrics=metrics)
     _log_snapshot(client, run, store=store, snapshot=snapshot)

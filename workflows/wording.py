@@ -25,6 +25,10 @@ KINDS = {
     "bottleneck": "bottleneck transformer",
     "alignment": "contrastive alignment",
     "cca": "canonical correlation",
+    "translation": "translation",
+    "finetune": "fine-tuning",
+    "soup": "soup of weights",
+    "average": "average of answers",
 }
 """Type of a candidate, as in the YAML → what to call it."""
 
@@ -38,6 +42,11 @@ def score(value: float, signed: bool = False) -> str:
     decimals = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
     text = f"{value:+,.{decimals}f}" if signed else f"{value:,.{decimals}f}"
     return "0.000" if value == 0 or text.strip("+-") == "0.000" else text.replace("-", "−")
+
+
+def fine(value: float) -> str:
+    """A decimal more than `score` has, for what a small difference decides."""
+    return f"{value:,.4f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def probability(p: float) -> str:
@@ -58,6 +67,13 @@ def full(estimate: Estimate, signed: bool = False) -> str:
 def number(value: int) -> str:
     """`1,797`."""
     return f"{value:,}"
+
+
+def value(found: bool | int | float | str) -> str:
+    """A hyperparameter: `0.00312`, `256`, `true`."""
+    if isinstance(found, bool):
+        return str(found).lower()
+    return f"{found:.3g}".replace("-", "−") if isinstance(found, float) else str(found)
 
 
 def percent(share: float) -> str:

@@ -10,25 +10,32 @@ from typing import Any
 import numpy as np
 
 from features.drift import Change, Drift, ModalityDrift, Pair
-from workflows.findings import (
+from workflows.data_findings import (
     BadPayload,
     BadReason,
+    Leak,
+    ModalityFindings,
+    Repeated,
+    SplitFindings,
+)
+from workflows.findings import (
     CandidateFindings,
     ConditionFindings,
+    EnsembleFindings,
     Epoch,
     Estimate,
     Failure,
     GateFindings,
-    Leak,
+    Lead,
     Masked,
-    ModalityFindings,
+    MemberFindings,
     Recall,
-    Repeated,
     ReportData,
     RetrievalFindings,
     SliceFindings,
-    SplitFindings,
+    SpaceFindings,
 )
+from workflows.search_findings import Dimension, SearchFindings, TrialFindings, Value
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example onerror=x>\"'&{{ 7*7 }}$\\frac{"
 MODALITIES = ("sentence", "drawing", "speech")
@@ -121,6 +128,9 @@ def recalls() -> tuple[Recall, ...]:
                         same_class={1: 0.55 + rng.uniform(0, 0.3), 5: 0.91, 10: 0.96},
                         chance_sample={1: 1 / 271, 5: 5 / 271, 10: 10 / 271},
                         chance_class={1: 0.1, 5: 0.41, 10: 0.65},
+                        median_rank=34.5,
+                        precision_sample=0.071,
+                        precision_class=0.482,
                     )
                 )
     return tuple(found)
@@ -369,9 +379,126 @@ def leaky() -> ReportData:
     )
 
 
+def early_search(*, trials: int = 24) -> SearchFindings:
+    """Three fields, three rungs; the last trial failed, and the one before is like the first."""
+    rng = np.random.default_rng(5)
+    epochs = (4, 10, 30)
+    found = []
+    for number in range(trials):
+        rate = float(10 ** rng.uniform(-4, -1.5))
+        width = int(rng.choice([64, 128, 256]))
+        dropout = float(rng.uniform(0, 0.5))
+        values: dict[str, Value] = {"learning_rate": rate, "width": width, "dropout": dropout}
+        cost = 0.2 + 0.12 * (np.log10(rate) + 2.6) ** 2 + rng.normal(0, 0.01)
+        rungs = 3 if number % 9 == 3 else 2 if number % 3 == 0 else 1
+        reached = tuple(round(float(cost * (1 + 0.5 / (rung + 1))), 4) for rung in range(rungs))
+        name = f"early-search-{number:02}"
+        found.append(TrialFindings(name=name, number=number, values=values, reached=reached))
+    found.sort(key=lambda trial: (-len(trial.reached), trial.reached[-1]))
+    found[-1] = dataclasses.replace(found[-1], reached=(None,))
+    found[-2] = dataclasses.replace(found[-2], like=found[0].number)
+    return SearchFindings(
+        name="early-search",
+        of="early",
+        dimensions=(
+            Dimension(field="learning_rate", low=1e-4, high=10**-1.5, log=True),
+            Dimension(field="width", choices=(64, 128, 256)),
+            Dimension(field="dropout", low=0.0, high=0.5),
+        ),
+        monitor="loss",
+        lower_is_better=True,
+        epochs=epochs,
+        trials=tuple(found),
+        finalists=2,
+        seeds=3,
+    )
+
+
+def searched() -> ReportData:
+    """A run with all that there is: leads, a search, two ensembles, two spaces, all metrics."""
+    data = digits()
+    lead = Lead(gain=difference(0.031), p=0.0004, test="McNemar", sure=True)
+    close = dataclasses.replace(lead, gain=difference(0.011), p=0.213, sure=False)
+    fitted = [
+        *(item for item in data.candidates if item.failure is None),
+        dataclasses.replace(candidate("early-slow", "early", 0.921)),
+        dataclasses.replace(candidate("soup", "soup", 0.936), epochs=(), best_epoch=None),
+        dataclasses.replace(candidate("together", "average", 0.949), epochs=(), best_epoch=None),
+        candidate("translation", "translation", 0.871),
+    ]
+    candidates = [
+        dataclasses.replace(
+            item,
+            lead=None if item.name == "together" else close if item.name == "soup" else lead,
+            family="alignment" if item.name == "translation" else item.family,
+            metrics={
+                split: {
+                    "accuracy": item.test.value,
+                    "balanced accuracy": item.test.value - 0.004,
+                    "macro F1": item.test.value - 0.006,
+                    "top-3 accuracy": 0.991,
+                    "log loss": 0.214,
+                    "AUROC": 0.994,
+                    "average precision": 0.961,
+                }
+                for split in ("validation", "test")
+                if item.test is not None
+            },
+        )
+        for item in fitted
+    ]
+    by_name = {item.name: item for item in candidates}
+
+    def member(name: str, taken: bool = True, **values: float) -> MemberFindings:
+        found = by_name[name]
+        return MemberFindings(
+            name=name, taken=taken, validation=found.validation, test=found.test, **values
+        )
+
+    late = next(item for item in data.candidates if item.failure is not None)
+    pairs = recalls()
+    return dataclasses.replace(
+        data,
+        candidates=(*candidates, late),
+        winner="together",
+        ensembles=(
+            EnsembleFindings(
+                candidate="soup",
+                monitor="accuracy",
+                members=(
+                    member("early", alone=0.936, with_it=0.936),
+                    member("early-slow", alone=0.93, with_it=0.945),
+                    MemberFindings(name="early-fast", taken=False, alone=0.91, with_it=0.902),
+                ),
+            ),
+            EnsembleFindings(
+                candidate="together", monitor="", members=(member("soup"), member("attention"))
+            ),
+        ),
+        searches=(early_search(),),
+        retrieval=(
+            RetrievalFindings(candidate="alignment", split="test", pairs=pairs),
+            RetrievalFindings(candidate="translation", split="test", pairs=pairs[:4]),
+        ),
+        spaces=(
+            SpaceFindings(
+                candidate="alignment",
+                probe={"validation": 0.91, "test": 0.901},
+                neighbours={"validation": 0.899, "test": 0.887},
+                zero_shot={
+                    "sentence": {"validation": 0.61, "test": 0.604},
+                    "drawing": {"validation": 0.73, "test": 0.725},
+                },
+            ),
+        ),
+    )
+
+
 def with_names(rename: Callable[[str], str]) -> ReportData:
     """The digits' report with every name, label, reason and path replaced."""
-    data = leaky()
+    data = dataclasses.replace(
+        searched(), leaks=leaky().leaks, repeated=leaky().repeated, drift=digits_drift()
+    )
 
     def renamed(value: Any, where: str = "") -> Any:
         if where in {"family", "type"} or isinstance(value, datetime | np.ndarray):
@@ -477,6 +604,7 @@ CASES: dict[str, Callable[[], ReportData]] = {
     "refused": refused,
     "all failed": all_failed,
     "leaks": leaky,
+    "searched": searched,
     "one modality": one_modality,
     "fifty classes": lambda: many_classes(50),
     "long names": lambda: with_names(lambda text: f"{text}_" + "w" * 60),

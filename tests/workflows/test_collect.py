@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from datetime import UTC, datetime
@@ -18,8 +19,16 @@ from features.snapshot import ModalityShards, Snapshot
 from features.sources import RowRange
 from features.storage import LocalStorage
 from features.store import Store, parquet_bytes
-from training.candidate import CandidateRecord, candidate_path, write_candidate
+from training.candidate import (
+    CandidateRecord,
+    candidate_path,
+    read_predictions,
+    read_record,
+    write_candidate,
+)
 from training.evaluation.metrics import metrics_of
+from training.search.spec import SearchSpec
+from training.search.walk import Search, Trial
 from training.task import ClassificationSpec
 from workflows.collect import collect
 from workflows.findings import CandidateFindings, ReportData
@@ -382,8 +391,8 @@ def test_a_reason_is_grouped_without_the_name_it_ends_with(reason: str, group: s
 def test_a_long_quarantine_is_counted_whole_and_listed_in_part(
     pipeline: Pipeline, store: Store, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.collect.LISTED_PAYLOADS", 5)
-    monkeypatch.setattr("workflows.collect.LISTED_REASONS", 4)
+    monkeypatch.setattr("workflows.collect_data.LISTED_PAYLOADS", 5)
+    monkeypatch.setattr("workflows.collect_data.LISTED_REASONS", 4)
     reasons = [f"fault number {i}" for i in range(14)]
     quarantine(store, modality="photo", rows=list(range(14)), reasons=reasons)
     data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])
@@ -544,6 +553,124 @@ def test_numbers_that_are_not_there_are_nan_and_retrieval_is_by_k(
     assert (block.candidate, block.split) == ("early", "test")
     assert block.pairs[0].same_sample == {1: 0.25, 5: 0.5, 10: 0.75}
     assert block.pairs[0].chance_class == {1: 0.4}
+
+
+def test_all_that_is_recorded_of_a_space_is_told(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    def pair(first: float, *, query: str = "note", target: str = "photo") -> dict[str, Any]:
+        return {
+            "query": query,
+            "target": target,
+            "split": "test",
+            "rows": 3,
+            "gallery": 3,
+            "recall": {"1": first},
+            "chance": {"1": 1 / 3},
+            "median_rank": 1.5,
+            "mean_average_precision": 0.625,
+            "class_rows": 0,
+            "class_mean_average_precision": None,
+        }
+
+    measured = {"accuracy": 0.5, "neighbour_accuracy": 0.75, "log_loss": 0.9}
+    shares = {"zero_shot_accuracy.photo": 0.25, "zero_shot_accuracy.note": 0.375}
+    space = write(
+        store,
+        name="early",
+        snapshot=snapshot,
+        spec={"type": "alignment"},
+        retrieval=[pair(0.25, query="photo", target="note"), pair(0.25)],
+        metrics={"validation": {"accuracy": 1.0}, "test": {**measured, **shares}},
+    )
+    better = write(
+        store,
+        name="note",
+        snapshot=snapshot,
+        spec={"type": "translation"},
+        retrieval=[pair(0.75)],
+        metrics={"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.5}},
+    )
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[space, better])
+    assert [block.candidate for block in data.retrieval] == ["note", "early"]
+    first = data.retrieval[1].pairs[0]
+    assert (first.query, first.median_rank, first.precision_sample) == ("note", 1.5, 0.625)
+    assert (first.same_class, first.precision_class) == ({}, None)
+    (found,) = data.spaces
+    assert found.candidate == "early"
+    assert found.probe == {"validation": 1.0, "test": 0.5}
+    assert found.neighbours == {"test": 0.75}
+    assert found.zero_shot == {"note": {"test": 0.375}, "photo": {"test": 0.25}}
+    assert list(found.zero_shot) == ["note", "photo"], "in the order of the pipeline"
+    assert candidate(data, "early").metrics["test"] == {"accuracy": 0.5, "log loss": 0.9}
+
+
+def test_an_ensembles_members_are_told_by_their_present_names(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot, records: list[CandidateRecord]
+) -> None:
+    soup = dataclasses.replace(
+        records[2],
+        name="soup",
+        fingerprint="soup",
+        training={"monitor": "log_loss"},
+        members=[
+            {"name": "old", "fingerprint": "note" * 8, "taken": True, "alone": 0.4, "with_it": 0.4},
+            {"name": "gone", "fingerprint": "x", "taken": False, "alone": None, "with_it": None},
+        ],
+    )
+    write_candidate(store, soup, predictions=read_predictions(store, "early" * 8))
+    data = collect(
+        pipeline=pipeline,
+        store=store,
+        snapshot=snapshot,
+        records=[*records, read_record(store, "soup")],
+    )
+    (found,) = data.ensembles
+    assert (found.candidate, found.monitor, found.taken) == ("soup", "log loss", 1)
+    first, second = found.members
+    assert (first.name, first.alone, first.with_it) == ("note", 0.4, 0.4)
+    assert first.test is not None
+    assert first.test.value == pytest.approx(4 / 8)
+    assert (second.name, second.taken, second.alone, second.test) == ("gone", False, None, None)
+
+
+def test_a_searchs_trials_are_told_the_best_first(
+    pipeline: Pipeline, store: Store, snapshot: Snapshot
+) -> None:
+    spec = SearchSpec(
+        of="early",
+        trials=4,
+        rungs=2,
+        finalists=1,
+        space={"width": (8, 16), "learning_rate": {"low": 1e-3, "high": 0.1, "log": True}},
+    )
+    base = next(item for item in pipeline.spec.candidates if item.name == "early")
+
+    def trial(number: int, *reached: float | None, fingerprint: str = "") -> Trial:
+        values = {"width": 8, "learning_rate": 0.01 * (number + 1)}
+        return Trial(
+            number=number,
+            values=values,
+            spec=spec.trial(base, number=number, values=values),
+            reached=list(reached),
+            fingerprints=[fingerprint or str(number)] * len(reached),
+        )
+
+    trials = [trial(0, 0.9), trial(1, None), trial(2, 0.8, 0.3), trial(3, 0.8, fingerprint="2")]
+    search = Search(spec=spec, trials=trials, round=None, candidates=(trials[2].spec,))
+    data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[], searches=[search])
+    (found,) = data.searches
+    assert [t.number for t in found.trials] == [2, 0, 1, 3]
+    assert found.best is not None
+    assert found.best.name == search.best.spec.name
+    assert [t.reached for t in found.trials] == [(0.8, 0.3), (0.9,), (None,), (0.8,)]
+    assert [t.like for t in found.trials] == [None, None, None, 2]
+    assert (found.monitor, found.lower_is_better) == ("loss", True)
+    whole = pipeline.spec.training.max_epochs
+    assert found.epochs == (math.ceil(whole / 3), whole)
+    assert [d.field for d in found.dimensions] == ["width", "learning_rate"]
+    assert found.dimensions[0].choices == (8, 16) and found.dimensions[1].log
+    assert "Trial width learning_rate" in " ".join(re.sub(r"<[^>]*>", " ", render(data)).split())
 
 
 def test_candidates_of_different_rows_are_not_compared(

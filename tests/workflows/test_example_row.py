@@ -20,7 +20,8 @@ from features.encoders.table import TableSpec
 from features.spec import FeatureSpec
 from tests.features.films import film
 from tests.workflows.report_cases import digits
-from workflows.findings import ModalityFindings, ReportData
+from workflows.data_findings import ModalityFindings
+from workflows.findings import ReportData
 from workflows.inputs import Input, column_names, example_cells
 from workflows.report import _commands, render
 from workflows.scoring import SensoriumModel, _example, _payloads

@@ -20,13 +20,16 @@ from features.drift import Pair
 from tests.workflows.report_cases import (
     CASES,
     HOSTILE,
+    bare,
     digits,
     digits_drift,
     digits_gate,
+    early_search,
     leaky,
+    searched,
     with_names,
 )
-from workflows.findings import BadPayload, BadReason
+from workflows.data_findings import BadPayload, BadReason
 from workflows.report import render
 
 INLINE = {"b", "span", "code", "i", "u", "a", "svg", "circle", "path"}
@@ -158,19 +161,21 @@ def test_without_a_champion_nothing_is_compared() -> None:
 
 def test_every_candidate_stands_in_the_table_the_best_first() -> None:
     text = Page(page_of("digits")).text
-    table = text[text.index("Candidate Test Over the best single") :]
+    table = text[text.index("Candidate Test validation Over the best single") :]
     rows = [
         "attention · winner attention fusion of sentence, drawing, speech 0.944",
         "early early fusion of sentence, drawing, speech 0.927",
         "alignment contrastive alignment of sentence, drawing, speech 0.901",
-        "drawing single modality 0.862 [0.827, 0.897] the best single",
+        "drawing single modality 0.862 [0.827, 0.897] validation 0.871 the best single",
         "sentence single modality 0.788",
         "speech single modality 0.741",
         "late late fusion of sentence, drawing, speech ✗ failed",
     ]
     places = [table.index(row) for row in rows]
     assert places == sorted(places)
-    assert "0.788 [0.746, 0.830] −0.074 [−0.102, −0.046] 0.797" in table
+    assert (
+        "0.788 [0.746, 0.830] validation 0.797 −0.074 [−0.102, −0.046] 37,193 10 s epoch 21 of 29"
+    ) in table
     assert (
         "✗ failed the loss is not finite (nan) epoch 6, step 71, learning rate 0.9 · batch: "
         "digit-00017, digit-00203, digit-00418, digit-01001 and 1 more"
@@ -220,7 +225,121 @@ def test_recall_stands_beside_its_chance() -> None:
     text = Page(page_of("digits")).text
     pair = digits().retrieval[0].pairs[0]
     assert f"{pair.same_sample[1]:.3f} chance 0.004 @5 {pair.same_sample[5]:.3f}" in text
-    assert f"{pair.same_class[1]:.3f} chance 0.100 @5 0.910 · @10 0.960" in text
+    assert f"{pair.same_class[1]:.3f} chance 0.100 @5 0.910 · @10 0.960 mAP 0.482" in text
+    assert f"@10 {pair.same_sample[10]:.3f} median rank 34.5 · mAP 0.071" in text
+
+
+def test_of_several_spaces_the_best_is_shown_and_the_others_are_folded() -> None:
+    page = page_of("searched")
+    section = page[page.index('<section id="retrieval">') :]
+    section = section[: section.index("</section>")]
+    first, second = section.index("alignment, test split"), section.index("translation, test split")
+    assert section.index("<details>") > section.index("The same class") > first
+    mean = np.mean([pair.same_class[1] for pair in searched().retrieval[1].pairs])
+    assert f"translation, test split: the first answer is right {mean * 100:.0f}" in section
+    text = Page(page).text
+    assert second > first
+    assert (
+        "Candidate Linear probe Nearest neighbours Zero-shot, sentence Zero-shot, drawing "
+        "alignment 0.901 0.910 0.887 0.899 0.604 0.610 0.725 0.730"
+    ) in text
+    assert "without a label, drawing is told apart 72" in text
+
+
+def test_a_search_shows_its_trials_the_best_first() -> None:
+    search = early_search()
+    page = Page(page_of("searched"))
+    text = page.text[page.text.index("Search learning_rate, width, dropout of early, in 24") :]
+    best = search.trials[0]
+    values = " ".join(str(v) if isinstance(v, int) else f"{v:.3g}" for v in best.values.values())
+    reached = " ".join(f"{value:.3f}" for value in best.reached if value is not None)
+    assert best.reached[-1] == min(t.reached[-1] for t in search.trials if len(t.reached) == 3)
+    assert f"with loss {best.reached[-1]:.3f} on validation" in text
+    table = text[text.index("Trial learning_rate width dropout 4 epochs 10 epochs 30 epochs") :]
+    rows = [
+        f"{best.number} {values} {reached} best",
+        "to the end",
+        "stopped at 10 epochs",
+        "stopped at 4 epochs",
+        f"as trial {best.number}",
+        "✗ failed",
+    ]
+    places = [table.index(row) for row in rows]
+    assert places == sorted(places)
+    assert (
+        "Fitted: 24 for 4 epochs, then the best 8 for 10 epochs, then the best 3 for 30 epochs. "
+        "The best 2 were fitted with 3 seeds."
+    ) in text
+    plots = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
+    assert [name for name in plots if name.startswith("early-search")] == [
+        f"early-search: loss by {field}" for field in ("learning_rate", "width", "dropout")
+    ]
+
+
+@pytest.mark.parametrize(("trials", "folded"), [(12, 0), (13, 1), (24, 12)])
+def test_many_trials_are_folded_and_none_is_left_out(trials: int, folded: int) -> None:
+    data = dataclasses.replace(bare(), searches=(early_search(trials=trials),))
+    page = render(data)
+    section = page[page.index('<section id="search">') :]
+    section = section[: section.index("</section>")]
+    rows = section.count('<th scope="row"')
+    behind = section[section.index("<details>") :] if "<details>" in section else ""
+    assert rows == trials
+    assert behind.count('<th scope="row"') == folded
+    assert (f"<summary>{folded} more</summary>" in behind) == bool(folded)
+
+
+def test_a_search_that_is_not_over_or_failed_says_so() -> None:
+    search = early_search()
+    waiting = dataclasses.replace(
+        search, over=False, trials=(dataclasses.replace(search.trials[0], reached=()),)
+    )
+    text = Page(render(dataclasses.replace(bare(), searches=(waiting,)))).text
+    assert "The search is not over." in text and "not fitted yet" in text
+    failed = dataclasses.replace(
+        search, trials=tuple(dataclasses.replace(t, reached=(None,)) for t in search.trials)
+    )
+    text = Page(render(dataclasses.replace(bare(), searches=(failed,)))).text
+    assert "No trial could be fitted to its end." in text
+
+
+def test_an_ensemble_shows_what_it_took_and_what_each_was_alone() -> None:
+    text = Page(page_of("searched")).text
+    section = text[text.index("Ensembles Made of candidates") :]
+    assert (
+        "soup took 2 of 3 fits: early, early-slow. On validation its accuracy is 0.9450, and that "
+        "of its best fit alone 0.9360. together is the mean of the answers of soup, attention."
+    ) in section
+    assert (
+        "Member Alone Soup with it Test accuracy "
+        "early ✓ taken 0.9360 0.9360 0.927 [0.901, 0.953] "
+        "early-slow ✓ taken 0.9300 0.9450 0.921 [0.894, 0.948] "
+        "early-fast left out 0.9100 0.9020 – "
+        "soup 0.936 [0.911, 0.961]"
+    ) in section
+    assert (
+        "Member Validation Test accuracy soup 0.945 0.936 [0.911, 0.961] "
+        "attention 0.953 0.944 [0.920, 0.967] together 0.958 0.949 [0.927, 0.971]"
+    ) in section
+
+
+def test_a_mark_is_named_by_what_bears_it() -> None:
+    searched = Page(page_of("searched")).text
+    assert "fusion alignment or translation on the validation split" in searched
+    assert "fusion alignment on the validation split" in Page(page_of("digits")).text
+
+
+def test_every_metric_can_be_seen_where_there_are_several() -> None:
+    text = Page(page_of("searched")).text
+    table = text[text.index("Every metric On the test split") :]
+    assert "together 0.949 0.949 0.945 0.945 0.943 0.943 0.991 0.991 0.214 0.214" in table
+    assert "Every metric" not in Page(page_of("digits")).text
+
+
+def test_the_sections_of_what_there_is_not_are_left_out() -> None:
+    page = Page(page_of("digits"))
+    assert not {"ensembles", "search"} & {a.get("id") for _, a in page.tags}
+    assert "Soup" not in page.text and "Trial" not in page.text
 
 
 def test_the_quarantine_is_counted_listed_and_cut() -> None:
@@ -402,12 +521,17 @@ CHROMIUM = next(
 )
 
 
+def opened(name: str) -> str:
+    """A page with all that is folded unfolded."""
+    return page_of(name).replace("<details>", "<details open>")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here, so no page can be laid out")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_sticks_out_of_the_page(tmp_path: Path, width: int) -> None:
     frames = "".join(
-        f'<iframe width={width} height=900 title="{name}" srcdoc="{html.escape(page_of(name))}">'
+        f'<iframe width={width} height=900 title="{name}" srcdoc="{html.escape(opened(name))}">'
         "</iframe>"
         for name in CASES
     )
@@ -417,7 +541,9 @@ def test_nothing_sticks_out_of_the_page(tmp_path: Path, width: int) -> None:
         "Object.fromEntries([...document.querySelectorAll('iframe')].map(frame => [frame.title,"
         "[frame.contentWindow.innerWidth, frame.contentDocument.scrollingElement.scrollWidth,"
         "[...frame.contentDocument.querySelectorAll('svg')].filter("
-        "svg => svg.getBoundingClientRect().width > 0).length]])));}</script>"
+        "svg => svg.getBoundingClientRect().width > 0).length,"
+        "[...frame.contentDocument.querySelectorAll('.scroll')].filter("
+        "part => part.scrollWidth > part.clientWidth).map(part => part.ariaLabel)]])));}</script>"
     )
     options = [
         "--headless",
@@ -441,6 +567,13 @@ def test_nothing_sticks_out_of_the_page(tmp_path: Path, width: int) -> None:
     assert {name: seen[0] for name, seen in widths.items()} == dict.fromkeys(CASES, width)
     assert {name: seen[1] for name, seen in widths.items() if seen[1] > width} == {}
     assert widths["digits"][2] > 10, "the plots are not laid out"
+    if width == 390:
+        assert "Table of candidates" in widths["digits"][3], "a phone scrolls, and that is seen"
+    else:
+        cut = {name: set(seen[3]) for name, seen in widths.items()}
+        assert {name for name, parts in cut.items() if "Table of candidates" in parts} == set()
+        usual = {"digits", "searched", "leaks", "refused"}
+        assert {name: cut[name] for name in usual if cut[name]} == {}
 
 
 def _themes(style: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -88,6 +90,14 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
     assert [member["name"] for member in of_search.members] == [best]
     assert all(name in said for name in names)
 
+    # The report shows them, and MLflow keeps what was searched.
+    page = pipeline.report_path.read_text()
+    text = " ".join(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :]).split())
+    assert "learning_rate of early , in 2 trials ." in text
+    assert f"with loss {search.best.reached[-1]:.3f} on validation" in text
+    assert re.search(r"Trial learning_rate 2 epochs 4 epochs How far \d+ 0\.\d+", text)
+    assert "average is the mean of the answers of soup, single-caption ." in text
+
     # Each can be the champion: it answers raw rows as it did when it was evaluated.
     import mlflow
 
@@ -106,6 +116,14 @@ def test_what_is_searched_and_joined_is_compared_registered_and_answers(
             np.array(answers["probabilities"].to_pylist()),
             atol=1e-4,
         )
+    with tracking.connected(pipeline.tracking_uri) as client:
+        (parent,) = client.search_runs(
+            [experiment.experiment_id], "tags.`sensorium.role` = 'pipeline'"
+        )
+        kept = client.download_artifacts(parent.info.run_id, "searches/early-search.json")
+    trials = json.loads(Path(kept).read_text())["trials"]
+    assert [trial["number"] for trial in trials] == [0, 1]
+    assert sum(trial["stopped"] for trial in trials) == 1
     # What was filled in is told.
     assert "filled" in model.metadata.signature.outputs.input_names()
     alone = model.predict(raw[["picture"]], params={"base": str(folder)})

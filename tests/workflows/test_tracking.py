@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 from pathlib import Path
@@ -111,6 +112,38 @@ def test_an_attempt_that_was_killed_is_completed_and_not_doubled(
     assert logged.changed and not again.changed
     assert again.runs == logged.runs
     assert again.models == logged.models
+
+
+def test_searches_and_members_are_recorded_without_runs_of_their_own(
+    fitted_shapes: Shapes, mlflow_uri: str
+) -> None:
+    members = [
+        {"name": "a", "fingerprint": "1", "taken": True, "alone": 0.5, "with_it": 0.5},
+        {"name": "b", "fingerprint": "2", "taken": False, "alone": 0.6, "with_it": 0.7},
+    ]
+    soup = dataclasses.replace(fitted_shapes.records[2], name="soup", members=members)
+    search = {"name": "early-search", "trials": [{"number": 0, "rungs": [], "stopped": True}]}
+    with tracking.connected(mlflow_uri) as client:
+        logged = log(
+            client,
+            fitted_shapes,
+            uri=mlflow_uri,
+            records=[fitted_shapes.records[0], soup],
+            searches={"early-search": search},
+        )
+        path = client.download_artifacts(logged.parent, "searches/early-search.json")
+        kept = json.loads(Path(path).read_text())
+        runs = {name: client.get_run(run) for name, run in logged.runs.items()}
+        path = client.download_artifacts(logged.runs[soup.fingerprint], "members.json")
+        told = json.loads(Path(path).read_text())
+    assert kept == search
+    assert len(runs) == 2
+    tags = runs[soup.fingerprint].data.tags
+    assert json.loads(tags["sensorium.members"]) == ["a"]
+    assert json.loads(tags["sensorium.members_left_out"]) == ["b"]
+    assert told["members"] == members
+    single = runs[fitted_shapes.records[0].fingerprint]
+    assert "sensorium.members" not in single.data.tags
 
 
 def test_artifacts_lie_beside_the_database_not_in_the_working_directory(

@@ -1,0 +1,75 @@
+"""What the report says of searches: the trials, what was tried, and what each came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from training.evaluation.metrics import metrics_of
+from training.search.spec import RangeSpec
+from training.search.walk import Search, Trial
+from workflows.search_findings import Dimension, SearchFindings, TrialFindings
+
+if TYPE_CHECKING:
+    from workflows.pipeline import Pipeline
+
+
+def find_searches(searches: Sequence[Search], *, pipeline: Pipeline) -> Iterator[SearchFindings]:
+    """Each search with its trials, the best first."""
+    training, task = pipeline.spec.training, pipeline.spec.task
+    by_name = {candidate.name: candidate for candidate in pipeline.spec.candidates}
+    for search in searches:
+        spec = search.spec
+        own = by_name[spec.of].objective == "own"
+        monitor = "loss" if own else training.monitor
+        lower = own or training.lower_is_better
+        metrics = metrics_of(task)
+        yield SearchFindings(
+            name=spec.name,
+            of=spec.of,
+            dimensions=tuple(
+                Dimension(field=name, low=found.low, high=found.high, log=found.log)
+                if isinstance(found, RangeSpec)
+                else Dimension(field=name, choices=found)
+                for name, found in spec.space.items()
+            ),
+            monitor=metrics[monitor].title if monitor in metrics else monitor,
+            lower_is_better=lower,
+            epochs=tuple(
+                spec.training(training, rung=rung).max_epochs for rung in range(spec.rungs)
+            ),
+            trials=tuple(_best_first(search.trials, lower_is_better=lower)),
+            over=search.round is None,
+            finalists=spec.finalists,
+            seeds=spec.seeds,
+        )
+
+
+def _best_first(trials: Sequence[Trial], *, lower_is_better: bool) -> list[TrialFindings]:
+    sign = 1.0 if lower_is_better else -1.0
+    first: dict[str, int] = {}
+    for trial in trials:
+        if trial.fingerprints:
+            first.setdefault(trial.fingerprints[0], trial.number)
+
+    def like(trial: Trial) -> int | None:
+        """The trial that stood for this one, if it was not the first of its values."""
+        found = first.get(trial.fingerprints[0]) if trial.fingerprints else None
+        return None if found == trial.number else found
+
+    def rank(trial: TrialFindings) -> tuple[bool, int, bool, float, int]:
+        last = trial.reached[-1] if trial.reached else None
+        value = 0.0 if last is None else sign * last
+        return trial.like is not None, -len(trial.reached), last is None, value, trial.number
+
+    found = [
+        TrialFindings(
+            name=trial.spec.name,
+            number=trial.number,
+            values=dict(trial.values),
+            reached=tuple(trial.reached),
+            like=like(trial),
+        )
+        for trial in trials
+    ]
+    return sorted(found, key=rank)
