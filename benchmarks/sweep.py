@@ -37,8 +37,8 @@ from benchmarks.results import Target, report
 from benchmarks.tables import lists
 from features.storage import LocalStorage
 from features.store import Store
-from training.bootstrap import Interval, paired_bootstrap
 from training.candidate import plan_candidates
+from training.evaluation.bootstrap import Interval, paired_bootstrap
 from workflows.pipeline import load_pipeline
 
 CLASSES, DIM, NOISE = 10, 64, 5.0
