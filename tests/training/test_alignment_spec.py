@@ -41,6 +41,7 @@ def test_cached_gradients_change_no_identity() -> None:
     assert fingerprint(AlignmentSpec(cache_rows=512)) == fingerprint(AlignmentSpec())
     assert fingerprint(AlignmentSpec(anchor="a")) != fingerprint(AlignmentSpec())
     assert fingerprint(AlignmentSpec(loss="sigmoid")) != fingerprint(AlignmentSpec())
+    assert fingerprint(AlignmentSpec(positives="class")) != fingerprint(AlignmentSpec())
     with pytest.raises(pydantic.ValidationError, match="cache_rows"):
         AlignmentSpec(cache_rows=0)
 
