@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -19,9 +20,11 @@ from training.built_in import parse_candidate
 from training.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.data import EmbeddingTable, epoch_order, step_count, step_rows, table_of
 from training.evaluate import evaluate
+from training.evaluate_space import retrieval
 from training.loop import Fit, fit_candidate
 from training.spec import CandidateSpec
 from training.targets import Untrainable
+from training.task import parse_task
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=40, max_epochs=8, checkpoint_every=3)
@@ -430,6 +433,31 @@ def test_an_epoch_shows_every_labelled_row_once_and_no_other(table) -> None:
         values = batch.embeddings["speech"][:, 0][batch.presence["speech"]].tolist()
         expected = {value: 3 * count for value, count in Counter(values).items()}
         assert dict(SEEN[training_mode]) == expected
+
+
+def test_alignment_by_class_wants_classes(columns) -> None:
+    raw = columns()
+    rows = len(raw["split"])
+    table = table_of(
+        **{**raw, "labels": {"price": pa.array(np.arange(rows, dtype=np.float64))}},
+        task=parse_task({"type": "regression", "target": "price"}),
+    )
+    spec = parse_candidate({"type": "alignment", "positives": "class", "width": 8})
+    with pytest.raises(Untrainable, match="`positives`: a regression task has no classes"):
+        fit_candidate(spec, table=table, training=TRAINING)
+
+
+def test_alignment_by_class_draws_a_class_together(columns) -> None:
+    raw = columns(rows=400, noise=0.3)
+    table = table_of(**raw)
+    recall = {}
+    for positives in ("payload", "class"):
+        options = {"type": "alignment", "positives": positives, "width": 32, "dim": 8}
+        training = TrainingSpec(batch_size=64, max_epochs=20)
+        fit = fit_candidate(parse_candidate(options), table=table, training=training)
+        found = retrieval(fit.model, table=table, modalities=fit.model.modalities)
+        recall[positives] = np.mean([entry["class_mean_average_precision"] for entry in found])
+    assert recall["class"] > recall["payload"] + 0.05
 
 
 def test_alignment_without_pairs_says_so(columns) -> None:
