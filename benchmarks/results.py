@@ -86,7 +86,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _command() -> str:
     module = getattr(sys.modules["__main__"].__spec__, "name", "benchmarks")
-    skipped = {"--folder", "--peers"}
+    skipped = {"--folder", "--peers", "--sounds"}
     words = [w for i, w in enumerate(sys.argv[1:], 1) if not {w, sys.argv[i - 1]} & skipped]
     return " ".join(["python -m", module, *words])
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from features.encoders import EncoderSpec
+    from training.task import TaskSpec
 
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -127,6 +128,10 @@ class CandidateSpec(Spec):
         self, encoders: Mapping[str, EncoderSpec]
     ) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What keeps the model from taking these modalities' encoders: place in the spec, text."""
+        return iter(())
+
+    def check_task(self, task: TaskSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """What keeps the model from being fitted for a task: place in the spec, text."""
         return iter(())
 
     def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:

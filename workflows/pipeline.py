@@ -304,7 +304,10 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
                     f"features: {', '.join(spec.features)}",
                 )
         encoders = {name: feature.encoder for name, feature in spec.features.items()}
-        for where, text in candidate.check_encoders(encoders):
+        for where, text in (
+            *candidate.check_encoders(encoders),
+            *candidate.check_task(spec.task),
+        ):
             yield ("candidates", i, *where), text
 
 

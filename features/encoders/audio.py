@@ -12,6 +12,8 @@ from features.encoders.log_mel import LEAST_POWER, each_frame, mel_filters, mono
 
 STATISTICS = ("mean", "standard deviation", "least", "greatest")
 """What is kept of each band over time, in the order of an embedding."""
+LEAST_DEVIATION = 1e-3
+"""Of a band over time, in dB: one that varies less is not blown up to vary as the others do."""
 
 
 class AudioStatisticsSpec(EncoderSpec):
@@ -19,7 +21,9 @@ class AudioStatisticsSpec(EncoderSpec):
 
     The mel scale and the filters of equal area are those of Slaney, "Auditory Toolbox" (1998);
     the cepstral coefficients those of Davis and Mermelstein (IEEE ASSP 28(4), 1980). Values
-    agree with librosa's. Statistics are the mean, deviation, least and greatest value over time
+    agree with librosa's. They may be normalised over each sound, as in Viikki and Laurila,
+    "Cepstral domain segmental feature vector normalization" (Speech Communication 25, 1998).
+    Statistics are the mean, deviation, least and greatest value over time
     of each of them, one statistic after the other.
     """
 
@@ -43,6 +47,10 @@ class AudioStatisticsSpec(EncoderSpec):
     """Mel bands between 0 Hz and half the rate."""
     n_mfcc: Annotated[int, pydantic.Field(ge=0)] = 13
     """Cepstral coefficients, of which the first is the loudness; at most `n_mels`."""
+    normalize: Literal["mean", "mean_variance"] | None = None
+    """Over a sound's frames, each value less its `mean` (CMN), which takes away what a microphone
+    and a loudness add; or divided by its deviation too (`mean_variance`, CMVN), which leaves less
+    of a speaker's voice. For sequences and `segments`, since a whole sound's mean is then zero."""
     segments: Annotated[int, pydantic.Field(ge=1)] = 1
     """Equal parts of a sound over which statistics are taken one by one, side by side in its row:
     more keep more of the order in time."""
@@ -81,6 +89,22 @@ class AudioStatisticsSpec(EncoderSpec):
         if self.output == "sequence" and not self.window_seconds and self.segments > 1:
             raise ValueError("`segments` divides what statistics are of; a sequence has all frames")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.normalize and not self.sequence and self.segments == 1:
+            raise ValueError(
+                "`normalize` makes a whole sound's mean zero; raise `segments`, or set "
+                "`output: sequence`"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """As it was before there was `normalize`, if it is not given."""
+        found = super().identity()
+        if self.normalize is None:
+            del found["normalize"]
+        return found
 
     @property
     def sequence(self) -> bool:
@@ -153,6 +177,8 @@ class _AudioStatistics:
                 torch.nn.functional.pad(self._tensor(samples), (half, half)) for samples in batch
             ]
             found = each_frame(sounds, length=spec.n_fft, hop=spec.hop, function=self._values)
+            if spec.normalize:
+                found = [self._normalized(values_FV) for values_FV in found]
             if not spec.sequence:
                 rows: np.ndarray = torch.stack([self._row(f) for f in found]).cpu().numpy()
                 return rows
@@ -173,6 +199,13 @@ class _AudioStatistics:
             return mel_FM
         cepstrum_FC = mel_FM @ self._cosines_MC
         return cepstrum_FC if features == "mfcc" else torch.cat([mel_FM, cepstrum_FC], dim=1)
+
+    def _normalized(self, values_FV: Any) -> Any:
+        """Frames `[F, V]` of one sound without their mean, of deviation 1 if that is asked for."""
+        values_FV = values_FV - values_FV.mean(dim=0)
+        if self._spec.normalize == "mean":
+            return values_FV
+        return values_FV / values_FV.std(dim=0, correction=0).clamp_min(LEAST_DEVIATION)
 
     def _windows(self, values_FV: Any) -> list[Any]:
         """The frames of each window; the last is shorter if the sound ends in it."""

@@ -100,6 +100,37 @@ def test_segments_have_statistics_of_their_own() -> None:
     assert np.isfinite(embed(spec, [sound(samples[:1])])).all()
 
 
+@pytest.mark.parametrize("normalize", ["mean", "mean_variance"])
+def test_normalized_frames_are_those_of_librosa_scaled_by_scikit_learn(normalize: Any) -> None:
+    from sklearn.preprocessing import scale
+
+    samples = chirp(0.5)
+    options: dict[str, Any] = {"normalize": normalize, "features": "both"}
+    whole = bands(samples, AudioStatisticsSpec())
+    expected = scale(whole.T, with_std=normalize == "mean_variance")
+    sequence = AudioStatisticsSpec(output="sequence", **options)
+    found = frames(sequence, [sound(chirp(0.2, seed=1)), sound(samples)])[1]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    # Normalised over the whole sound, and not segment by segment.
+    parts = [statistics(expected[i * 17 : (i + 1) * 17].T) for i in range(3)]
+    found = embed(AudioStatisticsSpec(segments=3, **options), [sound(samples)])[0]
+    np.testing.assert_allclose(found, np.concatenate(parts), atol=1e-3)
+
+
+def test_normalized_a_sound_is_as_loud_as_any() -> None:
+    spec = AudioStatisticsSpec(segments=3, normalize="mean", features="log_mel")
+    quiet, loud = embed(spec, [sound(0.1 * chirp(0.5)), sound(chirp(0.5))])
+    np.testing.assert_allclose(quiet, loud, atol=1e-3)
+    plain = embed(AudioStatisticsSpec(segments=3), [sound(0.1 * chirp(0.5)), sound(chirp(0.5))])
+    assert np.abs(plain[0] - plain[1]).max() > 10, "20 dB apart"
+
+
+def test_normalized_silence_is_zero() -> None:
+    spec = AudioStatisticsSpec(segments=2, normalize="mean_variance")
+    rows = embed(spec, [sound(np.zeros(3000, dtype=np.float32)), sound(np.ones(1, np.float32))])
+    np.testing.assert_allclose(rows, 0, atol=1e-3)
+
+
 def test_padding_in_a_batch_changes_nothing() -> None:
     spec = AudioStatisticsSpec(segments=2)
     lengths = (1, 159, 160, 161, 399, 400, 1000, 8000, 12345)
@@ -198,6 +229,7 @@ def test_sequences_do_not_depend_on_their_batch() -> None:
         ({"output": "sequence", "hop_seconds": 1}, "give `window_seconds`"),
         ({"output": "sequence", "segments": 2}, "all frames"),
         ({"features": "mfcc", "n_mfcc": 0}, "raise `n_mfcc`"),
+        ({"normalize": "mean"}, "raise `segments`"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], reason: str) -> None:
@@ -267,6 +299,9 @@ def test_spoken_digits_are_told_apart() -> None:
 
 def test_identity() -> None:
     base = AudioStatisticsSpec().fingerprint()
+    assert base == "95e0f4298527d84d2576c49da14be379", "as before there was `normalize`"
+    normalized = AudioStatisticsSpec(segments=2, normalize="mean")
+    assert normalized.fingerprint() != AudioStatisticsSpec(segments=2).fingerprint()
     assert AudioStatisticsSpec(batch_size=7).fingerprint() == base
     changes: list[dict[str, Any]] = [
         {"n_mels": 39},

@@ -20,7 +20,14 @@ def batch(*, rows: int = ROWS, modalities: int = 3, missing: float = 0.3, seed: 
     return F.normalize(x, dim=-1), presence, payloads
 
 
-def belong(payloads: Tensor | None, *, rows: Tensor, a: int, b: int) -> Tensor:
+def labels(*, rows: int = ROWS, seed: int = 0) -> Tensor:
+    """Four classes int64 `[rows]`; about a fifth of the rows has none."""
+    return torch.randint(-1, 4, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+def belong(
+    payloads: Tensor | None, classes: Tensor | None, *, rows: Tensor, a: int, b: int
+) -> Tensor:
     """bool `[n, n]`: which rows are right for which, one by one."""
     n = len(rows)
     found = torch.zeros(n, n, dtype=torch.bool)
@@ -29,7 +36,8 @@ def belong(payloads: Tensor | None, *, rows: Tensor, a: int, b: int) -> Tensor:
             alike = payloads is not None and any(
                 payloads[rows[i], m] == payloads[rows[j], m] for m in (a, b)
             )
-            found[i, j] = i == j or bool(alike)
+            one_class = classes is not None and classes[rows[i]] == classes[rows[j]] != -1
+            found[i, j] = i == j or bool(alike) or bool(one_class)
     return found
 
 
@@ -43,11 +51,11 @@ def pairwise(x: Tensor, presence: Tensor, *, pairs, loss) -> Tensor:
     return torch.stack(found).mean() if found else x.sum() * 0
 
 
-def naive_info_nce(x, presence, scale, *, pairs=None, payloads=None) -> Tensor:
+def naive_info_nce(x, presence, scale, *, pairs=None, payloads=None, classes=None) -> Tensor:
     """UniCL, equations 2 to 4: soft targets, equal for all that are right, in both directions."""
 
     def loss(u, v, rows, a, b):
-        right = belong(payloads, rows=rows, a=a, b=b).to(x.dtype)
+        right = belong(payloads, classes, rows=rows, a=a, b=b).to(x.dtype)
         logits = scale * u @ v.T
         forward = F.cross_entropy(logits, right / right.sum(1, keepdim=True))
         return (forward + F.cross_entropy(logits.T, (right / right.sum(0)).T)) / 2
@@ -55,11 +63,11 @@ def naive_info_nce(x, presence, scale, *, pairs=None, payloads=None) -> Tensor:
     return pairwise(x, presence, pairs=pairs, loss=loss)
 
 
-def naive_sigmoid(x, presence, scale, bias, *, pairs=None, payloads=None) -> Tensor:
+def naive_sigmoid(x, presence, scale, bias, *, pairs=None, payloads=None, classes=None) -> Tensor:
     """SigLIP, algorithm 1, with the labels of all that are right set to 1."""
 
     def loss(u, v, rows, a, b):
-        labels = 2 * belong(payloads, rows=rows, a=a, b=b).to(x.dtype) - 1
-        return -F.logsigmoid(labels * (scale * u @ v.T + bias)).sum() / len(u)
+        signs = 2 * belong(payloads, classes, rows=rows, a=a, b=b).to(x.dtype) - 1
+        return -F.logsigmoid(signs * (scale * u @ v.T + bias)).sum() / len(u)
 
     return pairwise(x, presence, pairs=pairs, loss=loss)

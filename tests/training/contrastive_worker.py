@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from tests.training.contrastive_cases import ROWS, batch
+from tests.training.contrastive_cases import ROWS, batch, labels
 from training.losses.contrastive import info_nce
 from training.losses.sigmoid import sigmoid_loss
 from training.workers import Group, sum_over_workers
@@ -22,7 +22,7 @@ from training.workers import Group, sum_over_workers
 CASES = [
     f"{loss}, {positives}"
     for loss in ("infonce", "sigmoid")
-    for positives in ("one positive", "several positives")
+    for positives in ("one positive", "several positives", "by class", "several by class")
 ]
 PARTS = {
     # How many of the rows each worker has, of two and of three.
@@ -45,6 +45,7 @@ def shares(case: str, *, part: slice, group: Group = None) -> dict[str, Any]:
     given = {
         "presence_BM": presence[part],
         "payloads_BM": payloads[part] if "several" in case else None,
+        "classes_B": labels()[part] if "class" in case else None,
         "scale": scale,
         "group": group,
     }

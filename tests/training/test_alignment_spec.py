@@ -41,6 +41,9 @@ def test_cached_gradients_change_no_identity() -> None:
     assert fingerprint(AlignmentSpec(cache_rows=512)) == fingerprint(AlignmentSpec())
     assert fingerprint(AlignmentSpec(anchor="a")) != fingerprint(AlignmentSpec())
     assert fingerprint(AlignmentSpec(loss="sigmoid")) != fingerprint(AlignmentSpec())
+    assert fingerprint(AlignmentSpec(positives="class")) != fingerprint(AlignmentSpec())
+    before = "0c7fbebfa44eab1023f49883f78ec5fd"
+    assert fingerprint(AlignmentSpec()) == before, "as before there were positives by class"
     with pytest.raises(pydantic.ValidationError, match="cache_rows"):
         AlignmentSpec(cache_rows=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.training.contrastive_cases import ROWS, batch, naive_info_nce, naive_sigmoid
+from tests.training.contrastive_cases import ROWS, batch, labels, naive_info_nce, naive_sigmoid
 from tests.training.contrastive_worker import CASES, PARTS, shares
 from training.losses import log_sum_exp
 from training.losses.contrastive import info_nce, modality_pairs
@@ -37,22 +38,26 @@ def numbers(*values: float) -> list[torch.Tensor]:
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("pairs", [None, [(1, 0), (1, 2)]], ids=["all", "anchor"])
 @pytest.mark.parametrize("several", [False, True], ids=["one positive", "several"])
+@pytest.mark.parametrize("by_class", [False, True], ids=["", "by class"])
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
-def test_value_and_gradients_are_those_of_the_whole_matrix(kind, several, pairs) -> None:
+def test_value_and_gradients_are_those_of_the_whole_matrix(kind, by_class, several, pairs) -> None:
     x, presence, payloads = batch()
+    classes = labels() if by_class else None
+    assert {-1, 0, 1, 2, 3} == set(labels().tolist())
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     own, other = numbers(SCALE, BIAS), numbers(SCALE, BIAS)
-    given = {"pairs": pairs, "payloads_BM": payloads if several else None}
+    given = {
+        "pairs": pairs,
+        "payloads_BM": payloads if several else None,
+        "classes_B": classes,
+    }
+    naive = {"pairs": pairs, "payloads": given["payloads_BM"], "classes": classes}
     if kind == "infonce":
         loss = info_nce(ours, presence_BM=presence, scale=own[0], **given)
-        expected = naive_info_nce(
-            theirs, presence, other[0], pairs=pairs, payloads=given["payloads_BM"]
-        )
+        expected = naive_info_nce(theirs, presence, other[0], **naive)
     else:
         loss = sigmoid_loss(ours, presence_BM=presence, scale=own[0], bias=own[1], **given)
-        expected = naive_sigmoid(
-            theirs, presence, *other, pairs=pairs, payloads=given["payloads_BM"]
-        )
+        expected = naive_sigmoid(theirs, presence, *other, **naive)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     (3 * loss).backward()
     (3 * expected).backward()
@@ -124,6 +129,35 @@ def test_positives_are_counted_once_each() -> None:
     asked = positives(asking=(first, second), asked=(first[:1], second[:1]))
     assert asked.sums(values[:1]).squeeze(1).tolist() == [1, 1, 1, 0]
     assert asked.swapped().sums(values).squeeze(1).tolist() == [111]
+
+
+def test_three_kinds_of_number_are_counted_once_each_and_absent_ones_not_at_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = [torch.randint(-1, 4, (40,), generator=generator) for _ in range(3)]
+    asking = [x[:15] for x in numbers]
+    alike = torch.zeros(15, 40, dtype=torch.bool)
+    for q, k in zip(asking, numbers, strict=True):
+        alike |= (q[:, None] == k) & (q[:, None] != -1)
+    found = positives(asking=asking, asked=numbers)
+    assert torch.equal(found.counts(), alike.sum(dim=1))
+    assert torch.equal(found.swapped().counts(), alike.sum(dim=0))
+
+
+def test_by_class_it_is_the_loss_of_supcon() -> None:
+    # Khosla et al. 2020, equation 2, term by term: anchors of one modality, and the positives and
+    # the sum of all in the other; both ways.
+    x, _, _ = batch(modalities=2, missing=0.0)
+    classes = labels().clamp(min=0)
+    total = 0.0
+    for asking, asked in (x.unbind(1), reversed(x.unbind(1))):
+        for i in range(ROWS):
+            whole = sum(float((SCALE * asking[i] @ asked[j]).exp()) for j in range(ROWS))
+            right = [p for p in range(ROWS) if classes[p] == classes[i]]
+            terms = [math.log(float((SCALE * asking[i] @ asked[p]).exp()) / whole) for p in right]
+            total -= sum(terms) / len(right)
+    presence = torch.ones(ROWS, 2, dtype=torch.bool)
+    found = info_nce(x, presence_BM=presence, scale=torch.tensor(SCALE), classes_B=classes)
+    assert float(found) == pytest.approx(total / (2 * ROWS), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid"])

@@ -7,21 +7,26 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from features.shard import Embeddings
+from tests.training.conftest import CLASSES
 from training.built_in import parse_candidate
 from training.data.table import EmbeddingTable, epoch_order, step_count, step_rows, table_of
 from training.data.targets import Untrainable
 from training.evaluation.answers import evaluate
+from training.evaluation.space import retrieval
 from training.fitting import precision
 from training.fitting.adamw import AdamW
 from training.fitting.checkpoint import FitState, read_about, read_checkpoint, write_checkpoint
 from training.fitting.loop import Fit, fit_candidate
 from training.spec import CandidateSpec
+from training.task import parse_task
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=40, max_epochs=8, checkpoint_every=3)
@@ -432,10 +437,40 @@ def test_an_epoch_shows_every_labelled_row_once_and_no_other(table) -> None:
         assert dict(SEEN[training_mode]) == expected
 
 
-def test_alignment_without_pairs_says_so(columns) -> None:
-    from features.shard import Embeddings
-    from training.data.table import table_of
+def test_alignment_by_class_wants_classes(columns) -> None:
+    raw = columns()
+    rows = len(raw["split"])
+    table = table_of(
+        **{**raw, "labels": {"price": pa.array(np.arange(rows, dtype=np.float64))}},
+        task=parse_task({"type": "regression", "target": "price"}),
+    )
+    spec = parse_candidate({"type": "alignment", "positives": "class", "width": 8})
+    with pytest.raises(Untrainable, match="`positives`: a regression task has no classes"):
+        fit_candidate(spec, table=table, training=TRAINING)
 
+
+def test_alignment_by_class_draws_a_class_together_and_not_a_row(columns) -> None:
+    # Both modalities tell a row by six numbers and its class by one, which is the lesser part.
+    rng, raw = np.random.default_rng(0), columns(rows=400)
+    codes = np.array([CLASSES.index(x) if x else 0 for x in raw["labels"].to_pylist()])
+    told = np.concatenate([rng.normal(size=(400, 6)), codes[:, None] + 0.2], axis=1)
+    for modality in ("caption", "photo"):
+        values = told @ rng.normal(size=(7, 12)) + 0.1 * rng.normal(size=(400, 12))
+        raw["embeddings"][modality] = Embeddings(rows=np.arange(400), values=values.astype("f2"))
+    table = table_of(**raw)
+    found = {}
+    for positives in ("payload", "class"):
+        options = {"type": "alignment", "positives": positives, "dim": 8, "learning_rate": 5e-3}
+        spec = parse_candidate({**options, "modalities": ["caption", "photo"]})
+        training = TrainingSpec(batch_size=64, max_epochs=30)
+        model = fit_candidate(spec, table=table, training=training).model
+        found[positives] = retrieval(model, table=table, modalities=("caption", "photo"))[0]
+    precision_of = {name: each["class_mean_average_precision"] for name, each in found.items()}
+    assert precision_of["class"] > precision_of["payload"] + 0.2
+    assert found["class"]["recall"]["5"] < found["payload"]["recall"]["5"]
+
+
+def test_alignment_without_pairs_says_so(columns) -> None:
     raw = columns()
     for i, (modality, part) in enumerate(raw["embeddings"].items()):
         chosen = part.rows % 3 == i

@@ -303,6 +303,13 @@ def test_a_retrieval_needs_no_labels_and_gives_vectors(tmp_path: Path, mlflow_ur
             {"task": {"target": "colour"}, "promotion": {"floor": 95}},
             r"promotion\.floor: accuracy is a share: at least 0 and at most 1",
         ),
+        (
+            {
+                "task": {"type": "regression", "target": "price"},
+                "candidates": [{"type": "alignment", "positives": "class"}],
+            },
+            r"candidates\.0\.positives: a regression task has no classes",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_meant_is_refused(

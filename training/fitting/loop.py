@@ -127,9 +127,13 @@ def fit_together(
     are called on every worker; `save` as the spec's `checkpoint_` fields say, with a state of each
     candidate that as `resume` lead to the same end, bit for bit on like hardware. A loss that is
     not finite ends a candidate's fit with a `Failure`, and no other's. Untrainable, on every
-    worker, if there are no rows to learn from; CandidateFault if a candidate's own code raises.
+    worker, if there are no rows to learn from, or a candidate is not for the task; CandidateFault
+    if a candidate's own code raises.
     """
     modalities = specs[0].resolved_modalities(tuple(table.embeddings))
+    for spec in specs:
+        for where, text in spec.check_task(table.task.spec):
+            raise Untrainable(f"`{'.'.join(map(str, where))}`: {text}")
     objective = specs[0].objective
     rows, validation_rows = (
         objective_rows(table, split=split, objective=objective, modalities=modalities)

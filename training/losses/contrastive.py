@@ -34,6 +34,7 @@ def info_nce(
     scale: Tensor,
     pairs: Pairs | None = None,
     payloads_BM: Tensor | None = None,
+    classes_B: Tensor | None = None,
     group: Group = None,
 ) -> Tensor:
     """This worker's share of the symmetric InfoNCE over pairs of modalities.
@@ -45,7 +46,8 @@ def info_nce(
                                                + log exp(s uₚ·vᵢ) / Σⱼ exp(s uⱼ·vᵢ)]
 
     P(i) is the row alone or, if `payloads_BM` int64 numbers the payloads, all rows with the same
-    payload in a or in b. The loss is the mean of L over the pairs (all of them, unless `pairs`
+    payload in a or in b; and, if `classes_B` int64 is given, all rows of its class too, but for
+    -1, which is no class. The loss is the mean of L over the pairs (all of them, unless `pairs`
     says which) with n ≥ 2, since one row has nothing to be told from, and zero if there are
     none. `scale` s is the inverse temperature. Rows that are not present have no influence.
 
@@ -57,7 +59,8 @@ def info_nce(
     ImageBind, Girdhar et al. 2023, https://arxiv.org/abs/2305.05665, equation 1; several
     positives as in UniCL, Yang et al. 2022, https://arxiv.org/abs/2204.03610, equations 2 to 4
     (SupCon's mean outside of the logarithm, Khosla et al. 2020,
-    https://arxiv.org/abs/2004.11362, equation 2).
+    https://arxiv.org/abs/2004.11362, equation 2, which with classes it is, from one modality to
+    another).
     """
     B, M, _ = embeddings_BMS.shape
     # Half precision is too coarse for sums over thousands of rows.
@@ -68,6 +71,7 @@ def info_nce(
     all_GMS = gathered.rows
     present_GM = gather_rows(presence_BM.to(torch.uint8), group=group).rows.bool()
     payloads_GM = None if payloads_BM is None else gather_rows(payloads_BM, group=group).rows
+    classes_G = None if classes_B is None else gather_rows(classes_B, group=group).rows
     own = slice(gathered.first, gathered.first + B)
     losses = []
     for a, b in modality_pairs(M) if pairs is None else pairs:
@@ -80,9 +84,15 @@ def info_nce(
         x_GS, y_GS = all_GMS[both_G, a], all_GMS[both_G, b]
         rows, columns = log_sum_exps(x_GS[mine], y_GS, scale=scale, group=group)
         right_x, right_y = x_GS[mine], y_GS[mine]
+        numbers: list[Tensor] = []
         if payloads_GM is not None:
-            numbers = payloads_GM[both_G, a], payloads_GM[both_G, b]
-            found = positives(asking=(numbers[0][mine], numbers[1][mine]), asked=numbers)
+            numbers += [payloads_GM[both_G, a], payloads_GM[both_G, b]]
+        if classes_G is not None:
+            # A row without a class is its own still.
+            numbers += [] if numbers else [torch.arange(count, device=x_GS.device)]
+            numbers.append(classes_G[both_G])
+        if numbers:
+            found = positives(asking=[x[mine] for x in numbers], asked=numbers)
             counts_B1 = found.counts()[:, None]
             right_x, right_y = found.sums(x_GS) / counts_B1, found.sums(y_GS) / counts_B1
         right = (x_GS[mine] * right_y + y_GS[mine] * right_x).sum()

@@ -1,9 +1,10 @@
 """Which rows of two modalities belong together, where several do: counted without their matrix.
 
 Row i of one modality and row j of another are a positive pair if they hold the same payload in
-either of the two: with two captions of one image, both captions are right for both rows. Sums
-over a row's positives are sums over groups (those of one modality, plus those of the other, less
-those of both at once), so no matrix of all pairs is made.
+either of the two: with two captions of one image, both captions are right for both rows. Where
+classes count, so are rows of one class. Sums over a row's positives are sums over groups (those of
+one modality, plus those of the other, less those of both at once, and so on by inclusion and
+exclusion), so no matrix of all pairs is made.
 
 Suffixes of tensors: Q rows that ask, K rows that are asked, S width of the shared space.
 """
@@ -12,9 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
+
+ABSENT = -1
+"""In the place of a number: of no payload, or of no label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,42 +45,62 @@ class Groups:
 class Positives:
     """The positives among K rows of each of Q rows."""
 
-    either: Sequence[Groups]
-    """By the payload of the one modality, and by that of the other."""
-    both: Groups
-    """By the two together: counted with either, so once too often."""
+    added: Sequence[Groups]
+    """By each number alone, and by any three together."""
+    taken: Sequence[Groups]
+    """By any two together: counted with either, so once too often."""
 
     def sums(self, values_KS: Tensor) -> Tensor:
         """Sum over each asking row's positives `[Q, S]`; differentiable."""
-        first, second = self.either
-        return first.sums(values_KS) + second.sums(values_KS) - self.both.sums(values_KS)
+        total_QS, *others = (groups.sums(values_KS) for groups in self.added)
+        for sum_QS in others:
+            total_QS = total_QS + sum_QS
+        for groups in self.taken:
+            total_QS = total_QS - groups.sums(values_KS)
+        return total_QS
 
     def swapped(self) -> Positives:
         """The positives among the Q rows of each of the K."""
-        first, second = self.either
-        return Positives(either=(first.swapped(), second.swapped()), both=self.both.swapped())
+        return Positives(
+            added=[groups.swapped() for groups in self.added],
+            taken=[groups.swapped() for groups in self.taken],
+        )
 
     def counts(self) -> Tensor:
         """How many positives each asking row has, int64 `[Q]`."""
-        ones_K1 = torch.ones_like(self.both.asked_K)[:, None]
+        ones_K1 = torch.ones_like(self.added[0].asked_K)[:, None]
         return self.sums(ones_K1).squeeze(1)
 
 
-def positives(*, asking: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Positives:
-    """The positives of rows whose payloads bear these numbers, in the two modalities.
+def positives(*, asking: Sequence[Tensor], asked: Sequence[Tensor]) -> Positives:
+    """The positives of rows that bear these numbers: of payloads in two modalities, of classes.
 
-    `asking` int64 `[Q]` and `[Q]`, `asked` `[K]` and `[K]`: rows are a positive pair if their
-    numbers are equal in either place.
+    `asking` int64 `[Q]` each, `asked` `[K]` each, of one, two or three kinds of number: rows are a
+    positive pair if their numbers of any kind are equal. `ABSENT` equals nothing.
     """
-    first, second = (_groups(q, k) for q, k in zip(asking, asked, strict=True))
-    both = _groups(
-        first.asking_Q * second.count + second.asking_Q,
-        first.asked_K * second.count + second.asked_K,
-    )
-    return Positives(either=(first, second), both=both)
+    alone = [_groups(q, k) for q, k in zip(asking, asked, strict=True)]
+    assert 1 <= len(alone) <= 3
+    added, taken = list(alone), [_together(*two) for two in combinations(alone, 2)]
+    if len(alone) == 3:
+        added.append(_together(taken[0], alone[2]))
+    return Positives(added=added, taken=taken)
 
 
 def _groups(asking_Q: Tensor, asked_K: Tensor) -> Groups:
     found, places = torch.cat([asking_Q, asked_K]).unique(return_inverse=True)
     asking, asked = places.split([len(asking_Q), len(asked_K)])
-    return Groups(asking_Q=asking, asked_K=asked, count=len(found))
+    count = len(found)
+    # Two groups that no row of the other side is in.
+    return Groups(
+        asking_Q=torch.where(asking_Q == ABSENT, count, asking),
+        asked_K=torch.where(asked_K == ABSENT, count + 1, asked),
+        count=count + 2,
+    )
+
+
+def _together(first: Groups, second: Groups) -> Groups:
+    """Rows grouped by two numbers at once."""
+    return _groups(
+        first.asking_Q * second.count + second.asking_Q,
+        first.asked_K * second.count + second.asked_K,
+    )

@@ -7,7 +7,7 @@ space, Q and K those of the rows that have both modalities of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training.losses.contrastive import Pairs, modality_pairs
 from training.losses.log_sum_exp import blocks
-from training.losses.positives import Positives, positives
+from training.losses.positives import ABSENT, Positives, positives
 from training.workers import (
     Group,
     gather_sizes,
@@ -25,9 +25,6 @@ from training.workers import (
     sum_over_workers,
     worker_rank,
 )
-
-ABSENT = -1
-"""In the place of a payload's number."""
 
 
 def sigmoid_loss(
@@ -38,6 +35,7 @@ def sigmoid_loss(
     bias: Tensor,
     pairs: Pairs | None = None,
     payloads_BM: Tensor | None = None,
+    classes_B: Tensor | None = None,
     group: Group = None,
 ) -> Tensor:
     """This worker's share of the sigmoid loss over pairs of modalities.
@@ -47,9 +45,10 @@ def sigmoid_loss(
         L(a, b) = −1/n Σᵢ Σⱼ log σ(zᵢⱼ (s uᵢ·vⱼ + t))
 
     where z is 1 for a row with itself or, if `payloads_BM` int64 numbers the payloads, for rows
-    with the same payload in a or in b; and −1 for all others. The loss is the mean of L over the
-    pairs (all of them, unless `pairs` says which) with n ≥ 2, and zero if there are none. `scale`
-    s is the inverse temperature, `bias` t. Rows that are not present have no influence.
+    with the same payload in a or in b, or if `classes_B` int64 is given, of the same class, but
+    for -1, which is no class; and −1 for all others. The loss is the mean of L over the pairs (all
+    of them, unless `pairs` says which) with n ≥ 2, and zero if there are none. `scale` s is the
+    inverse temperature, `bias` t. Rows that are not present have no influence.
 
     Zhai et al. 2023 (SigLIP), https://arxiv.org/abs/2303.15343, equation 1. As in its section
     3.3, the rows of one modality go round the ring of workers, so that none holds all of them;
@@ -63,12 +62,16 @@ def sigmoid_loss(
         first = sum(sizes[: worker_rank(group)])
         own_B = torch.arange(first, first + len(rows_BMS), device=rows_BMS.device)
         payloads_BM = own_B[:, None].expand_as(presence_BM)
+    numbers_BM = torch.where(presence_BM, payloads_BM, ABSENT)
+    if classes_B is not None:
+        numbers_BM = torch.cat([numbers_BM, classes_B[:, None]], dim=1)
     chosen = modality_pairs(presence_BM.shape[1]) if pairs is None else pairs
     both = [(presence_BM[:, a] & presence_BM[:, b]).sum() for a, b in chosen]
     counts = sum_over_workers(torch.stack(both), group=group).tolist()
     alive = [(*pair, n) for pair, n in zip(chosen, counts, strict=True) if n >= 2]
     ring = _Ring(
-        numbers_BM=torch.where(presence_BM, payloads_BM, ABSENT),
+        numbers_BM=numbers_BM,
+        kinds={pair: (*pair, *range(presence_BM.shape[1], numbers_BM.shape[1])) for pair in chosen},
         weights=[(a, b, 1.0 / (n * len(alive))) for a, b, n in alive],
         sizes=sizes,
         gradients=torch.is_grad_enabled(),
@@ -83,7 +86,10 @@ class _Ring:
     """What one pass round the ring has to know."""
 
     numbers_BM: Tensor
-    """Of this worker's payloads; `ABSENT` where there is none."""
+    """Of this worker's payloads, and of its classes, if they count, in a further column; `ABSENT`
+    where there is none."""
+    kinds: Mapping[tuple[int, int], Sequence[int]]
+    """For each pair of modalities, the columns of numbers by which rows may belong together."""
     weights: Sequence[tuple[int, int, float]]
     """Pairs of modalities, and what the sum over their rows is multiplied by."""
     sizes: Sequence[int]
@@ -149,8 +155,8 @@ def _round(own_BMS: Tensor, scale: Tensor, bias: Tensor, ring: _Ring) -> tuple[_
                 scale=scale,
                 bias=bias,
                 right=positives(
-                    asking=(ring.numbers_BM[mine, a], ring.numbers_BM[mine, b]),
-                    asked=(numbers_VM[theirs, a], numbers_VM[theirs, b]),
+                    asking=[ring.numbers_BM[mine, kind] for kind in ring.kinds[a, b]],
+                    asked=[numbers_VM[theirs, kind] for kind in ring.kinds[a, b]],
                 ),
                 gradients=ring.gradients,
             )

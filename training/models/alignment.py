@@ -3,7 +3,8 @@
 Radford et al. 2021 (CLIP), https://arxiv.org/abs/2103.00020; with a sigmoid, Zhai et al. 2023
 (SigLIP), https://arxiv.org/abs/2303.15343; for more than two modalities, over every pair, or with
 one of them as the anchor of all others: Girdhar et al. 2023 (ImageBind),
-https://arxiv.org/abs/2305.05665.
+https://arxiv.org/abs/2305.05665. With labels, rows of one class may count as belonging together:
+Khosla et al. 2020 (SupCon), https://arxiv.org/abs/2004.11362.
 
 Suffixes of tensors: B rows, M modalities, W hidden width, S width of the shared space.
 """
@@ -47,6 +48,7 @@ class Alignment(SharedSpace):
         learn_temperature: bool = True,
         loss: ContrastiveLoss = "infonce",
         anchor: str | None = None,
+        by_class: bool = False,
         cache_rows: int | None = None,
     ) -> None:
         super().__init__(inputs, outputs=outputs, dim=dim)
@@ -59,6 +61,7 @@ class Alignment(SharedSpace):
         self.least_log_scale = min(0.0, -math.log(temperature))
         place = None if anchor is None else self.modalities.index(anchor)
         self.pairs = modality_pairs(len(self.modalities), anchor=place)
+        self.by_class = by_class
         self.cache_rows = cache_rows
 
     @property
@@ -75,7 +78,8 @@ class Alignment(SharedSpace):
     def loss_share(self, batch: Batch) -> Tensor:
         """This worker's share of the contrastive loss over the batch of all workers.
 
-        Where the batch numbers all modalities' payloads, rows with the same one count as right.
+        Where the batch numbers all modalities' payloads, rows with the same one count as right;
+        by class, so do rows whose target is the same.
         """
         aligned_BMS, present_BM = in_chunks(
             self.embed_all, batch.inputs, model=self, rows=self.cache_rows
@@ -90,6 +94,7 @@ class Alignment(SharedSpace):
                 scale=self.scale,
                 pairs=self.pairs,
                 payloads_BM=payloads_BM,
+                classes_B=batch.targets if self.by_class else None,
             )
         return sigmoid_loss(
             aligned_BMS,
@@ -98,6 +103,7 @@ class Alignment(SharedSpace):
             bias=self.bias,
             pairs=self.pairs,
             payloads_BM=payloads_BM,
+            classes_B=batch.targets if self.by_class else None,
         )
 
     def after_step(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -13,6 +13,8 @@ from training.spec import CandidateSpec, InputSpec, Objective, Width
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from training.task import TaskSpec
 
 
 class ClassNames(Spec):
@@ -83,11 +85,30 @@ class AlignmentSpec(SpaceSpec):
     """Width of the shared space."""
     temperature: Annotated[float, pydantic.Field(ge=0.01, le=10)] = 0.07
     """What similarities are divided by, at the first step."""
+    positives: Literal["payload", "class"] = "payload"
+    """Which further rows of a batch are right for a row: those that hold the same payload, or by
+    `class` those with the same label too, in place of counting as wrong (SupCon). Rows without a
+    label are as ever. For classification."""
     learn_temperature: bool = True
     """Whether the temperature is learned from there, within 0.01 to 1, or stays as it is."""
     cache_rows: Annotated[int | None, Execution, pydantic.Field(ge=1)] = None
     """Rows of a worker that the towers take at once (GradCache), if they are not to hold a whole
     batch's activations; it changes no result."""
+
+    def identity(self) -> dict[str, Any]:
+        """As it was before there were positives by class, if there are none."""
+        found = super().identity()
+        if self.positives == "payload":
+            del found["positives"]
+        return found
+
+    def check_task(self, task: TaskSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        yield from super().check_task(task)
+        if self.positives == "class" and task.type != "classification":
+            yield (
+                ("positives",),
+                f"a {task.type} task has no classes to count as belonging together; leave it out",
+            )
 
     def _roles(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super()._roles()
@@ -107,6 +128,7 @@ class AlignmentSpec(SpaceSpec):
             learn_temperature=self.learn_temperature,
             loss=self.loss,
             anchor=self.anchor,
+            by_class=self.positives == "class",
             cache_rows=self.cache_rows,
         )
 
