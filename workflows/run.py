@@ -27,7 +27,7 @@ from workflows.runs import without_passwords
 from workflows.search import standing
 from workflows.summary import print_summary
 from workflows.tracking import log_report
-from workflows.train import last_snapshot, print_standing, train
+from workflows.train import last_snapshot, passes, planned_groups, print_standing, train
 
 MOST_UNUSED = 12
 """Columns without a use that are named."""
@@ -102,7 +102,11 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     print_planned_changes(plan, console=console)
     check_trainable(plan, pipeline=pipeline)
     snapshot = draft_snapshot(plan)
-    print_standing(standing(pipeline, snapshot=snapshot), console=console)
+    found = standing(pipeline, snapshot=snapshot)
+    print_standing(found, console=console)
+    for due in found.rounds:
+        for line in passes(planned_groups(due)):
+            console.print(f"         {escape(line)}")
 
 
 def _print_unused(plan: Plan, *, pipeline: Pipeline, console: Console) -> None:

@@ -16,8 +16,9 @@ from features.lease import announce_job
 from features.sample_rows import SampleColumns
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
-from training.agenda import Standing
+from training.agenda import Due, Standing
 from training.candidate import CandidateRecord
+from training.fitting.grouping import group
 from training.tuning.spec import FinetuneSpec
 from workflows.cluster import Connection
 from workflows.console import duration, progress, several
@@ -111,6 +112,21 @@ def print_standing(found: Standing, *, workers: int | None = None, console: Cons
     )
     for search in found.searches:
         console.print(f"[bold]search[/bold]   {escape(described(search))}")
+
+
+def planned_groups(due: Due) -> list[list[str]]:
+    """Names of the candidates that a round has to fit, those in one pass together.
+
+    A job that goes on after an interruption begins with the group that it was at, and one whose
+    embeddings do not fit into memory fits each alone.
+    """
+    missing = due.missing()
+    return group(
+        [candidate.spec.name for candidate in missing],
+        specs=[candidate.spec for candidate in missing],
+        modalities=[candidate.modalities for candidate in missing],
+        training=due.training,
+    )
 
 
 def passes(groups: Sequence[Sequence[str]]) -> Iterator[str]:
