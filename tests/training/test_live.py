@@ -189,7 +189,8 @@ def test_of_two_towers_the_one_in_use_is_tuned_and_both_are_kept(tmp_path: Path,
     assert set(load_file(tmp_path / "tuned" / "model.safetensors")) == whole
 
 
-def test_tokens_and_patches_are_fused_by_one_head(world) -> None:
+@pytest.mark.parametrize("head", ["attention", "bottleneck", "co_attention"])
+def test_tokens_and_patches_are_fused_by_one_head(world, head) -> None:
     sources = {}
     for modality, spec in world.specs.items():
         as_sequence = spec.model_copy(update={"output": "sequence"})
@@ -198,7 +199,7 @@ def test_tokens_and_patches_are_fused_by_one_head(world) -> None:
             dim=encoder.dim, sequence=True, spec=as_sequence, encoder=encoder
         )
     spec = finetune(
-        head={"type": "attention", "width": 8, "heads": 2, "dropout": 0.0},
+        head={"type": head, "width": 8, "heads": 2, "dropout": 0.0},
         encoders=dict.fromkeys(BOTH, "full"),
     )
     torch.manual_seed(0)

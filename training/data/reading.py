@@ -17,6 +17,9 @@ from features.stored_embeddings import read_embeddings, read_into
 from training.data.stream import LEAST_BLOCKS, StreamedVectors, least_capacity
 from training.data.vectors import PlacedVectors, placed_vectors
 
+WIDENED = 3
+"""What embeddings of 16 bits take as float32, and once more while they are made so."""
+
 
 class MemoryTooSmall(ValueError):
     """The memory that training may take cannot hold what it needs at a time."""
@@ -49,8 +52,10 @@ def read_vectors(
 ) -> dict[str, PlacedVectors]:
     """The embeddings of some modalities, all of them held if they take no more than `memory`.
 
-    If they take more, whole shards come and go; then `memory` bytes have to hold those of
-    `window` rows at a time, or MemoryTooSmall says what would do.
+    If there is room for `WIDENED` times as much, a processor holds them as float32, which they have
+    to be at every step; a GPU makes them so in no time. If they take more, whole shards come and
+    go; then `memory` bytes have to hold those of `window` rows at a time, or MemoryTooSmall says
+    what would do.
     """
     blocks = {}
     sizes = {}
@@ -63,8 +68,12 @@ def read_vectors(
             sizes[modality] = sum(blocks[modality].sizes) * width
     total = sum(sizes.values())
     if memory is None or total <= memory:
+        on_cpu = torch.device(device).type == "cpu"
+        widen = on_cpu and (memory is None or WIDENED * total <= memory)
         return {
-            m: placed_vectors(read_embeddings(store, snapshot, modality=m), device=device)
+            m: placed_vectors(
+                read_embeddings(store, snapshot, modality=m), device=device, widen=widen
+            )
             for m in modalities
         }
     _check_room(snapshot, modalities=modalities, memory=memory, total=total, window=window)

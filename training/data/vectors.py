@@ -29,7 +29,7 @@ class VectorReader(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """As they are stored."""
+        """As they are held."""
 
     def __len__(self) -> int:
         """V."""
@@ -55,7 +55,7 @@ class HeldVectors:
     """Vectors that are all in memory, of the processor or of a GPU."""
 
     values: Tensor
-    """`[V, D]`, contiguous, of the type in which they are stored."""
+    """`[V, D]`, contiguous, of the type in which they are stored, or float32."""
 
     @property
     def dim(self) -> int:
@@ -102,9 +102,15 @@ class PlacedVectors:
         return torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64))
 
 
-def placed_vectors(part: Embeddings, *, device: torch.device | str = "cpu") -> PlacedVectors:
-    """Embeddings that are in memory, for a device: there too if it has room for them."""
-    values = torch.from_numpy(np.require(part.values, requirements=["C", "W"]))
+def placed_vectors(
+    part: Embeddings, *, device: torch.device | str = "cpu", widen: bool = False
+) -> PlacedVectors:
+    """Embeddings that are in memory, for a device: there too if it has room for them.
+
+    As they are stored, or `widen`ed to float32, which changes no value.
+    """
+    wanted = np.float32 if widen else part.values.dtype
+    values = torch.from_numpy(np.require(part.values, wanted, requirements=["C", "W"]))
     return PlacedVectors(
         vectors=HeldVectors(values=_moved(values, device=torch.device(device))),
         owners=part.rows,
