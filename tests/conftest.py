@@ -1,6 +1,6 @@
 """What all tests share: their environment, one small Ray, and a check that nothing is left.
 
-They may run in several processes (`pytest -n 4 --dist loadgroup`): those that start Ray in two of
+They may run in several processes (`pytest -n 3 --dist loadgroup`): those that start Ray in two of
 them, each with a Ray of its own, the others where there is room.
 """
 

@@ -30,7 +30,7 @@ from training.training_spec import TrainingSpec
 pytestmark = pytest.mark.slow
 
 TASK = ClassificationSpec(target="label")
-# Epochs of about a third of a second, so that a kill falls between two of them.
+# Epochs of some tenths of a second, so that a kill falls between two of them.
 TRAINING = TrainingSpec(workers=2, batch_size=10, max_epochs=8, patience=8, checkpoint_every=2)
 CANDIDATES = [
     parse_candidate({"type": "early", "width": 8, "learning_rate": 1e36, "name": "wild"}),
@@ -165,7 +165,7 @@ def test_a_candidate_with_a_fault_stops_no_other_and_is_still_to_be_fitted(
 def test_a_killed_worker_resumes_and_ends_as_an_uninterrupted_run(
     ray_cluster, make_store, run_workers, tmp_path
 ) -> None:
-    store, snapshot = make_store("killed", rows=800)
+    store, snapshot = make_store("killed", rows=400)
     seen: list[FitProgress] = []
     killed: list[str] = []
 
@@ -199,7 +199,7 @@ def test_a_killed_worker_resumes_and_ends_as_an_uninterrupted_run(
     assert all(record.workers == 2 for record in records)
 
     # The same on two processes that were not interrupted, without Ray, in another store.
-    other, other_snapshot = make_store("whole", rows=800)
+    other, other_snapshot = make_store("whole", rows=400)
     assert other_snapshot.id == snapshot.id
     body = {
         "store_root": other.storage.root,
