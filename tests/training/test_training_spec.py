@@ -109,7 +109,7 @@ def test_fusions_take_modalities_away_while_training() -> None:
         fuses = issubclass(kind, FusionSpec)
         assert kind.model_fields["modality_dropout"].default == (0.2 if fuses else 0.0), name
         # Of a head, or of candidates, that take one.
-        alone = name in ("single", "finetune", "soup", "average")
+        alone = name in ("single", "finetune", "soup", "average", "filled")
         assert kind.least_modalities == (1 if alone else 2), name
 
 
