@@ -31,6 +31,7 @@ def test_every_built_in_is_parsed_by_its_type() -> None:
             "finetune": {"head": {"type": "early"}, "encoders": {"caption": "full"}},
             "soup": {"of": ["a", "b"]},
             "average": {"of": ["a", "b"]},
+            "filled": {"of": ["a", "b"]},
         }.get(name, {})
         assert type(parse_candidate({"type": name, **options})) is kind
 
