@@ -36,7 +36,7 @@ from benchmarks.measure import ENVIRONMENT, ROOT
 from benchmarks.results import Target, report
 from features.storage import LocalStorage
 from features.store import Store
-from training.candidate import CandidateRecord, plan_candidates, read_predictions
+from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
 from workflows.pipeline import load_pipeline
 
@@ -209,13 +209,7 @@ def run_fold(table: pd.DataFrame, *, left_out: str, folder: Path) -> Fold:
     pipeline = load_pipeline(path)
     snapshot = store.latest("digits")
     assert snapshot is not None
-    planned = plan_candidates(
-        store,
-        snapshot=snapshot,
-        task=pipeline.spec.task,
-        candidates=pipeline.spec.candidates,
-        training=pipeline.spec.training,
-    )
+    planned = pipeline.agenda.standing(store, snapshot=snapshot).candidates
     records = {c.record.name: c.record for c in planned if c.record is not None}
     (found,) = (
         item

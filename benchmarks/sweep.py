@@ -37,7 +37,6 @@ from benchmarks.results import Target, report
 from benchmarks.tables import lists
 from features.storage import LocalStorage
 from features.store import Store
-from training.candidate import plan_candidates
 from training.evaluation.bootstrap import Interval, paired_bootstrap
 from workflows.pipeline import load_pipeline
 
@@ -262,13 +261,7 @@ def test_answers(pipeline: Path) -> np.ndarray:
     store = Store(LocalStorage(pipeline.parent / "store"))
     snapshot = store.latest("sweep")
     assert snapshot is not None, "the benchmark's run has committed no snapshot"
-    planned = plan_candidates(
-        store,
-        snapshot=snapshot,
-        task=loaded.spec.task,
-        candidates=loaded.spec.candidates,
-        training=loaded.spec.training,
-    )
+    planned = loaded.agenda.standing(store, snapshot=snapshot).candidates
     return np.stack([right_answers(store, c.record) for c in planned if c.record is not None])
 
 

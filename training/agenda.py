@@ -17,6 +17,7 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.built_in import parse_candidate
 from training.candidate import PlannedCandidate, candidate_fingerprint, plan_candidates
+from training.fitting.grouping import group
 from training.models.members import is_pending, with_members
 from training.search.spec import SearchSpec
 from training.search.walk import Search, follow, search_path
@@ -37,8 +38,23 @@ class Due:
 
     def missing(self) -> list[PlannedCandidate]:
         """The candidates without a record, each once."""
-        found = {c.fingerprint: c for c in reversed(self.candidates) if c.record is None}
-        return [c for c in self.candidates if found.get(c.fingerprint) is c]
+        found: dict[str, PlannedCandidate] = {}
+        for candidate in self.candidates:
+            if candidate.record is None:
+                found.setdefault(candidate.fingerprint, candidate)
+        return list(found.values())
+
+
+def grouped(
+    candidates: Sequence[PlannedCandidate], *, training: TrainingSpec
+) -> list[list[PlannedCandidate]]:
+    """Candidates in the groups that are fitted in one pass; see `training.fitting.grouping`."""
+    return group(
+        candidates,
+        specs=[candidate.spec for candidate in candidates],
+        modalities=[candidate.modalities for candidate in candidates],
+        training=training,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +114,7 @@ class Agenda:
         searches = [
             follow(
                 search,
-                base=self._base(search),
+                base=self.base(search),
                 store=store,
                 snapshot=snapshot,
                 task=self.task,
@@ -136,6 +152,23 @@ class Agenda:
         rounds.append(Due(candidates=candidates, training=self.training))
         return Standing(searches=searches, candidates=candidates, rounds=rounds)
 
+    def base(self, search: SearchSpec) -> CandidateSpec:
+        """The candidate whose fields are searched."""
+        return next(spec for spec in self.candidates if spec.name == search.of)
+
+    def search_paths(self, *, snapshot: Snapshot) -> dict[str, str]:
+        """By name of a search, where its end is kept once it is over."""
+        return {
+            search.name: search_path(
+                search,
+                base=self.base(search),
+                snapshot=snapshot,
+                task=self.task,
+                training=self.training,
+            )
+            for search in self.searches
+        }
+
     def name(self, *, snapshot: Snapshot) -> str:
         """The job over a snapshot: the same in any order, and however much of it is done."""
         names = {
@@ -145,16 +178,7 @@ class Agenda:
                 )
                 for spec in self._whole()
             ),
-            *(
-                search_path(
-                    search,
-                    base=self._base(search),
-                    snapshot=snapshot,
-                    task=self.task,
-                    training=self.training,
-                )
-                for search in self.searches
-            ),
+            *self.search_paths(snapshot=snapshot).values(),
         }
         return fingerprint(sorted(names))
 
@@ -164,6 +188,3 @@ class Agenda:
         """The candidates of which all members are known."""
         known = with_members(self.candidates, task=self.task, searches=self.searches, found=found)
         return [spec for spec in known if not is_pending(spec)]
-
-    def _base(self, search: SearchSpec) -> CandidateSpec:
-        return next(spec for spec in self.candidates if spec.name == search.of)

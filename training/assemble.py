@@ -62,15 +62,14 @@ def assemble(
         for member, name, record in zip(spec.members, names, records, strict=True)
     ]
     models = [load_model(store, name).to(device) for name in names]
+    members = [{**item, "taken": True} for item in about]
     if isinstance(spec, AverageSpec):
         taken = [member.resolved_modalities(tuple(snapshot.modalities)) for member in spec.members]
         assert spec.link is not None, "it was filled in when it was planned"
         model: nn.Module = Averaged(models, modalities=taken, link=spec.link)
-        members = [{**item, "taken": True} for item in about]
     elif isinstance(spec, FilledSpec):
         answering = spec.members[0].resolved_modalities(tuple(snapshot.modalities))
         model = Filled(*models, modalities=answering)
-        members = [{**item, "taken": True} for item in about]
     else:
         model, members = _soup(models, about=about, training=training, table=table, device=device)
     return Assembled(

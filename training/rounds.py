@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.storage import open_storage
 from features.store import Store
-from training.agenda import Agenda, Due
+from training.agenda import Agenda, Due, grouped
 from training.allocator import keep_freed_memory
 from training.candidate import PlannedCandidate
 from training.data.reading import MemoryTooSmall
@@ -30,7 +30,6 @@ from training.data.table import EmbeddingTable, load_table
 from training.data.targets import Untrainable
 from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.fitting.checkpoint import FitState, read_about, read_checkpoints, write_checkpoint
-from training.fitting.grouping import group
 from training.fitting.loop import Epoch
 from training.memory import memory_bytes
 from training.produce import produce_together
@@ -234,12 +233,7 @@ def _groups(
         if whole and {c.fingerprint for c in pending} & set(interrupted.candidates):
             first = [[by_name[name] for name in interrupted.candidates]]
             pending = [c for c in pending if c.fingerprint not in interrupted.candidates]
-    return first + group(
-        pending,
-        specs=[candidate.spec for candidate in pending],
-        modalities=[candidate.modalities for candidate in pending],
-        training=training,
-    )
+    return first + grouped(pending, training=training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,14 +262,11 @@ class _Interrupted:
 def _save(states: Sequence[FitState], *, candidates: Sequence[PlannedCandidate]) -> None:
     """Hand a checkpoint of the first worker to Ray; all workers must call it."""
     names = ", ".join(candidate.spec.name for candidate in candidates)
-    metrics: Mapping[str, Any] = {
-        "candidates": names,
-        "epoch": max(state.epoch for state in states),
-    }
+    metrics = {"candidates": names, "epoch": max(state.epoch for state in states)}
     if worker_rank() != 0:
-        ray.train.report(dict(metrics))
+        ray.train.report(metrics)
         return
     about = {"candidates": [candidate.fingerprint for candidate in candidates]}
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(*states, folder=folder, about=about)
-        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 
 from features.fingerprint import Execution, Spec
 from training.evaluation.metrics import ERRORS
 from training.memory import Memory
-from training.spec import Positive, Share
+from training.spec import Objective, Positive, Share
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+class Monitored(NamedTuple):
+    """What tells the best epoch of a candidate."""
+
+    name: str
+    lower_is_better: bool
 
 
 class TrainingSpec(Spec):
@@ -70,3 +77,9 @@ class TrainingSpec(Spec):
     def lower_is_better(self) -> bool:
         """Whether the best `monitor` is the least."""
         return (self.mode or ("min" if self.monitor in {"loss", *ERRORS} else "max")) == "min"
+
+    def monitored(self, objective: Objective) -> Monitored:
+        """`monitor`, or the loss of a candidate that has a loss of its own."""
+        if objective == "own":
+            return Monitored("loss", lower_is_better=True)
+        return Monitored(self.monitor, lower_is_better=self.lower_is_better)

@@ -65,8 +65,7 @@ def collect(
 
     `promotion` is what stage 3 found and did; without it the report says that no candidate
     was judged, and marks the best on the validation split. `searches` are those of the pipeline,
-    as they stand. `created` is now by default, and
-    `versions` are those of this process.
+    as they stand. `created` is now by default, and `versions` are those of this process.
     """
     confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
     predictions = {

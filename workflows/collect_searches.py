@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 def find_searches(searches: Sequence[Search], *, pipeline: Pipeline) -> Iterator[SearchFindings]:
     """Each search with its trials, the best first."""
     training, task = pipeline.spec.training, pipeline.spec.task
-    by_name = {candidate.name: candidate for candidate in pipeline.spec.candidates}
     for search in searches:
         spec = search.spec
-        own = by_name[spec.of].objective == "own"
-        monitor = "loss" if own else training.monitor
-        lower = own or training.lower_is_better
+        monitor, lower = training.monitored(pipeline.agenda.base(spec).objective)
         metrics = metrics_of(task)
         yield SearchFindings(
             name=spec.name,

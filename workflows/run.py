@@ -14,6 +14,7 @@ from features.commit import draft_snapshot
 from features.plan import Plan
 from features.snapshot import Snapshot
 from training.candidate import CandidateRecord
+from training.search.walk import Search
 from workflows.cluster import Connection
 from workflows.collect import collect
 from workflows.console import count, duration, progress, several
@@ -27,7 +28,15 @@ from workflows.runs import without_passwords
 from workflows.search import standing
 from workflows.summary import print_summary
 from workflows.tracking import log_report
-from workflows.train import last_snapshot, passes, planned_groups, print_standing, train
+from workflows.train import (
+    Trained,
+    last_snapshot,
+    passes,
+    planned_groups,
+    print_standing,
+    train,
+    trained,
+)
 
 MOST_UNUSED = 12
 """Columns without a use that are named."""
@@ -40,16 +49,20 @@ def run(pipeline: Pipeline, *, console: Console) -> Promotion:
     with Connection() as connection:
         embedded = embed(pipeline, connection=connection, console=console, for_training=True)
         snapshot = embedded.snapshot
-        trained = train(pipeline, snapshot=snapshot, connection=connection, console=console)
+        done = train(pipeline, snapshot=snapshot, connection=connection, console=console)
     promotion = _promote(
-        pipeline, snapshot=embedded.snapshot, records=trained.records, console=console
+        pipeline, snapshot=embedded.snapshot, records=done.records, console=console
     )
-    changed = embedded.changed or trained.changed or promotion.changed
+    changed = embedded.changed or done.changed or promotion.changed
     if changed or not pipeline.report_path.exists():
         write_report(
-            pipeline, snapshot=embedded.snapshot, records=trained.records, promotion=promotion
+            pipeline,
+            snapshot=embedded.snapshot,
+            records=done.records,
+            searches=done.searches,
+            promotion=promotion,
         )
-    print_summary(pipeline, records=trained.records, promotion=promotion, console=console)
+    print_summary(pipeline, records=done.records, promotion=promotion, console=console)
     if not changed:
         console.print(f"\nNothing to do: unchanged since the last run ({_since(begun)}).")
     else:
@@ -124,7 +137,7 @@ def promote_last(pipeline: Pipeline, *, dry_run: bool, console: Console) -> Prom
     return _promote(
         pipeline,
         snapshot=snapshot,
-        records=_fitted(pipeline, snapshot=snapshot),
+        records=_fitted(pipeline, snapshot=snapshot).records,
         dry_run=dry_run,
         console=console,
     )
@@ -133,15 +146,22 @@ def promote_last(pipeline: Pipeline, *, dry_run: bool, console: Console) -> Prom
 def write_last_report(pipeline: Pipeline, *, out: Path | None, console: Console) -> None:
     """Write the report of the last run again, without changing anything else."""
     snapshot = last_snapshot(pipeline)
-    records = _fitted(pipeline, snapshot=snapshot)
+    done = _fitted(pipeline, snapshot=snapshot)
     promotion = promote(
         pipeline=pipeline,
         store=pipeline.open_store(),
         snapshot=snapshot,
-        records=records,
+        records=done.records,
         dry_run=True,
     )
-    path = write_report(pipeline, snapshot=snapshot, records=records, promotion=promotion, out=out)
+    path = write_report(
+        pipeline,
+        snapshot=snapshot,
+        records=done.records,
+        searches=done.searches,
+        promotion=promotion,
+        out=out,
+    )
     console.print(f"report   {escape(str(path))}", soft_wrap=True)
 
 
@@ -150,6 +170,7 @@ def write_report(
     *,
     snapshot: Snapshot,
     records: Sequence[CandidateRecord],
+    searches: Sequence[Search],
     promotion: Promotion,
     out: Path | None = None,
 ) -> Path:
@@ -163,7 +184,7 @@ def write_report(
         snapshot=snapshot,
         records=records,
         promotion=promotion,
-        searches=standing(pipeline, snapshot=snapshot).searches if pipeline.spec.search else (),
+        searches=searches,
         git_commit=git_commit(pipeline.folder),
     )
     path = (out or pipeline.report_path).absolute()
@@ -175,14 +196,14 @@ def write_report(
     return path
 
 
-def _fitted(pipeline: Pipeline, *, snapshot: Snapshot) -> tuple[CandidateRecord, ...]:
+def _fitted(pipeline: Pipeline, *, snapshot: Snapshot) -> Trained:
     found = standing(pipeline, snapshot=snapshot)
     waiting = [candidate.spec.name for due in found.rounds for candidate in due.missing()]
     if waiting:
         raise StageError(
             f"not fitted yet: {', '.join(waiting)}; run `sensorium train {pipeline.path.name}`"
         )
-    return tuple(candidate.record for candidate in found.candidates if candidate.record is not None)
+    return trained(found, changed=False)
 
 
 def _promote(

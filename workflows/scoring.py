@@ -186,7 +186,7 @@ class SensoriumModel(PythonModel):
 
     def _filled(self, presence: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
         """Of a candidate that fills in what is missing: the names of what was, by row."""
-        if self.record.spec.get("type") != "filled":
+        if not _fills_in(self.record):
             return {}
         made = fills(self.fitted(), presence=presence)
         rows = range(len(next(iter(presence.values()))))
@@ -432,6 +432,11 @@ def _cell(value: Any, *, column: str, columns: PayloadColumns) -> Any:
     )
 
 
+def _fills_in(record: CandidateRecord) -> bool:
+    """Whether a candidate draws what is missing from what is there."""
+    return record.spec.get("type") == "filled"
+
+
 def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
     """One optional column per modality.
 
@@ -449,11 +454,7 @@ def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
             [
                 *answer_columns(record),
                 ColSpec(Array(DataType.string), "missing"),
-                *(
-                    [ColSpec(Array(DataType.string), "filled")]
-                    if record.spec.get("type") == "filled"
-                    else []
-                ),
+                *([ColSpec(Array(DataType.string), "filled")] if _fills_in(record) else []),
                 ColSpec(DataType.string, "problems", required=False),
             ]
         ),

@@ -9,7 +9,7 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.agenda import Standing
 from training.search.proposals import NothingToPropose
-from training.search.walk import Search, search_path
+from training.search.walk import Search
 from workflows.pipeline import Pipeline, StageError
 from workflows.wording import value
 
@@ -29,19 +29,10 @@ def kept_searches(
     pipeline: Pipeline, *, store: Store, snapshot: Snapshot
 ) -> dict[str, dict[str, Any]]:
     """The searches that are over, by name, as they were written down when they ended."""
-    spec = pipeline.spec
-    by_name = {candidate.name: candidate for candidate in spec.candidates}
     found = {}
-    for search in spec.search:
-        path = search_path(
-            search,
-            base=by_name[search.of],
-            snapshot=snapshot,
-            task=spec.task,
-            training=spec.training,
-        )
+    for name, path in pipeline.agenda.search_paths(snapshot=snapshot).items():
         try:
-            found[search.name] = json.loads(store.storage.read(path))
+            found[name] = json.loads(store.storage.read(path))
         except FileNotFoundError:
             continue  # it is not over
     return found

@@ -16,9 +16,9 @@ from features.lease import announce_job
 from features.sample_rows import SampleColumns
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
-from training.agenda import Due, Standing
+from training.agenda import Due, Standing, grouped
 from training.candidate import CandidateRecord
-from training.fitting.grouping import group
+from training.search.walk import Search
 from training.tuning.spec import FinetuneSpec
 from workflows.cluster import Connection
 from workflows.console import duration, progress, several
@@ -32,6 +32,7 @@ class Trained:
 
     records: tuple[CandidateRecord, ...]
     """In the order of the YAML."""
+    searches: tuple[Search, ...]
     changed: bool
     """Whether anything was fitted."""
 
@@ -87,18 +88,24 @@ def train(
     else:
         done = before
         console.print("         nothing to do: every candidate is in the store")
-    records = tuple(c.record for c in done.candidates if c.record is not None)
-    assert len(records) == len(done.candidates), "a candidate has no record after the training"
-    failed = [record for record in records if record.status == "failed"]
+    found = trained(done, changed=changed)
+    failed = [record for record in found.records if record.status == "failed"]
     for record in failed:
         failure = record.failure or {}
         console.print(
             f"         [red]{record.name} failed[/red]: {escape(str(failure.get('reason')))} "
             f"(epoch {failure.get('epoch')}, step {failure.get('step')})"
         )
-    if len(failed) == len(records):
+    if len(failed) == len(found.records):
         raise StageError("no candidate could be fitted")
-    return Trained(records=records, changed=changed)
+    return found
+
+
+def trained(standing: Standing, *, changed: bool) -> Trained:
+    """What stage 2 leaves behind when nothing is to be fitted any more."""
+    records = tuple(c.record for c in standing.candidates if c.record is not None)
+    assert len(records) == len(standing.candidates), "a candidate has no record after the training"
+    return Trained(records=records, searches=tuple(standing.searches), changed=changed)
 
 
 def print_standing(found: Standing, *, workers: int | None = None, console: Console) -> None:
@@ -120,13 +127,8 @@ def planned_groups(due: Due) -> list[list[str]]:
     A job that goes on after an interruption begins with the group that it was at, and one whose
     embeddings do not fit into memory fits each alone.
     """
-    missing = due.missing()
-    return group(
-        [candidate.spec.name for candidate in missing],
-        specs=[candidate.spec for candidate in missing],
-        modalities=[candidate.modalities for candidate in missing],
-        training=due.training,
-    )
+    groups = grouped(due.missing(), training=due.training)
+    return [[candidate.spec.name for candidate in together] for together in groups]
 
 
 def passes(groups: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -60,9 +60,7 @@ class Monitor:
 
     def is_best(self, metrics: Mapping[str, float], *, epoch: int, objective: Objective) -> bool:
         """Take account of an epoch; whether it is better than all before."""
-        name, lower = self.training.monitor, self.training.lower_is_better
-        if objective == "own":
-            name, lower = "loss", True
+        name, lower = self.training.monitored(objective)
         value = metrics[name]
         better = not math.isnan(value) and (
             self.best is None or (value < self.best if lower else value > self.best)

@@ -23,7 +23,7 @@ from training.candidate import CandidateRecord, PlannedCandidate, plan_candidate
 from training.search.spec import SearchSpec, Value
 from training.spec import CandidateSpec
 from training.task import TaskSpec
-from training.training_spec import TrainingSpec
+from training.training_spec import Monitored, TrainingSpec
 
 FORMAT = 1
 """Raised by one whenever the code changes what is proposed, or which trials go on."""
@@ -186,7 +186,7 @@ class _Walk:
             "snapshot": self.snapshot.id,
             "search": self.search.model_dump(mode="json"),
             "of": self.base.model_dump(mode="json"),
-            "monitor": self._monitor,
+            "monitor": self._monitored.name,
             "trials": [
                 {
                     "number": trial.number,
@@ -224,18 +224,16 @@ class _Walk:
         )
 
     @property
-    def _monitor(self) -> str:
-        return "loss" if self.base.objective == "own" else self.training.monitor
-
-    @property
-    def _lower_is_better(self) -> bool:
-        return self.base.objective == "own" or self.training.lower_is_better
+    def _monitored(self) -> Monitored:
+        return self.training.monitored(self.base.objective)
 
     def _generations(self, trials: list[Trial]) -> Round | None:
         """The first rung, into `trials`; the generation that is to be fitted, if one is."""
         from training.search.proposals import Proposals
 
-        proposals = Proposals(self.search, base=self.base, lower_is_better=self._lower_is_better)
+        proposals = Proposals(
+            self.search, base=self.base, lower_is_better=self._monitored.lower_is_better
+        )
         while len(trials) < self.search.trials:
             count = min(self.search.generation, self.search.trials - len(trials))
             first = len(trials)
@@ -287,7 +285,7 @@ class _Walk:
         if record.status != "fitted" or record.best_epoch is None:
             return None
         epoch = next(e for e in record.epochs if e["epoch"] == record.best_epoch)
-        value = float(epoch["validation_metrics"][self._monitor])
+        value = float(epoch["validation_metrics"][self._monitored.name])
         return value if math.isfinite(value) else None
 
     def _best(self, trials: Sequence[Trial]) -> list[Trial]:
@@ -295,7 +293,7 @@ class _Walk:
 
         Those that failed are left out, but for one if all did: that it failed is to be told.
         """
-        sign = 1 if self._lower_is_better else -1
+        sign = 1 if self._monitored.lower_is_better else -1
         known = [(trial.reached[-1], trial) for trial in trials]
         good = [(sign * value, trial.number, trial) for value, trial in known if value is not None]
         return [trial for _, _, trial in sorted(good, key=lambda item: item[:2])] or [trials[0]]
