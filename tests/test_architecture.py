@@ -247,7 +247,7 @@ def test_a_run_with_nothing_to_do_loads_no_heavy_library(tmp_path: Path) -> None
             "training.evaluation.bootstrap",
         ),
         *existing("training.evaluation.bootstrap", "training.evaluation.significance"),
-        *existing("workflows.pipeline", "workflows.gate", "workflows.cli"),
+        *existing("workflows.pipeline", "workflows.promotion.gate", "workflows.cli"),
     ]
     assert loaded_by(light, HEAVY, cwd=tmp_path) == {}
 

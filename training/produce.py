@@ -172,11 +172,10 @@ def _judge_and_write(
     metrics = {
         split: {**values, **further.get(split, {})} for split, values in answers.metrics().items()
     }
-    record = dataclasses.replace(
-        record, metrics=metrics, intervals=answers.intervals(), retrieval=found
-    )
+    record = dataclasses.replace(record, metrics=metrics, retrieval=found)
     if worker_rank() != 0:
         return record
+    record = dataclasses.replace(record, intervals=answers.intervals())
     record, model = write_encoders(store, record, model=fit.model)
     return write_candidate(store, record, model=model, predictions=answers.table())
 

@@ -24,7 +24,7 @@ from training.models.members import resolve, with_members
 from training.search.spec import SearchSpec, search_problems
 from training.task import TaskField
 from training.training_spec import TrainingSpec
-from workflows.gate import PromotionSpec
+from workflows.promotion.gate import PromotionSpec
 from workflows.yaml_lines import Lines, Location
 
 

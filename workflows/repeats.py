@@ -14,7 +14,7 @@ from rich.markup import escape
 from features.integrity import Repeats
 from features.plan import Plan
 from workflows.console import count, several, share
-from workflows.data_findings import Leak, Repeated
+from workflows.reporting.data_findings import Leak, Repeated
 from workflows.runs import without_passwords
 
 SHOWN = 3

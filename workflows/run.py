@@ -16,14 +16,14 @@ from features.snapshot import Snapshot
 from training.candidate import CandidateRecord
 from training.search.walk import Search
 from workflows.cluster import Connection
-from workflows.collect import collect
 from workflows.console import count, duration, progress, several
 from workflows.drift import print_planned_changes
 from workflows.embed import embed
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.plan import check_trainable, plan_embedding, print_work
-from workflows.promote import Promotion, promote
+from workflows.promotion.promote import Promotion, promote
 from workflows.repeats import print_repeats, print_untrained
+from workflows.reporting.collect import collect
 from workflows.runs import without_passwords
 from workflows.search import standing
 from workflows.summary import print_summary
@@ -175,8 +175,8 @@ def write_report(
     out: Path | None = None,
 ) -> Path:
     """Write the HTML report whole, and keep it with the training's run in MLflow."""
-    from workflows.registry import git_commit
-    from workflows.report import render
+    from workflows.promotion.registry import git_commit
+    from workflows.reporting.report import render
 
     data = collect(
         pipeline=pipeline,

@@ -11,7 +11,7 @@ from training.agenda import Standing
 from training.search.proposals import NothingToPropose
 from training.search.walk import Search
 from workflows.pipeline import Pipeline, StageError
-from workflows.wording import value
+from workflows.reporting.wording import value
 
 
 def standing(pipeline: Pipeline, *, snapshot: Snapshot) -> Standing:

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.metrics import Metric
-from workflows.answers import Answers
-from workflows.collect_candidates import best_single, find_leads
 from workflows.console import count, duration, table
-from workflows.findings import Estimate, Lead
 from workflows.pipeline import Pipeline
-from workflows.promote import Promotion, choose_winner
+from workflows.promotion.promote import Promotion, choose_winner
+from workflows.reporting.answers import Answers
+from workflows.reporting.collect_candidates import best_single, find_leads
+from workflows.reporting.findings import Estimate, Lead
 from workflows.runs import without_passwords
 
 

@@ -273,7 +273,7 @@ def _needed_candidates(
 
 def _registered_snapshots(pipeline: Pipeline) -> set[str]:
     """Ids of the snapshots that registered model versions of the pipeline's registry name."""
-    from workflows.registry import tags_of
+    from workflows.promotion.registry import tags_of
     from workflows.tracking import connected
 
     found: set[str] = set()

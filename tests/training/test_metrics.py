@@ -13,6 +13,7 @@ import torchmetrics.functional as theirs
 
 from training.evaluation.bootstrap import metric_interval, paired_metric
 from training.evaluation.metrics import Metric, metrics_of
+from training.evaluation.resampling import Resamples
 from training.task import ClassificationSpec, MultilabelSpec, RegressionSpec, RetrievalSpec
 
 CLASSIFICATION = metrics_of(ClassificationSpec(target="y"))
@@ -128,7 +129,8 @@ def test_a_resample_has_the_value_of_the_rows_that_it_holds(metric: Metric, data
     rows = rng.integers(len(targets), size=(5, len(targets)))
     counts = np.stack([np.bincount(r, minlength=len(targets)) for r in rows]).astype(float)
     expected = [metric.value(targets[r], answers[r]) for r in rows]
-    np.testing.assert_allclose(metric.resampled(targets, answers, counts), expected, rtol=1e-9)
+    resamples = Resamples(targets=targets, answers=answers, counts_RN=counts)
+    np.testing.assert_allclose(metric.resampled(resamples), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from features.drift import Change, Drift, ModalityDrift, Pair
-from workflows.data_findings import (
+from workflows.reporting.data_findings import (
     BadPayload,
     BadReason,
     Leak,
@@ -18,7 +18,7 @@ from workflows.data_findings import (
     Repeated,
     SplitFindings,
 )
-from workflows.findings import (
+from workflows.reporting.findings import (
     CandidateFindings,
     ConditionFindings,
     EnsembleFindings,
@@ -35,7 +35,7 @@ from workflows.findings import (
     SliceFindings,
     SpaceFindings,
 )
-from workflows.search_findings import Dimension, SearchFindings, TrialFindings, Value
+from workflows.reporting.search_findings import Dimension, SearchFindings, TrialFindings, Value
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example onerror=x>\"'&{{ 7*7 }}$\\frac{"
 MODALITIES = ("sentence", "drawing", "speech")

@@ -30,13 +30,13 @@ from training.evaluation.metrics import metrics_of
 from training.search.spec import SearchSpec
 from training.search.walk import Search, Trial
 from training.task import ClassificationSpec
-from workflows.collect import collect
-from workflows.findings import CandidateFindings, ReportData
-from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
 from workflows.pipeline import Pipeline, load_pipeline
-from workflows.promote import Promotion
+from workflows.promotion.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
+from workflows.promotion.promote import Promotion
 from workflows.quarantine import reason_group
-from workflows.report import render
+from workflows.reporting.collect import collect
+from workflows.reporting.findings import CandidateFindings, ReportData
+from workflows.reporting.report import render
 
 YAML = """
 name: pets
@@ -391,8 +391,8 @@ def test_a_reason_is_grouped_without_the_name_it_ends_with(reason: str, group: s
 def test_a_long_quarantine_is_counted_whole_and_listed_in_part(
     pipeline: Pipeline, store: Store, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.collect_data.LISTED_PAYLOADS", 5)
-    monkeypatch.setattr("workflows.collect_data.LISTED_REASONS", 4)
+    monkeypatch.setattr("workflows.reporting.collect_data.LISTED_PAYLOADS", 5)
+    monkeypatch.setattr("workflows.reporting.collect_data.LISTED_REASONS", 4)
     reasons = [f"fault number {i}" for i in range(14)]
     quarantine(store, modality="photo", rows=list(range(14)), reasons=reasons)
     data = collect(pipeline=pipeline, store=store, snapshot=snapshot, records=[])

@@ -12,8 +12,8 @@ from tests.features.vision_models import save_vit
 from tests.workflows.command import sensorium
 from training.candidate import read_predictions
 from workflows import tracking
-from workflows.frozen import champion_predictions
 from workflows.pipeline import load_pipeline
+from workflows.promotion.frozen import champion_predictions
 from workflows.scoring import loaded
 from workflows.search import standing
 from workflows.train import last_snapshot

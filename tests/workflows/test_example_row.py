@@ -20,10 +20,10 @@ from features.encoders.table import TableSpec
 from features.spec import FeatureSpec
 from tests.features.films import film
 from tests.workflows.report_cases import digits
-from workflows.data_findings import ModalityFindings
-from workflows.findings import ReportData
 from workflows.inputs import Input, column_names, example_cells
-from workflows.report import _commands, render
+from workflows.reporting.data_findings import ModalityFindings
+from workflows.reporting.findings import ReportData
+from workflows.reporting.report import _commands, render
 from workflows.scoring import SensoriumModel, _example, _payloads
 
 RECORD = [{"age": a, "ward": w, "code": c} for a, w, c in ((1.5, "west", "7"), (3.0, "east", "8"))]

@@ -11,7 +11,7 @@ import scipy.stats
 
 from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec, RegressionSpec
-from workflows.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
+from workflows.promotion.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
 
 ACCURACY = metrics_of(ClassificationSpec(target="y"))["accuracy"]
 

@@ -26,12 +26,13 @@ from features.store import Store
 from training.candidate import CandidateRecord, read_predictions, write_candidate
 from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec
-from workflows import contest, registry, scoring, tracking
-from workflows.contest import Contest
-from workflows.frozen import TableChanged, frozen_rows, stored_predictions
-from workflows.gate import PromotionSpec
+from workflows import scoring, tracking
 from workflows.pipeline import Pipeline, StageError
-from workflows.promote import Promotion, choose_winner, promote
+from workflows.promotion import contest, registry
+from workflows.promotion.contest import Contest
+from workflows.promotion.frozen import TableChanged, frozen_rows, stored_predictions
+from workflows.promotion.gate import PromotionSpec
+from workflows.promotion.promote import Promotion, choose_winner, promote
 
 ROOT = Path(__file__).resolve().parents[2]
 Shapes = Any
@@ -498,7 +499,7 @@ from features.storage import LocalStorage
 from features.store import Store
 from training.candidate import plan_candidates
 from workflows.pipeline import load_pipeline
-from workflows.promote import promote
+from workflows.promotion.promote import promote
 pipeline = load_pipeline(Path({str(fitted_shapes.pipeline.path)!r}))
 store = Store(LocalStorage(pipeline.store_root))
 snapshot = store.latest("shapes")

@@ -29,8 +29,8 @@ from tests.workflows.report_cases import (
     searched,
     with_names,
 )
-from workflows.data_findings import BadPayload, BadReason
-from workflows.report import render
+from workflows.reporting.data_findings import BadPayload, BadReason
+from workflows.reporting.report import render
 
 INLINE = {"b", "span", "code", "i", "u", "a", "svg", "circle", "path"}
 VOID = {"meta", "br", "hr", "img", "input", "link"}

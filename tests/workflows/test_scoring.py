@@ -17,7 +17,7 @@ import pytest
 from features.stored_embeddings import read_embeddings
 from training.candidate import parse_record, read_predictions
 from workflows import scoring, tracking
-from workflows.promote import promote
+from workflows.promotion.promote import promote
 
 ROOT = Path(__file__).resolve().parents[2]
 Shapes = Any

@@ -27,8 +27,8 @@ from training.candidate import CandidateRecord, plan_candidates, read_prediction
 from training.data.table import load_table
 from training.produce import produce_candidate
 from workflows.pipeline import ConfigurationError, Pipeline, load_pipeline
-from workflows.promote import promote
-from workflows.report import collect, render
+from workflows.promotion.promote import promote
+from workflows.reporting.report import collect, render
 
 ROWS = 240
 WORDS = ("red", "round", "heavy")

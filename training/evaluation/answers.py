@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.batch import Batch
 from training.data.table import EmbeddingTable, worker_slice
 from training.data.targets import ABSENT
-from training.evaluation.bootstrap import metric_interval
+from training.evaluation.bootstrap import metric_intervals
 from training.evaluation.metrics import Metric, metrics_of
 from training.evaluation.ranks import ranks_of
 from training.tasks import Retrieval, Task
@@ -72,12 +72,13 @@ class Predictions:
 
     def _intervals(self, chosen: np.ndarray) -> dict[str, list[float]]:
         targets, answers = self.targets[chosen], self.answers[chosen]
-        found = {}
-        for name, metric in self._applying().items():
-            interval = metric_interval(metric, targets=targets, answers=answers)
-            if math.isfinite(interval.mean) and math.isfinite(interval.low):
-                found[name] = [interval.low, interval.high]
-        return found
+        applying = self._applying()
+        found = metric_intervals(list(applying.values()), targets=targets, answers=answers)
+        return {
+            name: [interval.low, interval.high]
+            for name, interval in zip(applying, found, strict=True)
+            if math.isfinite(interval.mean) and math.isfinite(interval.low)
+        }
 
     def _applying(self) -> dict[str, Metric]:
         known = metrics_of(self.task.spec)

@@ -5,13 +5,14 @@ Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from training.evaluation.metrics import Metric
+from training.evaluation.resampling import Resamples
 
 RESAMPLES = 2000
 LEAST_RESAMPLES = 100
@@ -80,16 +81,45 @@ def metric_interval(
     A resample in which the metric is not defined (of one class alone, say) is left out; where
     all are, the interval is NaN.
     """
-    if metric.rows is not None:
-        rows = metric.rows(targets, answers)
-        return bootstrap_interval(rows, confidence=confidence, resamples=resamples, seed=seed)
-    values = np.concatenate(
-        [
-            _resampled(metric, targets, answers, counts)
-            for counts in _resamples(answers.shape, resamples=resamples, seed=seed)
-        ]
+    (interval,) = metric_intervals(
+        [metric],
+        targets=targets,
+        answers=answers,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
     )
-    return _percentiles(metric.value(targets, answers), values, confidence=confidence)
+    return interval
+
+
+def metric_intervals(
+    metrics: Sequence[Metric],
+    *,
+    targets: np.ndarray,
+    answers: np.ndarray,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """As `metric_interval`, of several: what they need of a resample is worked out once."""
+    further = [number for number, metric in enumerate(metrics) if metric.rows is None]
+    found: dict[int, list[np.ndarray]] = {number: [] for number in further}
+    if further:
+        for counts in _resamples(answers.shape, resamples=resamples, seed=seed):
+            block = Resamples(targets=targets, answers=answers, counts_RN=counts)
+            for number in further:
+                found[number].append(_resampled(metrics[number], block))
+    intervals = []
+    for number, metric in enumerate(metrics):
+        if metric.rows is None:
+            value, values = metric.value(targets, answers), np.concatenate(found[number])
+            intervals.append(_percentiles(value, values, confidence=confidence))
+        else:
+            rows = metric.rows(targets, answers)
+            intervals.append(
+                bootstrap_interval(rows, confidence=confidence, resamples=resamples, seed=seed)
+            )
+    return intervals
 
 
 def paired_metric(
@@ -130,12 +160,14 @@ def paired_resamples(
         gains = _row_gains(metric, targets, a, b)
         return _resampled_means(gains, resamples=resamples, seed=seed)
     sign = 1 if metric.higher_is_better else -1
-    return np.concatenate(
-        [
-            sign * (_resampled(metric, targets, a, counts) - _resampled(metric, targets, b, counts))
-            for counts in _resamples(a.shape, resamples=resamples, seed=seed)
-        ]
-    )
+    found = []
+    for counts in _resamples(a.shape, resamples=resamples, seed=seed):
+        first, second = (
+            _resampled(metric, Resamples(targets=targets, answers=answers, counts_RN=counts))
+            for answers in (a, b)
+        )
+        found.append(sign * (first - second))
+    return np.concatenate(found)
 
 
 def _row_gains(metric: Metric, targets: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -144,11 +176,9 @@ def _row_gains(metric: Metric, targets: np.ndarray, a: np.ndarray, b: np.ndarray
     return first - second if metric.higher_is_better else second - first
 
 
-def _resampled(
-    metric: Metric, targets: np.ndarray, answers: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
+def _resampled(metric: Metric, resamples: Resamples) -> np.ndarray:
     assert metric.resampled is not None, f"{metric.name} is neither a mean nor resampled"
-    return metric.resampled(targets, answers, counts)
+    return metric.resampled(resamples)
 
 
 def _resamples(shape: tuple[int, ...], *, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from training.evaluation.resampling import (
+    Resamples,
     average_precision,
     class_counts,
     f1_of_counts,
@@ -74,9 +75,8 @@ class Metric:
     """Whether a row is either right or wrong."""
     library: Callable[[np.ndarray, np.ndarray], float] | None = None
     """The metric, where it is no mean over rows."""
-    resampled: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
-    """Of targets, answers and how often each row is in each resample `[R, N]`, the metric of each
-    resample, float64 `[R]`; NaN where it is not defined."""
+    resampled: Callable[[Resamples], np.ndarray] | None = None
+    """The metric of each resample, float64 `[R]`; NaN where it is not defined."""
     applies: Callable[[int], bool] = lambda outputs: True
     """Whether it is taken of so many classes, labels or numbers."""
 
@@ -323,8 +323,8 @@ def _value_of_means(
     columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
     metric: Callable[[np.ndarray], np.ndarray],
 ) -> float:
-    whole = np.ones((1, len(targets)))
-    return float(of_means(targets, answers, whole, columns=columns, metric=metric)[0])
+    whole = Resamples(targets=targets, answers=answers, counts_RN=np.ones((1, len(targets))))
+    return float(of_means(whole, columns=columns, metric=metric)[0])
 
 
 def _multilabel(threshold: float) -> tuple[Metric, ...]:

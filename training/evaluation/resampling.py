@@ -1,8 +1,8 @@
 """Metrics over many bootstrap resamples at once, from how often each holds each row.
 
-`counts_RN` says how often a row is in a resample. A metric that is a function of means over rows is
-that function of the resampled means; one of ranks sorts the rows once, and a resample's ranks are
-running sums of its counts. NaN stands for a metric that a resample does not define.
+A metric that is a function of means over rows is that function of the resampled means; one of ranks
+sorts the rows once, and a resample's ranks are running sums of its counts. NaN stands for a metric
+that a resample does not define.
 
 Suffixes of arrays: N rows, C classes, K labels or numbers, R resamples, M means, G groups of rows
 with equal scores.
@@ -10,16 +10,37 @@ with equal scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resamples:
+    """Answers to rows, and resamples of the rows; what several metrics need of them is kept."""
+
+    targets: np.ndarray
+    answers: np.ndarray
+    counts_RN: np.ndarray
+    """float64: how often each row is in each resample."""
+
+    @cached_property
+    def positive_rows(self) -> Sequence[PositiveRows]:
+        """Of each class or label; of two classes of the second alone."""
+        positive_NK, scores_NK = one_against_rest(self.targets, self.answers)
+        # Rows first, so that sorting them moves whole lines of memory.
+        kind = np.float32 if len(self.targets) < 2**24 else np.float64
+        counts_NR = np.ascontiguousarray(self.counts_RN.T, dtype=kind)
+        return [
+            _positive_rows(positive_N, scores_N, counts_NR)
+            for positive_N, scores_N in zip(positive_NK.T, scores_NK.T, strict=True)
+        ]
+
+
 def of_means(
-    targets: np.ndarray,
-    answers: np.ndarray,
-    counts_RN: np.ndarray,
+    resamples: Resamples,
     *,
     columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
     metric: Callable[[np.ndarray], np.ndarray],
@@ -27,8 +48,9 @@ def of_means(
     """float64 `[R]`: `metric([R, M])` of the means over each resample of `columns(targets,
     answers)` `[N, M]`.
     """
-    means_RM = counts_RN @ columns(targets, answers) / counts_RN.sum(axis=1, keepdims=True)
-    return metric(means_RM)
+    counts_RN = resamples.counts_RN
+    columns_NM = columns(resamples.targets, resamples.answers)
+    return metric(counts_RN @ columns_NM / counts_RN.sum(axis=1, keepdims=True))
 
 
 def class_counts(targets_N: np.ndarray, answers_NC: np.ndarray) -> np.ndarray:
@@ -180,23 +202,9 @@ def average_precision(rows: PositiveRows) -> np.ndarray:
     return _ratio((rows.counts * precision_PR).sum(axis=0), rows.positive.astype(np.float64))
 
 
-def mean_areas(
-    targets: np.ndarray,
-    answers: np.ndarray,
-    counts_RN: np.ndarray,
-    *,
-    area: Callable[[PositiveRows], np.ndarray],
-) -> np.ndarray:
+def mean_areas(resamples: Resamples, *, area: Callable[[PositiveRows], np.ndarray]) -> np.ndarray:
     """Mean over the classes or labels of the area under a curve, float64 `[R]`."""
-    positive_NK, scores_NK = one_against_rest(targets, answers)
-    # Rows first, so that sorting them moves whole lines of memory.
-    kind = np.float32 if len(targets) < 2**24 else np.float64
-    counts_NR = np.ascontiguousarray(counts_RN.T, dtype=kind)
-    areas = [
-        area(_positive_rows(positive_N, scores_N, counts_NR))
-        for positive_N, scores_N in zip(positive_NK.T, scores_NK.T, strict=True)
-    ]
-    return _mean_of_known(np.stack(areas, axis=1))
+    return _mean_of_known(np.stack([area(rows) for rows in resamples.positive_rows], axis=1))
 
 
 def one_against_rest(targets: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,13 +218,12 @@ def one_against_rest(targets: np.ndarray, answers: np.ndarray) -> tuple[np.ndarr
     return targets[:, None] == classes, answers[:, first:]
 
 
-def spearman_of_ranks(
-    targets_NK: np.ndarray, answers_NK: np.ndarray, counts_RN: np.ndarray
-) -> np.ndarray:
+def spearman_of_ranks(resamples: Resamples) -> np.ndarray:
     """float64 `[R]`: mean over the numbers of Pearson's correlation of the ranks."""
+    counts_RN = resamples.counts_RN
     total_R1 = counts_RN.sum(axis=1, keepdims=True)
     found = []
-    for x_N, y_N in zip(targets_NK.T, answers_NK.T, strict=True):
+    for x_N, y_N in zip(resamples.targets.T, resamples.answers.T, strict=True):
         x_RN, y_RN = (_ranks(values, counts_RN) - (total_R1 + 1) / 2 for values in (x_N, y_N))
         products = ((counts_RN * a * b).sum(axis=1) for a, b in ((x_RN, y_RN), (x_RN, x_RN)))
         xy, xx = products

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from workflows.drawing import add_axes, drawing, ink, new_figure, shorten, to_svg
-from workflows.search_findings import Dimension, Value
+from workflows.reporting.drawing import add_axes, drawing, ink, new_figure, shorten, to_svg
+from workflows.reporting.search_findings import Dimension, Value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

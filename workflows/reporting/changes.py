@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from features.drift import Change, Drift, ModalityDrift, Pair
 from workflows.drift import is_beyond_chance
-from workflows.wording import NO_BREAK, count, few, number, percent, say
+from workflows.reporting.wording import NO_BREAK, count, few, number, percent, say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.gate import Verdict
 from workflows.pipeline import StageError
+from workflows.promotion.gate import Verdict
 from workflows.runs import cut
 from workflows.tracking import TAG, register_model
 

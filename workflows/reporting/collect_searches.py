@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from training.evaluation.metrics import metrics_of
 from training.search.spec import RangeSpec
 from training.search.walk import Search, Trial
-from workflows.search_findings import Dimension, SearchFindings, TrialFindings
+from workflows.reporting.search_findings import Dimension, SearchFindings, TrialFindings
 
 if TYPE_CHECKING:
     from workflows.pipeline import Pipeline

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from training.candidate import CandidateRecord
-from workflows.findings import Recall, RetrievalFindings, SpaceFindings
+from workflows.reporting.findings import Recall, RetrievalFindings, SpaceFindings
 
 NEIGHBOURS, ZERO_SHOT = "neighbour_accuracy", "zero_shot_accuracy."
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from workflows.data_findings import Leak
-from workflows.findings import ReportData
-from workflows.wording import count, few, number, percent, say
+from workflows.reporting.data_findings import Leak
+from workflows.reporting.findings import ReportData
+from workflows.reporting.wording import count, few, number, percent, say
 
 MOST_LEAKS = 3
 

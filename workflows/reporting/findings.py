@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workflows.data_findings import (
+from workflows.reporting.data_findings import (
     BadPayload,
     BadReason,
     Leak,
@@ -18,8 +18,8 @@ from workflows.data_findings import (
     Repeated,
     SplitFindings,
 )
-from workflows.plots import Family
-from workflows.search_findings import SearchFindings
+from workflows.reporting.plots import Family
+from workflows.reporting.search_findings import SearchFindings
 
 if TYPE_CHECKING:
     from features.drift import Drift

@@ -7,8 +7,8 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from workflows.findings import CandidateFindings, GateFindings, ReportData
-from workflows.wording import (
+from workflows.reporting.findings import CandidateFindings, GateFindings, ReportData
+from workflows.reporting.wording import (
     NO_BREAK,
     count,
     few,

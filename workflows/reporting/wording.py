@@ -8,7 +8,7 @@ from datetime import datetime
 
 from markupsafe import Markup
 
-from workflows.findings import (
+from workflows.reporting.findings import (
     CandidateFindings,
     Estimate,
 )

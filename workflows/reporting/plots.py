@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from workflows.drawing import (
+from workflows.reporting.drawing import (
     SMALL,
     TEXT,
     add_axes,

@@ -20,8 +20,8 @@ from features.stored_embeddings import embedded_rows, read_embeddings
 from training.answering import embed, predict, ranks
 from training.candidate import CandidateRecord, read_predictions
 from training.task import ClassificationSpec, RegressionSpec, TaskSpec, parse_task
-from workflows.gate import FrozenRows, Predictions
 from workflows.pipeline import StageError
+from workflows.promotion.gate import FrozenRows, Predictions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from workflows import figures, remarks, wording
-from workflows.findings import (
+from workflows.reporting import figures, remarks, wording
+from workflows.reporting.findings import (
     CandidateFindings,
     ConditionFindings,
     Recall,
     ReportData,
     RetrievalFindings,
 )
-from workflows.search_findings import SearchFindings, TrialFindings
+from workflows.reporting.search_findings import SearchFindings, TrialFindings
 
 MOST_TRIALS = 12
 """Trials of a search that are shown; the others are folded away."""

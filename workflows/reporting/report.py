@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workflows import changes, data_remarks, figures, remarks, tables, wording
-from workflows.collect import collect
-from workflows.findings import CandidateFindings, ReportData
-from workflows.headline import headline, tiles
+from workflows.reporting import changes, data_remarks, figures, remarks, tables, wording
+from workflows.reporting.collect import collect
+from workflows.reporting.findings import CandidateFindings, ReportData
+from workflows.reporting.headline import headline, tiles
 
 __all__ = ["ReportData", "collect", "render"]
 

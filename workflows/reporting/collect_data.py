@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
-from workflows.data_findings import BadPayload, BadReason, ModalityFindings, SplitFindings
 from workflows.quarantine import group_reasons
+from workflows.reporting.data_findings import BadPayload, BadReason, ModalityFindings, SplitFindings
 from workflows.runs import without_passwords
 
 LISTED_PAYLOADS = 50

@@ -16,9 +16,19 @@ from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.metrics import metrics_of
 from training.search.walk import Search
-from workflows.answers import Answers
-from workflows.collect_candidates import best_single, find_candidate, find_ensembles, find_leads
-from workflows.collect_data import (
+from workflows.drift import find_drift
+from workflows.inputs import example_cells, input_of
+from workflows.promotion.gate import Comparison, Condition
+from workflows.promotion.promote import Promotion, choose_winner
+from workflows.repeats import leaks_of, repeated_of
+from workflows.reporting.answers import Answers
+from workflows.reporting.collect_candidates import (
+    best_single,
+    find_candidate,
+    find_ensembles,
+    find_leads,
+)
+from workflows.reporting.collect_data import (
     find_modality,
     find_reasons,
     find_splits,
@@ -26,20 +36,15 @@ from workflows.collect_data import (
     list_quarantined,
     read_targets,
 )
-from workflows.collect_searches import find_searches
-from workflows.collect_spaces import find_retrieval, find_spaces
-from workflows.drift import find_drift
-from workflows.findings import (
+from workflows.reporting.collect_searches import find_searches
+from workflows.reporting.collect_spaces import find_retrieval, find_spaces
+from workflows.reporting.findings import (
     ConditionFindings,
     Estimate,
     GateFindings,
     MetricFindings,
     ReportData,
 )
-from workflows.gate import Comparison, Condition
-from workflows.inputs import example_cells, input_of
-from workflows.promote import Promotion, choose_winner
-from workflows.repeats import leaks_of, repeated_of
 from workflows.runs import without_passwords
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from workflows import plots, wording
-from workflows.findings import (
+from workflows.reporting import plots, wording
+from workflows.reporting.findings import (
     CandidateFindings,
     Estimate,
     ReportData,
     SliceFindings,
 )
-from workflows.scatter import Tried, limits_of, scatter
-from workflows.search_findings import SearchFindings, TrialFindings
+from workflows.reporting.scatter import Tried, limits_of, scatter
+from workflows.reporting.search_findings import SearchFindings, TrialFindings
 
 WIDE, PANEL, NARROW = 800, 370, 350
 """Widths of a plot: for a screen, for half of it, for a phone, in pixels."""

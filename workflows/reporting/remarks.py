@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from workflows.data_remarks import shared, untrained
-from workflows.findings import (
+from workflows.reporting.data_remarks import shared, untrained
+from workflows.reporting.findings import (
     ConditionFindings,
     EnsembleFindings,
     ReportData,
 )
-from workflows.search_findings import SearchFindings
-from workflows.wording import count, few, fine, number, percent, say, score, value
+from workflows.reporting.search_findings import SearchFindings
+from workflows.reporting.wording import count, few, fine, number, percent, say, score, value
 
 BREAKDOWN_NOTE = "Challenger − champion where it may hide; decides nothing unless listed above."
 

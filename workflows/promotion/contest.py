@@ -12,17 +12,17 @@ from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.store import Store
 from training.candidate import CandidateRecord
-from workflows.frozen import (
+from workflows.inputs import Input, column_names, inputs_of, model_key
+from workflows.pipeline import Pipeline, StageError
+from workflows.promotion.frozen import (
     RawRows,
     champion_predictions,
     frozen_rows,
     stored_predictions,
     table_rows,
 )
-from workflows.gate import Predictions, Verdict, judge
-from workflows.inputs import Input, column_names, inputs_of, model_key
-from workflows.pipeline import Pipeline, StageError
-from workflows.registry import number_of, tags_of
+from workflows.promotion.gate import Predictions, Verdict, judge
+from workflows.promotion.registry import number_of, tags_of
 from workflows.runs import without_passwords
 
 if TYPE_CHECKING:

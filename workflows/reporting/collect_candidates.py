@@ -8,8 +8,8 @@ from typing import Any
 
 from training.candidate import CandidateRecord
 from training.evaluation.significance import holm
-from workflows.answers import Answers, estimate
-from workflows.findings import (
+from workflows.reporting.answers import Answers, estimate
+from workflows.reporting.findings import (
     CandidateFindings,
     EnsembleFindings,
     Epoch,
@@ -17,7 +17,7 @@ from workflows.findings import (
     Lead,
     MemberFindings,
 )
-from workflows.plots import Family
+from workflows.reporting.plots import Family
 
 
 def family_of(record: CandidateRecord) -> Family:

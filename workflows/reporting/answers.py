@@ -19,7 +19,7 @@ from training.evaluation.bootstrap import Interval, metric_interval, paired_metr
 from training.evaluation.metrics import Metric
 from training.evaluation.significance import Difference, difference
 from training.task import TaskSpec
-from workflows.findings import Estimate, Masked, SliceFindings
+from workflows.reporting.findings import Estimate, Masked, SliceFindings
 
 NO_VALUE = "(none)"
 """What stands for null in a slice column."""

@@ -15,12 +15,13 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord
 from training.evaluation.metrics import Metric
-from workflows import registry, tracking
-from workflows.contest import Contest
-from workflows.frozen import RawRows
-from workflows.gate import Verdict
+from workflows import tracking
 from workflows.pipeline import Pipeline, StageError
-from workflows.registry import number_of, tags_of
+from workflows.promotion import registry
+from workflows.promotion.contest import Contest
+from workflows.promotion.frozen import RawRows
+from workflows.promotion.gate import Verdict
+from workflows.promotion.registry import number_of, tags_of
 from workflows.search import kept_searches
 
 if TYPE_CHECKING:

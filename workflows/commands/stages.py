@@ -1,0 +1,116 @@
+"""The stages as commands, and the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workflows.commands.app import GATE_REFUSED, STAGES, PipelineFile, command
+from workflows.console import make_console
+
+if TYPE_CHECKING:
+    from workflows.promotion.promote import Promotion
+
+
+@command(panel=STAGES, example="sensorium demo --dir /tmp/digits")
+def demo(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Folder for everything that the demo makes.")
+    ] = Path("demo"),
+    samples: Annotated[
+        int | None, typer.Option(help="Use only so many of the 1,797 digits.", min=300, max=1797)
+    ] = None,
+) -> None:
+    """The main job, on digits spoken, written and drawn in three languages, which it makes."""
+    from workflows.run import run, run_demo
+
+    console = make_console()
+    pipeline = run_demo(directory, samples=samples, console=console)
+    exit_by_gate(run(pipeline, console=console))
+
+
+@command(panel=STAGES, example="sensorium plan pipeline.yaml")
+def plan(pipeline: PipelineFile) -> None:
+    """What would be embedded and trained, in rows, and what it costs. Changes nothing."""
+    from workflows.pipeline import load_pipeline
+    from workflows.run import print_plan
+
+    print_plan(load_pipeline(pipeline), console=make_console())
+
+
+@command(panel=STAGES, example="sensorium embed pipeline.yaml")
+def embed(
+    pipeline: PipelineFile,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try the payloads in quarantine again.")
+    ] = False,
+) -> None:
+    """Stage 1: compute the embeddings that are not in the store, and commit a snapshot."""
+    from workflows.cluster import Connection
+    from workflows.embed import embed as run_embed
+    from workflows.pipeline import load_pipeline
+
+    loaded = load_pipeline(pipeline)
+    with Connection() as connection:
+        run_embed(loaded, connection=connection, console=make_console(), retry=retry)
+
+
+@command(panel=STAGES, example="sensorium train pipeline.yaml")
+def train(pipeline: PipelineFile) -> None:
+    """Stage 2: fit the candidates that are not yet fitted to the last snapshot."""
+    from workflows.cluster import Connection
+    from workflows.pipeline import load_pipeline
+    from workflows.train import last_snapshot
+    from workflows.train import train as run_train
+
+    loaded = load_pipeline(pipeline)
+    snapshot = last_snapshot(loaded)
+    with Connection() as connection:
+        run_train(loaded, snapshot=snapshot, connection=connection, console=make_console())
+
+
+@command(panel=STAGES, example="sensorium promote pipeline.yaml --dry-run")
+def promote(
+    pipeline: PipelineFile,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge, but register and move nothing.")
+    ] = False,
+) -> None:
+    """Stage 3: record the runs, register the winner, and make it champion if the gate passes."""
+    from workflows.pipeline import load_pipeline
+    from workflows.run import promote_last
+
+    promotion = promote_last(load_pipeline(pipeline), dry_run=dry_run, console=make_console())
+    exit_by_gate(promotion, dry_run=dry_run)
+
+
+@command(panel=STAGES, example="sensorium run pipeline.yaml")
+def run(pipeline: PipelineFile) -> None:
+    """All three stages and the report; each does only what is not done."""
+    from workflows.pipeline import load_pipeline
+    from workflows.run import run as run_all
+
+    exit_by_gate(run_all(load_pipeline(pipeline), console=make_console()))
+
+
+@command(panel=STAGES, example="sensorium report pipeline.yaml --out /tmp/report.html")
+def report(
+    pipeline: PipelineFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write; NAME-report.html beside the YAML by default."),
+    ] = None,
+) -> None:
+    """Write the HTML report of the last run."""
+    from workflows.pipeline import load_pipeline
+    from workflows.run import write_last_report
+
+    write_last_report(load_pipeline(pipeline), out=out, console=make_console())
+
+
+def exit_by_gate(promotion: Promotion, *, dry_run: bool = False) -> None:
+    """Exit with 3 if the gate refused, now; a refusal of an earlier run is nothing new."""
+    if promotion.refused and (promotion.changed or dry_run):
+        raise typer.Exit(GATE_REFUSED)
