@@ -73,6 +73,8 @@ def info_nce(
     payloads_GM = None if payloads_BM is None else gather_rows(payloads_BM, group=group).rows
     classes_G = None if classes_B is None else gather_rows(classes_B, group=group).rows
     own = slice(gathered.first, gathered.first + B)
+    # Apart, so that a pair's gradient is as large as its rows and not as all that was gathered.
+    modalities = all_GMS.unbind(dim=1)
     losses = []
     for a, b in modality_pairs(M) if pairs is None else pairs:
         both_G = present_GM[:, a] & present_GM[:, b]
@@ -81,7 +83,7 @@ def info_nce(
             continue
         first = int(both_G[: own.start].sum())
         mine = slice(first, first + int(both_G[own].sum()))
-        x_GS, y_GS = all_GMS[both_G, a], all_GMS[both_G, b]
+        x_GS, y_GS = (_rows(modalities[m], chosen_G=both_G, count=count) for m in (a, b))
         rows, columns = log_sum_exps(x_GS[mine], y_GS, scale=scale, group=group)
         right_x, right_y = x_GS[mine], y_GS[mine]
         numbers: list[Tensor] = []
@@ -100,3 +102,8 @@ def info_nce(
     if not losses:
         return (all_GMS.sum() + scale) * 0.0
     return torch.stack(losses).mean()
+
+
+def _rows(x_GS: Tensor, *, chosen_G: Tensor, count: int) -> Tensor:
+    """The chosen rows, `count` of them; all of them as they are, without a copy."""
+    return x_GS if count == len(x_GS) else x_GS.index_select(0, chosen_G.nonzero()[:, 0])
