@@ -19,6 +19,9 @@ from training.workers import Group, worker_count
 AGREEMENT_SECONDS = 60.0
 """How long a worker whose candidate has failed waits for the others to fail too."""
 
+PATIENCE = timedelta(days=7)
+"""How long workers wait for one another in the group of their own; one that dies is noticed."""
+
 
 class CandidateFault(RuntimeError):
     """A candidate's own code has failed; the message says how, and at which line."""
@@ -41,10 +44,13 @@ def own_code() -> Iterator[None]:
 
 
 def agreement_group() -> Group:
-    """A group of its own for `all_workers_agree`; every worker must call it."""
+    """A group of its own for what takes long to agree on; every worker must call it.
+
+    Workers that fit candidates by themselves are not done at the same time.
+    """
     if worker_count() == 1:
         return None
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert isinstance(group, dist.ProcessGroup), "every worker is in a group of all"
     return group
 

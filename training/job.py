@@ -25,11 +25,11 @@ from ray.exceptions import GetTimeoutError
 from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda, Standing
+from training.passes import RUNS_FOLDER
 from training.progress import FitProgress, Mailbox, RoundProgress
 from training.rounds import fit_on_worker
 from training.tuning.payloads import PayloadSource
 
-RUNS_FOLDER = "train-runs"
 RETRIES = 3
 """How often the worker group is started again after a worker has died."""
 POLL_SECONDS = 0.3

@@ -14,6 +14,7 @@ from typing import Any
 from training.agenda import Due
 from training.candidate import PlannedCandidate
 from training.fitting.loop import Epoch
+from training.passes import Passes, names_of
 from training.training_spec import TrainingSpec
 from training.workers import worker_rank
 
@@ -25,8 +26,10 @@ class RoundProgress:
     search: str | None
     """The search whose round it is; None of the candidates."""
     title: str
+    apart: Sequence[Sequence[str]]
+    """Names of the candidates that single workers fit, side by side, those in one pass together."""
     groups: Sequence[Sequence[str]]
-    """Names of the candidates that are fitted, those in one pass together."""
+    """The same of those that all workers fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +67,15 @@ class Mailbox:
         return items
 
 
-def post_round(mailbox: Any, *, due: Due, groups: Sequence[Sequence[PlannedCandidate]]) -> None:
+def post_round(mailbox: Any, *, due: Due, passes: Passes) -> None:
     """Tell the driver of a round, from the first worker."""
     _post(
         mailbox,
         RoundProgress(
             search=due.search,
             title=due.title,
-            groups=[[candidate.spec.name for candidate in together] for together in groups],
+            apart=names_of(passes.apart),
+            groups=names_of(passes.together),
         ),
     )
 

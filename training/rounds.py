@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from features.snapshot import Snapshot
 from features.sources import SourceError
 from features.storage import open_storage
 from features.store import Store
-from training.agenda import Agenda, Due, grouped
+from training.agenda import Agenda, Due
 from training.allocator import keep_freed_memory
 from training.candidate import PlannedCandidate
 from training.data.reading import MemoryTooSmall
@@ -32,13 +32,14 @@ from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.fitting.checkpoint import FitState, read_about, read_checkpoints, write_checkpoint
 from training.fitting.loop import Epoch
 from training.memory import memory_bytes
+from training.passes import RUNS_FOLDER, Passes, Progress, divide, settled
 from training.produce import produce_together
 from training.progress import Reporter, post_round
 from training.search.proposals import NothingToPropose
 from training.training_spec import TrainingSpec
 from training.tuning.payloads import PayloadSource
 from training.tuning.table import table_for
-from training.workers import of_first_worker, worker_rank
+from training.workers import alone, from_all_workers, of_first_worker, worker_count, worker_rank
 
 
 def fit_on_worker(config: dict[str, Any]) -> str | None:
@@ -84,6 +85,7 @@ class _Rounds:
         self._device = device
         self._mailbox = mailbox
         self._payloads = payloads
+        self._folder = f"{RUNS_FOLDER}/{agenda.name(snapshot=snapshot)}"
         self._interrupted = _Interrupted.found()
         self._agreement = agreement_group()
         self._tried: set[str] = set()
@@ -137,41 +139,84 @@ class _Rounds:
         return self._table
 
     def _fit_round(self, due: Due, *, table: EmbeddingTable) -> None:
+        """Fit a round: what each worker does by itself, side by side, and then what all do."""
         pending = [c for c in due.missing() if c.fingerprint not in self._tried]
-        training = due.training
-        grouping = training if table.stackable else training.model_copy(update={"together": 1})
-        groups = deque(_groups(pending, due=due, training=grouping, interrupted=self._interrupted))
-        post_round(self._mailbox, due=due, groups=groups)
+        passes = self._passes(due, pending=pending, in_memory=table.stackable)
+        post_round(self._mailbox, due=due, passes=passes)
         numbers = {candidate.fingerprint: number for number, candidate in enumerate(pending, 1)}
-        while groups:
-            together = groups.popleft()
+        fit = partial(self._fit_groups, training=due.training, table=table, numbers=numbers)
+        if passes.apart:
+            own = passes.of_worker(worker_rank(), workers=worker_count())
+            with alone():
+                faults = fit(own, apart=True)
+            for found in from_all_workers(faults, group=self._agreement):
+                self._faults += found
+            self._tried.update(c.fingerprint for group in passes.apart for c in group)
+        self._faults += fit(passes.together)
+
+    def _passes(self, due: Due, *, pending: Sequence[PlannedCandidate], in_memory: bool) -> Passes:
+        """What is fitted in one pass: first the group that was interrupted, as it was.
+
+        Some of it may be in the store by now; the others end in the same bits only beside them.
+        """
+        first: list[Sequence[PlannedCandidate]] = []
+        if self._interrupted is not None:
+            first = self._interrupted.group_of(due, pending=pending)
+        taken = {candidate.fingerprint for group in first for candidate in group}
+        rest = [candidate for candidate in pending if candidate.fingerprint not in taken]
+        training = due.training
+        if not in_memory:
+            training = training.model_copy(update={"together": 1})
+        passes = divide(rest, training=training, in_memory=in_memory)
+        if in_memory and worker_rank() == 0:
+            passes = settled(
+                self._store.storage, folder=self._folder, due=due, pending=rest, passes=passes
+            )
+        passes = of_first_worker(passes)
+        return Passes(apart=passes.apart, together=[*first, *passes.together])
+
+    def _fit_groups(
+        self,
+        groups: Sequence[Sequence[PlannedCandidate]],
+        *,
+        training: TrainingSpec,
+        table: EmbeddingTable,
+        numbers: Mapping[str, int],
+        apart: bool = False,
+    ) -> list[str]:
+        """Fit groups one after another; of each candidate with a fault in its code, what it is."""
+        faults: list[str] = []
+        waiting = deque(groups)
+        while waiting:
+            together = waiting.popleft()
             reporters = [
                 Reporter(
                     mailbox=self._mailbox,
                     candidate=candidate,
                     number=numbers.get(candidate.fingerprint, 0),
-                    of=len(pending),
+                    of=len(numbers),
                     training=training,
                 )
                 for candidate in together
             ]
             try:
                 failures = self._fit_group(
-                    together, training=training, table=table, reporters=reporters
+                    together, training=training, table=table, reporters=reporters, apart=apart
                 )
             except (CandidateFault, SourceError) as fault:
                 if not all_workers_agree(self._agreement):
                     raise
                 if len(together) > 1:
                     # It may be that they cannot be fitted in one pass.
-                    groups.extendleft([candidate] for candidate in reversed(together))
+                    waiting.extendleft([candidate] for candidate in reversed(together))
                     continue
                 (candidate,) = together
-                self._faults.append(f"candidate {candidate.spec.name!r} cannot be fitted: {fault}")
+                faults.append(f"candidate {candidate.spec.name!r} cannot be fitted: {fault}")
                 failures = [str(fault)]
             self._tried.update(candidate.fingerprint for candidate in together)
             for reporter, failure in zip(reporters, failures, strict=True):
                 reporter.end(failure)
+        return faults
 
     def _fit_group(
         self,
@@ -180,9 +225,16 @@ class _Rounds:
         training: TrainingSpec,
         table: EmbeddingTable,
         reporters: Sequence[Reporter],
+        apart: bool,
     ) -> list[str | None]:
         """Fit candidates in one pass; of each, why its fit failed, if it did."""
-        interrupted = self._interrupted
+        states: Sequence[FitState] | None = None
+        save: Callable[[Sequence[FitState]], None] = partial(_save, candidates=together)
+        if apart:
+            progress = Progress(self._store.storage, folder=self._folder, group=together)
+            states, save = progress.read(), progress.save
+        elif self._interrupted is not None:
+            states = self._interrupted.states_of(together)
         # A table of payloads is of one candidate, which is fitted by itself.
         with table_for(
             together[0].spec,
@@ -199,9 +251,9 @@ class _Rounds:
                 training=training,
                 table=own,
                 device=self._device,
-                resume=None if interrupted is None else interrupted.states_of(together),
+                resume=states,
                 on_epoch=partial(_report_epoch, reporters),
-                save=partial(_save, candidates=together),
+                save=save,
             )
         return [record.failure["reason"] if record.failure else None for record in records]
 
@@ -213,27 +265,6 @@ def _workers_here() -> int:
 
 def _report_epoch(reporters: Sequence[Reporter], number: int, epoch: Epoch) -> None:
     reporters[number].epoch(epoch)
-
-
-def _groups(
-    pending: Sequence[PlannedCandidate],
-    *,
-    due: Due,
-    training: TrainingSpec,
-    interrupted: _Interrupted | None,
-) -> list[list[PlannedCandidate]]:
-    """What is fitted in one pass: first the group that was interrupted, as it was.
-
-    Some of it may be in the store by now; the others end in the same bits only beside them.
-    """
-    first: list[list[PlannedCandidate]] = []
-    if interrupted is not None:
-        by_name = {c.fingerprint: c for c in reversed(due.candidates)}
-        whole = all(name in by_name for name in interrupted.candidates)
-        if whole and {c.fingerprint for c in pending} & set(interrupted.candidates):
-            first = [[by_name[name] for name in interrupted.candidates]]
-            pending = [c for c in pending if c.fingerprint not in interrupted.candidates]
-    return first + grouped(pending, training=training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +283,18 @@ class _Interrupted:
         with checkpoint.as_directory() as folder:
             candidates = tuple(read_about(folder)["candidates"])
             return cls(candidates=candidates, states=read_checkpoints(folder))
+
+    def group_of(
+        self, due: Due, *, pending: Sequence[PlannedCandidate]
+    ) -> list[Sequence[PlannedCandidate]]:
+        """The candidates that were interrupted, as one group, if they are of a round and some are
+        still to be fitted.
+        """
+        by_name = {c.fingerprint: c for c in reversed(due.candidates)}
+        whole = all(name in by_name for name in self.candidates)
+        if not whole or not {c.fingerprint for c in pending} & set(self.candidates):
+            return []
+        return [[by_name[name] for name in self.candidates]]
 
     def states_of(self, together: Sequence[PlannedCandidate]) -> Sequence[FitState] | None:
         """The states of these candidates, if it is these that were interrupted."""

@@ -26,7 +26,8 @@ class TrainingSpec(Spec):
     """How all candidates are trained."""
 
     workers: Annotated[int, Execution, pydantic.Field(ge=1)] = 1
-    """Training workers, one CPU or GPU each. Results agree for any number, up to rounding."""
+    """Training workers, one CPU or GPU each. Results agree for any number, up to rounding. Small
+    candidates are fitted side by side, each by one of them; a large one takes them all."""
     batch_size: Count = 256
     """Rows of a batch, over all workers together."""
     shuffle_buffer: Annotated[int, pydantic.Field(ge=1)] = 262_144

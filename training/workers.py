@@ -9,7 +9,8 @@ Suffixes of tensors: B this worker's rows, G the rows of all workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,23 @@ from torch import Tensor
 Group = dist.ProcessGroup | None
 """The workers that share a batch; None for all there are."""
 T = TypeVar("T")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this worker is the only one, whatever the others do meanwhile.
+
+    In all threads, for the backward pass has threads of its own.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+_alone = False
 
 
 def worker_rank(group: Group = None) -> int:
@@ -39,6 +57,15 @@ def of_first_worker(value: T) -> T:
     agreed: list[Any] = [value]
     dist.broadcast_object_list(agreed, src=0)
     return cast(T, agreed[0])
+
+
+def from_all_workers(value: T, *, group: Group = None) -> list[T]:
+    """What each worker has, in their order, on every worker."""
+    if worker_count(group) == 1:
+        return [value]
+    found: list[Any] = [None] * worker_count(group)
+    dist.all_gather_object(found, value, group=group)
+    return cast(list[T], found)
 
 
 def sum_over_workers(x: Tensor, *, group: Group = None) -> Tensor:
@@ -156,4 +183,4 @@ def gather_sizes(size: int, *, device: torch.device, group: Group = None) -> lis
 
 
 def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _alone

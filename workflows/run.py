@@ -31,8 +31,7 @@ from workflows.tracking import log_report
 from workflows.train import (
     Trained,
     last_snapshot,
-    passes,
-    planned_groups,
+    planned_passes,
     print_standing,
     train,
     trained,
@@ -118,7 +117,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     found = standing(pipeline, snapshot=snapshot)
     print_standing(found, console=console)
     for due in found.rounds:
-        for line in passes(planned_groups(due)):
+        for line in planned_passes(due):
             console.print(f"         {escape(line)}")
 
 

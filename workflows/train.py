@@ -16,8 +16,9 @@ from features.lease import announce_job
 from features.sample_rows import SampleColumns
 from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
-from training.agenda import Due, Standing, grouped
+from training.agenda import Due, Standing
 from training.candidate import CandidateRecord
+from training.passes import divide, names_of
 from training.search.walk import Search
 from training.tuning.spec import FinetuneSpec
 from workflows.cluster import Connection
@@ -121,23 +122,29 @@ def print_standing(found: Standing, *, workers: int | None = None, console: Cons
         console.print(f"[bold]search[/bold]   {escape(described(search))}")
 
 
-def planned_groups(due: Due) -> list[list[str]]:
-    """Names of the candidates that a round has to fit, those in one pass together.
+def planned_passes(due: Due) -> list[str]:
+    """How the candidates that a round has to fit are divided into passes, in lines of text.
 
     A job that goes on after an interruption begins with the group that it was at, and one whose
     embeddings do not fit into memory fits each alone.
     """
-    groups = grouped(due.missing(), training=due.training)
-    return [[candidate.spec.name for candidate in together] for together in groups]
+    passes = divide(due.missing(), training=due.training)
+    return list(described_passes(names_of(passes.together), apart=names_of(passes.apart)))
 
 
-def passes(groups: Sequence[Sequence[str]]) -> Iterator[str]:
-    """What is fitted together in one pass over the data, and what takes a pass of its own."""
+def described_passes(
+    groups: Sequence[Sequence[str]], *, apart: Sequence[Sequence[str]]
+) -> Iterator[str]:
+    """What single workers fit side by side, what is fitted in one pass over the data by all, and
+    what takes a pass of its own.
+    """
+    if apart:
+        yield f"side by side, each by one worker: {' | '.join(map(', '.join, apart))}"
     for together in groups:
         if len(together) > 1:
             yield f"together, in one pass: {', '.join(together)}"
     alone = [together[0] for together in groups if len(together) == 1]
-    if alone and len(alone) < len(groups):
+    if alone and (apart or len(alone) < len(groups)):
         yield f"in turn, each on all workers: {', '.join(alone)}"
 
 
@@ -183,11 +190,11 @@ def _fit(
 
         def on_round(update: RoundProgress) -> None:
             nonlocal known
-            known = len(finished) + sum(map(len, update.groups))
+            known = len(finished) + sum(map(len, (*update.apart, *update.groups)))
             bar.update(task, total=known, note=update.title)
             if update.search is not None:
                 console.print(f"         {escape(f'{update.search}: {update.title}')}")
-            for line in passes(update.groups):
+            for line in described_passes(update.groups, apart=update.apart):
                 console.print(f"         {escape(line)}")
 
         def on_progress(update: FitProgress) -> None:

@@ -57,6 +57,9 @@ def test_candidates_of_one_architecture_are_grouped_where_the_first_stands() -> 
     [
         ({"together": 1}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
         ({"together": 2}, [["a", "b"], ["c", "d"], ["e"]]),
+        ({"workers": 2}, [["a", "b", "c"], ["d", "e"]]),
+        ({"workers": 2, "together": 2}, [["a", "b"], ["c", "d"], ["e"]]),
+        ({"workers": 9}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
         ({"compile": True}, [["a"], ["b"], ["c"], ["d"], ["e"]]),
         # Where a step is large, nothing is gained.
         ({"batch_size": 2**14}, [["a"], ["b"], ["c"], ["d"], ["e"]]),

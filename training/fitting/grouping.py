@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -38,14 +40,22 @@ def group(
 ) -> list[list[Item]]:
     """The items, one a spec, in the groups that are fitted in one pass, in order.
 
-    A group stands where its first member does. What is compiled is fitted alone.
+    A group stands where its first member does. What is compiled is fitted alone. Of what is small
+    there are as many groups as workers, since each can fit some of them by itself.
     """
     groups: list[list[Item]] = []
     open_groups: dict[str, list[Item]] = {}
-    for item, spec, own in zip(items, specs, modalities, strict=True):
-        key = None if training.compile else architecture(spec, modalities=own)
+    keys = [
+        None if training.compile else architecture(spec, modalities=own)
+        for spec, own in zip(specs, modalities, strict=True)
+    ]
+    alike = Counter(keys)
+    for item, spec, key in zip(items, specs, keys, strict=True):
+        most = most_together(spec, training=training)
+        if is_small(spec, training=training):
+            most = min(most, math.ceil(alike[key] / training.workers))
         found = open_groups.get(key) if key is not None else None
-        if found is None or len(found) >= most_together(spec, training=training):
+        if found is None or len(found) >= most:
             found = []
             groups.append(found)
             if key is not None:
@@ -54,9 +64,17 @@ def group(
     return groups
 
 
+def is_small(spec: CandidateSpec, *, training: TrainingSpec) -> bool:
+    """Whether a step is so short that workers gain nothing by taking it together.
+
+    Those that cannot be stacked are not counted among them: most work on sequences.
+    """
+    numbers = training.batch_size // training.accumulate * spec.width
+    return spec.stackable and spec.objective == "task" and numbers <= LARGEST_BATCH
+
+
 def most_together(spec: CandidateSpec, *, training: TrainingSpec) -> int:
     """Candidates as this one that are fitted in one pass at most."""
     if training.together is not None:
         return training.together
-    numbers = training.batch_size // training.accumulate * spec.width
-    return LARGEST if numbers <= LARGEST_BATCH else 1
+    return LARGEST if is_small(spec, training=training) else 1
