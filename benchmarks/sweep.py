@@ -43,8 +43,8 @@ from workflows.pipeline import load_pipeline
 
 CLASSES, DIM, NOISE = 10, 64, 5.0
 MODALITIES = ("caption", "photo", "speech")
-WIDTH, BATCH_SIZE, EVALUATION_WORKERS = min(2, os.cpu_count() or 1)
-BATCH_SIZE = 64, 256, 2048
+WORKERS = min(2, os.cpu_count() or 1)
+WIDTH, BATCH_SIZE, EVALUATION_BATCH_SIZE = 64, 256, 2048
 EPOCHS = 60
 """This project's default; Ludwig's is 100."""
 WARMUP, WEIGHT_DECAY, GRADIENT_CLIP = 0.1, 0.01, 1.0
@@ -146,8 +146,8 @@ def remark(versions: dict[str, str], *, gain: Interval) -> str:
     """What Ludwig's process does, and how far apart the answers are."""
     return (
         f"Ludwig {versions['ludwig']} with torch {versions['torch']}, from the start of its "
-        "process to the answers to the test rows, on all threads: a hidden layer a modality and a linear layer "
-        "over all of them, with the same widths, norm, optimizer, schedule, epochs and batch; ReLU "
+        "process to the answers to the test rows, on all threads: a hidden layer a modality and a "
+        "linear layer over all of them, with the same widths, norm, optimizer, schedule, epochs and batch; ReLU "
         "where this project has GELU, which it has not. Its data are put into its form once for "
         "all sixteen, from a file that has the vectors as the texts it wants, and it writes "
         "weights alone. Mean accuracy of the sixteen, this project's more than Ludwig's by "
