@@ -148,9 +148,9 @@ def remark(versions: dict[str, str], *, gain: Interval) -> str:
         f"Ludwig {versions['ludwig']} with torch {versions['torch']}, from the start of its "
         "process to the answers to the test rows, on all threads: a hidden layer a modality and a "
         "linear layer over all of them, with the same widths, norm, optimizer, schedule, epochs "
-        "and batch; ReLU where this project has GELU, which it has not. Its data are put into its form once for "
-        "all sixteen, from a file that has the vectors as the texts it wants, and it writes "
-        "weights alone. Mean accuracy of the sixteen, this project's more than Ludwig's by "
+        "and batch; ReLU where this project has GELU, which it has not. Its data are put into its "
+        "form once for all sixteen, from a file that has the vectors as the texts it wants, and it "
+        "writes weights alone. Mean accuracy of the sixteen, this project's more than Ludwig's by "
         f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] (paired bootstrap, 95 %). "
         "AutoGluon-Multimodal was not tried beside it."
     )
