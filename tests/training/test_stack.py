@@ -175,3 +175,25 @@ def test_every_epoch_is_told_with_whose_it_is(table) -> None:
     )
     for number, fit in enumerate(fits):
         assert [epoch for n, epoch in seen if n == number] == [e.epoch for e in fit.epochs]
+
+
+def test_an_average_begins_where_it_would_alone_though_a_first_step_overflowed(table) -> None:
+    training = TRAINING.model_copy(
+        update={"max_epochs": 1, "precision": "float16", "ema": 0.5, "checkpoint_steps": 1}
+    )
+    # What much dropout leaves is a hundred times as large, and so is its gradient.
+    specs = specs_of("late", [{"dropout": 0.0}, {"dropout": 0.99}])
+    together: list[Sequence[FitState]] = []
+    fit_together(specs, table=table, training=training, save=together.append)
+    begun = []
+    for i, spec in enumerate(specs):
+        alone: list[FitState] = []
+        fit_candidate(spec, table=table, training=training, save=alone.append)
+        for ours, theirs in zip((states[i] for states in together), alone, strict=False):
+            assert set(ours.average) == set(theirs.average)
+            for name, value in theirs.average.items():
+                np.testing.assert_allclose(ours.average[name], value, atol=2e-3)
+        begun.append([bool(state.average) for state in alone])
+    assert begun[0][0]
+    assert not begun[1][0], "its first step overflowed"
+    assert begun[1][-1]
