@@ -224,11 +224,11 @@ def read_targets(
 ) -> Targets:
     """The task of some columns of labels, and the targets of all rows.
 
-    `split` holds the row numbers of each split. Untrainable if a split has no labelled row or the
-    labelled training rows leave nothing to learn.
+    `split` holds the row numbers of each split. Untrainable if a split has no labelled row (of a
+    retrieval, no row) or the labelled training rows leave nothing to learn.
     """
     if isinstance(spec, RetrievalSpec):
-        return _retrieval(spec, labels, rows=rows)
+        return _retrieval(spec, labels, split=split, rows=rows)
     readers: dict[type[TaskSpec], Callable[..., Targets]] = {
         ClassificationSpec: _classification,
         MultilabelSpec: _multilabel,
@@ -289,7 +289,16 @@ def _regression(
     return Targets(task=task, values=((numbers - mean) / std).float())
 
 
-def _retrieval(spec: RetrievalSpec, labels: Mapping[str, Column], *, rows: int) -> Targets:
+def _retrieval(
+    spec: RetrievalSpec,
+    labels: Mapping[str, Column],
+    *,
+    split: Mapping[str, Tensor],
+    rows: int,
+) -> Targets:
+    for name, own in split.items():
+        if not len(own):
+            raise Untrainable(f"the {name} split has no row; all of {', '.join(split)} need some")
     if spec.target is None:
         return Targets(task=Retrieval(spec=spec, names=()), values=torch.full((rows,), ABSENT))
     classes = classes_of(labels[spec.target], target=spec.target)
