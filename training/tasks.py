@@ -237,6 +237,15 @@ def read_targets(
     return readers[type(spec)](spec, labels, split=split)
 
 
+def output_count(spec: TaskSpec, labels: Mapping[str, Column]) -> int:
+    """How many classes, labels or numbers some columns of labels have; Untrainable as ever."""
+    if isinstance(spec, MultilabelSpec):
+        return len(label_names(labels))
+    if isinstance(spec, ClassificationSpec):
+        return len(classes_of(labels[spec.target], target=spec.target))
+    return len(labels)
+
+
 def _classification(
     spec: ClassificationSpec, labels: Mapping[str, Column], *, split: Mapping[str, Tensor]
 ) -> Targets:
