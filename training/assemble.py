@@ -111,7 +111,7 @@ def _soup(
         found = validation_metrics(
             table.task, outputs_RC, targets_R=targets_R, monitor=training.monitor
         )
-        return found[training.monitor]
+        return found.get(training.monitor, math.nan)
 
     with own_code():
         model, tasted = greedy_soup(

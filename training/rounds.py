@@ -25,6 +25,7 @@ from features.store import Store
 from training.agenda import Agenda, Due
 from training.allocator import keep_freed_memory
 from training.candidate import PlannedCandidate
+from training.data.loaded import LoadedTable
 from training.data.reading import MemoryTooSmall
 from training.data.table import EmbeddingTable, load_table
 from training.data.targets import Untrainable
@@ -90,14 +91,15 @@ class _Rounds:
         self._agreement = agreement_group()
         self._tried: set[str] = set()
         self._faults: list[str] = []
-        self._table: EmbeddingTable | None = None
-        self._modalities: set[str] = set()
-        self._numbered: set[str] = set()
+        self._table = LoadedTable(self._load)
 
     def fit(self) -> str | None:
         """Fit what is not done; what kept candidates from being fitted, or None."""
-        while (due := self._next()) is not None:
-            self._fit_round(due, table=self._table_of(due.missing()))
+        try:
+            while (due := self._next()) is not None:
+                self._fit_round(due, table=self._table_of(due.missing()))
+        finally:
+            self._table.close()
         return "; ".join(self._faults) or None
 
     def _next(self) -> Due | None:
@@ -115,28 +117,24 @@ class _Rounds:
         return due
 
     def _table_of(self, pending: Sequence[PlannedCandidate]) -> EmbeddingTable:
-        """The table for some candidates; read again only if one needs more of it."""
+        """The table for some candidates."""
         modalities = {m for candidate in pending for m in candidate.modalities}
         # A task's loss has no use for them, and their keys are read from every sample shard.
         numbered = {m for c in pending if c.spec.objective == "own" for m in c.modalities}
-        enough = modalities <= self._modalities and numbered <= self._numbered
-        if self._table is not None and enough:
-            return self._table
-        self._table = None  # two at once may not fit
-        self._modalities |= modalities
-        self._numbered |= numbered
+        return self._table.holding(modalities, numbered=numbered)
+
+    def _load(self, *, modalities: list[str], numbered: list[str]) -> EmbeddingTable:
         training = self._agenda.training
-        self._table = load_table(
+        return load_table(
             self._store,
             self._snapshot,
             task=self._agenda.task,
-            modalities=sorted(self._modalities),
-            numbered=sorted(self._numbered),
+            modalities=modalities,
+            numbered=numbered,
             memory=memory_bytes(training.memory, processes=_workers_here()),
             window=training.shuffle_buffer,
             device=self._device,
         )
-        return self._table
 
     def _fit_round(self, due: Due, *, table: EmbeddingTable) -> None:
         """Fit a round: what each worker does by itself, side by side, and then what all do."""

@@ -224,17 +224,26 @@ def read_targets(
 ) -> Targets:
     """The task of some columns of labels, and the targets of all rows.
 
-    `split` holds the row numbers of each split. Untrainable if a split has no labelled row or the
-    labelled training rows leave nothing to learn.
+    `split` holds the row numbers of each split. Untrainable if a split has no labelled row (of a
+    retrieval, no row) or the labelled training rows leave nothing to learn.
     """
     if isinstance(spec, RetrievalSpec):
-        return _retrieval(spec, labels, rows=rows)
+        return _retrieval(spec, labels, split=split, rows=rows)
     readers: dict[type[TaskSpec], Callable[..., Targets]] = {
         ClassificationSpec: _classification,
         MultilabelSpec: _multilabel,
         RegressionSpec: _regression,
     }
     return readers[type(spec)](spec, labels, split=split)
+
+
+def output_count(spec: TaskSpec, labels: Mapping[str, Column]) -> int:
+    """How many classes, labels or numbers some columns of labels have; Untrainable as ever."""
+    if isinstance(spec, MultilabelSpec):
+        return len(label_names(labels))
+    if isinstance(spec, ClassificationSpec):
+        return len(classes_of(labels[spec.target], target=spec.target))
+    return len(labels)
 
 
 def _classification(
@@ -289,7 +298,16 @@ def _regression(
     return Targets(task=task, values=((numbers - mean) / std).float())
 
 
-def _retrieval(spec: RetrievalSpec, labels: Mapping[str, Column], *, rows: int) -> Targets:
+def _retrieval(
+    spec: RetrievalSpec,
+    labels: Mapping[str, Column],
+    *,
+    split: Mapping[str, Tensor],
+    rows: int,
+) -> Targets:
+    for name, own in split.items():
+        if not len(own):
+            raise Untrainable(f"the {name} split has no row; all of {', '.join(split)} need some")
     if spec.target is None:
         return Targets(task=Retrieval(spec=spec, names=()), values=torch.full((rows,), ABSENT))
     classes = classes_of(labels[spec.target], target=spec.target)

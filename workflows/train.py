@@ -18,6 +18,7 @@ from features.snapshot import ModalityShards, Snapshot
 from features.store import Store
 from training.agenda import Due, Standing
 from training.candidate import CandidateRecord
+from training.evaluation.metrics import metrics_of
 from training.passes import divide, names_of
 from training.search.walk import Search
 from training.tuning.spec import FinetuneSpec
@@ -78,11 +79,15 @@ def _is_of(part: ModalityShards, *, encoder: EncoderSpec) -> bool:
 def train(
     pipeline: Pipeline, *, snapshot: Snapshot, connection: Connection, console: Console
 ) -> Trained:
-    """Run stage 2. StageError if not a single candidate could be fitted."""
+    """Run stage 2.
+
+    StageError if not a single candidate could be fitted, or none could be promoted afterwards.
+    """
     before = standing(pipeline, snapshot=snapshot)
     print_standing(before, workers=pipeline.spec.training.workers, console=console)
     changed = before.next() is not None
     if changed:
+        _check_metric(pipeline, snapshot=snapshot)
         done = _fit(pipeline, snapshot=snapshot, connection=connection, console=console)
         for search in done.searches:
             console.print(f"[bold]search[/bold]   {escape(described(search))}")
@@ -146,6 +151,29 @@ def described_passes(
     alone = [together[0] for together in groups if len(together) == 1]
     if alone and (apart or len(alone) < len(groups)):
         yield f"in turn, each on all workers: {', '.join(alone)}"
+
+
+def _check_metric(pipeline: Pipeline, *, snapshot: Snapshot) -> None:
+    """StageError if what is to decide is not taken of so many classes as the table has."""
+    from training.data.targets import Untrainable
+    from training.tasks import output_count
+
+    task, metric = pipeline.spec.task, pipeline.metric
+    if not metric.of:
+        return
+    samples = pipeline.open_store().read_samples(
+        snapshot, columns=[f"target.{name}" for name in task.targets]
+    )
+    try:
+        count = output_count(task, {name: samples[f"target.{name}"] for name in task.targets})
+    except Untrainable as error:
+        raise StageError(str(error)) from error
+    if not metric.applies(count):
+        others = [m.name for m in metrics_of(task).values() if m.applies(count)]
+        raise StageError(
+            f"promotion.metric: {metric.name!r} is taken of {metric.of}, and the table has "
+            f"{count}; take another in {pipeline.path.name}: {', '.join(others)}"
+        )
 
 
 @contextmanager

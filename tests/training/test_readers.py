@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,7 @@ from features.store import Store
 from features.stored_embeddings import read_embeddings
 from training.batch import Batch
 from training.built_in import parse_candidate
+from training.data.loaded import LoadedTable
 from training.data.reading import MemoryTooSmall
 from training.data.stream import StreamedVectors
 from training.data.table import (
@@ -274,3 +278,35 @@ def test_statistics_are_read_for_once_and_anew_for_other_rows(made) -> None:
     other = dataclasses.replace(table, split=halved).inputs(["photo"])["photo"]
     assert not torch.equal(other.mean, first["photo"].mean)
     table.close()
+
+
+def test_a_table_that_gives_way_to_a_larger_one_reads_no_more_and_holds_no_memory(made) -> None:
+    store, snapshot = made
+    memory = size_of(snapshot, store) // 4
+    asked: list[tuple[list[str], list[str]]] = []
+
+    def read(*, modalities: list[str], numbered: list[str]) -> EmbeddingTable:
+        asked.append((modalities, numbered))
+        assert alive() == 0, "two tables may not fit into memory"
+        task = ClassificationSpec(target="label")
+        options: dict[str, Any] = {"modalities": modalities, "numbered": numbered}
+        return load_table(store, snapshot, task=task, memory=memory, window=WINDOW, **options)
+
+    def alive() -> int:
+        gc.collect()
+        threads = [t for t in threading.enumerate() if t.name == "read-ahead"]
+        return len(threads) + sum(one() is not None for one in readers)
+
+    readers: list[weakref.ref[Any]] = []
+    loaded = LoadedTable(read)
+    table = loaded.holding(["frames"], numbered=["frames"])
+    readers.append(weakref.ref(table.embeddings["frames"]))
+    assert isinstance(readers[0](), StreamedVectors)
+    assert loaded.holding(["frames"], numbered=[]) is table
+    # An epoch that a fit left in the middle: what is read ahead waits for room.
+    table.expect(table.labelled("train").repeat(3))
+    del table
+    assert alive() == 2
+    assert "photo" in loaded.holding(["photo"], numbered=[]).embeddings
+    assert asked == [(["frames"], ["frames"]), (["frames", "photo"], ["frames"])]
+    loaded.close()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from training.built_in import parse_candidate
 from training.data.table import EmbeddingTable
+from training.data.targets import Untrainable
 from training.evaluation.answers import evaluate
 from training.fitting.checkpoint import FitState, read_checkpoints, write_checkpoint
 from training.fitting.grouping import architecture
 from training.fitting.loop import Fit, fit_candidate, fit_together
+from training.fitting.monitor import validation_metrics
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
 
@@ -175,3 +178,69 @@ def test_every_epoch_is_told_with_whose_it_is(table) -> None:
     )
     for number, fit in enumerate(fits):
         assert [epoch for n, epoch in seen if n == number] == [e.epoch for e in fit.epochs]
+
+
+def test_an_average_begins_where_it_would_alone_though_a_first_step_overflowed(table) -> None:
+    training = TRAINING.model_copy(
+        update={"max_epochs": 1, "precision": "float16", "ema": 0.5, "checkpoint_steps": 1}
+    )
+    # What much dropout leaves is a hundred times as large, and so is its gradient.
+    specs = specs_of("late", [{"dropout": 0.0}, {"dropout": 0.99}])
+    together: list[Sequence[FitState]] = []
+    fit_together(specs, table=table, training=training, save=together.append)
+    begun = []
+    for i, spec in enumerate(specs):
+        alone: list[FitState] = []
+        fit_candidate(spec, table=table, training=training, save=alone.append)
+        for ours, theirs in zip((states[i] for states in together), alone, strict=False):
+            assert set(ours.average) == set(theirs.average)
+            for name, value in theirs.average.items():
+                np.testing.assert_allclose(ours.average[name], value, atol=2e-3)
+        begun.append([bool(state.average) for state in alone])
+    assert begun[0][0]
+    assert not begun[1][0], "its first step overflowed"
+    assert begun[1][-1]
+
+
+class Muted(nn.Module):
+    """A number from the photo, or the same one for every row."""
+
+    def __init__(self, dim: int, *, muted: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(dim, 1)
+        self.register_buffer("voice", torch.tensor(float(not muted)))
+
+    def forward(self, embeddings: Any, presence: Any, masks: Any) -> Tensor:
+        told: Tensor = self.head(torch.nan_to_num(embeddings["photo"])) * self.voice
+        return told
+
+
+class MutedSpec(CandidateSpec):
+    """See `Muted`: by an even seed it is."""
+
+    type: Literal["muted"] = "muted"
+    stackable: ClassVar[bool] = True
+
+    def build(self, *, inputs: Any, outputs: int) -> nn.Module:
+        return Muted(inputs["photo"].dim, muted=self.seed % 2 == 0)
+
+
+def test_answers_that_are_all_alike_are_one_candidates_fault_and_not_the_tables(task_table) -> None:
+    table = task_table({"type": "regression", "target": "size"})
+    training = TrainingSpec(batch_size=50, max_epochs=3, patience=2, monitor="pearson")
+    specs = [MutedSpec(seed=seed) for seed in (0, 1, 3)]
+    for fits in (
+        fit_together(specs, table=table, training=training),
+        [fit_candidate(spec, table=table, training=training) for spec in specs],
+    ):
+        muted, *others = fits
+        assert muted.failure is not None
+        assert "answers define 'pearson' (training.monitor)" in muted.failure.reason
+        assert len(muted.epochs) == 2, "each counted as not better"
+        assert all(fit.failure is None and fit.best_epoch for fit in others)
+    # Targets that are all alike are told of all.
+    targets = torch.ones(5, 1)
+    with pytest.raises(Untrainable, match="validation rows do not define 'pearson'"):
+        validation_metrics(
+            table.task, torch.rand(5, 1), targets_R=targets, monitor=training.monitor
+        )

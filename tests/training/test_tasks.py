@@ -127,6 +127,13 @@ def test_labels_that_allow_no_training_say_what_they_lack(options, labels, messa
         read(options, labels)
 
 
+def test_a_retrieval_needs_a_row_in_every_split() -> None:
+    split = {"train": torch.arange(3), "validation": torch.arange(3, 5), "test": torch.arange(0)}
+    for options in ({"type": "retrieval"}, {"type": "retrieval", "target": "y"}):
+        with pytest.raises(Untrainable, match="the test split has no row; all of train, valid"):
+            read_targets(parse_task(options), {"y": pa.array([*"ababa"])}, split=split, rows=5)
+
+
 def test_weights_of_true_and_false_are_named_as_in_yaml() -> None:
     found = read({"target": "y", "class_weights": {"true": 3}}, {"y": [True, False, True, False]})
     assert found.task.weights.tolist() == [1.0, 3.0]  # type: ignore[attr-defined]

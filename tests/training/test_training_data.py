@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -170,3 +172,23 @@ def test_modality_dropout_takes_away_the_share_it_says() -> None:
     again = kept_modalities(**options, epoch=1, step=4)
     assert torch.equal(kept["a"], again["a"])
     assert not torch.equal(kept["a"], kept_modalities(**options, epoch=1, step=5)["a"])
+
+
+def test_what_is_known_of_a_row_without_its_embeddings_is_some_numbers(columns) -> None:
+    raw = columns(rows=1000)
+    times = 200
+    many = {**raw, "embeddings": {}}
+    for name in ("sample_ids", "split", "labels"):
+        many[name] = pa.chunked_array([raw[name].cast(pa.string())] * times)
+    table_of(**raw)
+    tracemalloc.start()
+    table = table_of(**many)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert table.rows == 1000 * times
+    # Its split and its class, a number of 8 bytes each, and what they are made of.
+    assert peak < 48 * table.rows
+    once = table_of(**raw)
+    for name, rows in table.split.items():
+        assert torch.equal(rows[: len(once.split[name])], once.split[name])
+        assert len(rows) == times * len(once.split[name])

@@ -463,6 +463,13 @@ def test_the_winner_is_best_on_validation_then_small_then_first_by_name() -> Non
     assert choose_winner([worse, large], metric=ACCURACY).name == "large"
     with pytest.raises(StageError, match=r"no candidate was fitted.*broken: inf"):
         choose_winner([broken], metric=ACCURACY)
+    # Rows of one class alone, say, or more classes than it is taken of.
+    auroc = metrics_of(ClassificationSpec(target="y"))["auroc"]
+    unranked = record("a", 0.9, 1, task={"type": "classification", "target": "y"})
+    with pytest.raises(
+        StageError, match=r"promotion\.metric: .* 'auroc' .*100 classes.* take another: accuracy"
+    ):
+        choose_winner([broken, unranked], metric=auroc)
 
 
 def test_test_rows_without_labels_cannot_decide(

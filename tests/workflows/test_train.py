@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
+from rich.console import Console
 
 from training.agenda import Due
 from training.built_in import parse_candidate
 from training.candidate import PlannedCandidate
 from training.training_spec import TrainingSpec
-from workflows.train import planned_passes
+from workflows.cluster import Connection
+from workflows.pipeline import Pipeline, StageError
+from workflows.promotion.gate import PromotionSpec
+from workflows.train import planned_passes, train
+
+
+class NoCluster(Connection):
+    def open(self) -> None:
+        raise AssertionError("it went on to a fit")
 
 
 def planned(name: str, **options: Any) -> PlannedCandidate:
@@ -43,3 +55,23 @@ def test_small_ones_are_side_by_side_and_large_ones_take_all_workers() -> None:
         "side by side, each by one worker: a | b | c | d",
         "in turn, each on all workers: wide",
     ]
+
+
+def test_a_metric_that_is_not_taken_of_so_many_classes_is_refused_before_any_fit(
+    fitted_shapes: Any,
+) -> None:
+    spec = fitted_shapes.pipeline.spec
+    more = {
+        "training": spec.training.model_copy(update={"max_epochs": 9}),
+        "promotion": PromotionSpec(metric="top_3_accuracy"),
+    }
+    pipeline: Pipeline = replace(fitted_shapes.pipeline, spec=spec.model_copy(update=more))
+    with pytest.raises(
+        StageError, match=r"promotion\.metric: 'top_3_.*more than 3 classes.*has 3; .*: accuracy"
+    ):
+        train(
+            pipeline,
+            snapshot=fitted_shapes.snapshot,
+            connection=NoCluster(),
+            console=Console(quiet=True),
+        )

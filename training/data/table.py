@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from features.shard import Embeddings
@@ -293,9 +294,12 @@ def table_of(
     task = task or ClassificationSpec(target="label")
     if not isinstance(labels, Mapping):
         labels = {task.targets[0]: labels}
-    names = np.asarray(split.to_pylist(), dtype=object)
-    splits = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLITS}
-    targets = read_targets(task, labels, split=splits, rows=len(names))
+    # By column: a Python object a row would be many times what the rest of a row takes.
+    splits = {
+        name: torch.from_numpy(np.flatnonzero(pc.fill_null(pc.equal(split, name), False)))
+        for name in SPLITS
+    }
+    targets = read_targets(task, labels, split=splits, rows=len(split))
     placed = {
         m: placed_vectors(part) if isinstance(part, Embeddings) else part
         for m, part in embeddings.items()
@@ -306,7 +310,7 @@ def table_of(
         if isinstance(sample_ids, pa.ChunkedArray)
         else sample_ids,
         embeddings={m: part.vectors for m, part in placed.items()},
-        index={m: part.index(rows=len(names)) for m, part in placed.items()},
+        index={m: part.index(rows=len(split)) for m, part in placed.items()},
         starts={m: part.starts for m, part in placed.items() if part.starts is not None},
         targets=targets.values,
         split=splits,

@@ -79,6 +79,8 @@ class Metric:
     """The metric of each resample, float64 `[R]`; NaN where it is not defined."""
     applies: Callable[[int], bool] = lambda outputs: True
     """Whether it is taken of so many classes, labels or numbers."""
+    of: str = ""
+    """Of how many that is, in words, if not of any."""
 
     def value(self, targets: np.ndarray, answers: np.ndarray) -> float:
         """The metric; NaN where it is not defined, as an area under a curve of rows of one class.
@@ -227,6 +229,7 @@ AUROC = Metric(
     library=_roc,
     resampled=partial(mean_areas, area=roc_area),
     applies=_few,
+    of=f"{MOST_CLASSES} classes or labels at most",
 )
 """Area under the ROC curve, one against the rest, mean over the classes or labels."""
 AUPRC = Metric(
@@ -235,6 +238,7 @@ AUPRC = Metric(
     library=_precision,
     resampled=partial(mean_areas, area=average_precision),
     applies=_few,
+    of=f"{MOST_CLASSES} classes or labels at most",
 )
 """Area under the precision–recall curve as average precision, mean over the classes or labels."""
 CLASSIFICATION = (
@@ -259,6 +263,7 @@ CLASSIFICATION = (
         rows=partial(_top_k, k=TOP_K),
         binary=True,
         applies=lambda outputs: outputs > TOP_K,
+        of=f"more than {TOP_K} classes",
     ),
     Metric(
         name="log_loss", title="log loss", higher_is_better=False, share=False, rows=_log_losses

@@ -198,7 +198,17 @@ class Member:
             return False
         self.epochs.append(epoch)
         self.step, self.sums = 0, Sums()
-        return self.monitor.is_best(metrics, epoch=epoch.epoch, objective=self.spec.objective)
+        best = self.monitor.is_best(metrics, epoch=epoch.epoch, objective=self.spec.objective)
+        if self.over and self.monitor.best_epoch is None:
+            self.failure = Failure(
+                reason=f"in none of its epochs did the answers define {self.training.monitor!r} "
+                "(training.monitor), as answers that are all alike do not",
+                epoch=epoch.epoch,
+                step=self.steps_taken,
+                learning_rate=epoch.learning_rate,
+                sample_ids=[],
+            )
+        return best
 
     def state(
         self,

@@ -21,7 +21,8 @@ def validation_metrics(
 ) -> dict[str, float]:
     """What a task measures of the outputs for all validation rows: `loss`, and `monitor` too.
 
-    Untrainable if there is no such metric, or the validation rows do not define it.
+    `monitor` is left out if it is these outputs that do not define it, as a correlation of answers
+    that are all alike. Untrainable if there is no such metric, or no outputs could define it.
     """
     sums = task.validation(outputs_RO.float(), targets_R)
     found = {name: total / weight if weight else 0.0 for name, (total, weight) in sums.items()}
@@ -34,14 +35,24 @@ def validation_metrics(
             f"{', '.join(dict.fromkeys([*found, *known]))}"
         )
     answers = task.answers(outputs_RO).cpu().numpy()
-    if np.isfinite(answers).all():
-        found[monitor] = known[monitor].value(task.truths(targets_R).cpu().numpy(), answers)
-        if not math.isfinite(found[monitor]):
-            raise Untrainable(
-                f"training.monitor: the validation rows do not define {monitor!r}: they are all of "
-                "one class, or of one value"
-            )
+    truths = task.truths(targets_R).cpu().numpy()
+    metric = known[monitor]
+    value = metric.value(truths, answers) if np.isfinite(answers).all() else math.nan
+    if math.isfinite(value):
+        found[monitor] = value
+    elif not math.isfinite(metric.value(truths, _perfect(truths, outputs=task.outputs))):
+        raise Untrainable(
+            f"training.monitor: the validation rows do not define {monitor!r}: they are all of "
+            "one class, or of one value"
+        )
     return found
+
+
+def _perfect(truths: np.ndarray, *, outputs: int) -> np.ndarray:
+    """The answers to rows `[R, O]` that are right."""
+    if truths.ndim == 1:
+        return np.eye(outputs, dtype=np.float32)[truths]
+    return truths.astype(np.float64)
 
 
 @dataclass(kw_only=True)
@@ -59,9 +70,12 @@ class Monitor:
         return self.waited >= self.training.patience
 
     def is_best(self, metrics: Mapping[str, float], *, epoch: int, objective: Objective) -> bool:
-        """Take account of an epoch; whether it is better than all before."""
+        """Take account of an epoch; whether it is better than all before.
+
+        One whose answers do not define the metric is not.
+        """
         name, lower = self.training.monitored(objective)
-        value = metrics[name]
+        value = metrics.get(name, math.nan)
         better = not math.isnan(value) and (
             self.best is None or (value < self.best if lower else value > self.best)
         )

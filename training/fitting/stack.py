@@ -66,6 +66,9 @@ class Stack:
         self.decaying = sum(p.numel() for _, p in ordered if p.ndim >= 2)
         self.weights_KP = torch.stack([self._flat(model.state_dict()) for model in self.models])
         self.average_KP: Tensor | None = None
+        """Of one whose average has not begun, its first weights."""
+        self.averaged: set[int] = set()
+        """Which candidates' averages have begun: after their first finite step, as alone."""
         self.weights = [self._halves(weights_P) for weights_P in self.weights_KP]
         self.optimizers = [
             adamw(matrices=halves[:1], vectors=halves[1:], spec=spec)
@@ -147,7 +150,9 @@ class Stack:
                     optimizer[f"{i}.{moment}"] = part.view(list(self.shapes.values())[i]).clone()
             for i in range(len(self.sizes)):
                 optimizer[f"{i}.step"] = statistics[0]["step"].clone()
-        average = {} if self.average_KP is None else self._named(self.average_KP[place])
+        average: dict[str, Tensor] = {}
+        if self.average_KP is not None and number in self.averaged:
+            average = self._named(self.average_KP[place])
         return {
             "model": self._state_dict(number, weights_P=self.weights_KP[place]),
             "optimizer": optimizer,
@@ -177,6 +182,7 @@ class Stack:
             if self.average_KP is None:
                 self.average_KP = self.weights_KP.clone()
             self.average_KP[place] = self._flat(state.average)
+            self.averaged.add(number)
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Go on with some of them alone."""
@@ -333,16 +339,23 @@ class Stack:
             for group in optimizer.param_groups:
                 group["lr"] = member.rate(steps_taken=member.steps_taken)
             optimizer.step()
-        decay = self.training.ema
-        if decay is None:
-            return
+        if self.training.ema is not None:
+            self._note_averages(moved, decay=self.training.ema)
+
+    def _note_averages(self, moved: Sequence[int], *, decay: float) -> None:
+        """As `Alone` does, of those at these places, which have taken a step."""
         if self.average_KP is None:
             self.average_KP = self.weights_KP.clone()
-        elif len(moved) == len(members):
+        going = [place for place in moved if self.numbers[place] in self.averaged]
+        if len(going) == len(self.numbers):
             self.average_KP.lerp_(self.weights_KP, 1 - decay)
-        else:
-            for place in moved:
+            return
+        for place in moved:
+            if place in going:
                 self.average_KP[place].lerp_(self.weights_KP[place], 1 - decay)
+            else:
+                self.average_KP[place] = self.weights_KP[place]
+                self.averaged.add(self.numbers[place])
 
 
 def _attention(device: torch.device) -> AbstractContextManager[object]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord
-from training.evaluation.metrics import Metric
+from training.evaluation.metrics import Metric, metrics_of
+from training.task import parse_task
 from workflows import tracking
 from workflows.pipeline import Pipeline, StageError
 from workflows.promotion import registry
@@ -118,6 +119,15 @@ def choose_winner(records: Sequence[CandidateRecord], *, metric: Metric) -> Cand
         and record.metrics
         and metric.name in record.metrics["validation"]
     }
+    fitted = [record for record in records if record.status == "fitted" and record.metrics]
+    if fitted and not reached:
+        there = {name for r in fitted for name in (r.metrics or {})["validation"]}
+        known = [name for name in metrics_of(parse_task(fitted[0].task)) if name in there]
+        taken = f"it is taken of {metric.of}, and " if metric.of else ""
+        raise StageError(
+            f"promotion.metric: none of the fitted candidates has {metric.name!r} on the "
+            f"validation rows ({taken}where these define it); take another: {', '.join(known)}"
+        )
     if not reached:
         reasons = "; ".join(f"{r.name}: {(r.failure or {}).get('reason')}" for r in records)
         raise StageError(f"no candidate was fitted, so none can be promoted ({reasons or 'none'})")
