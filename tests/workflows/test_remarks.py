@@ -8,8 +8,10 @@ import re
 import pytest
 
 from tests.workflows.report_cases import difference, digits, one_modality
+from training.built_in import BUILT_IN
 from workflows.reporting.findings import Lead, ReportData
 from workflows.reporting.remarks import on_candidates
+from workflows.reporting.wording import KINDS
 from workflows.summary import fusion_line
 
 OPEN = Lead(gain=difference(0.05), p=0.081, test="McNemar", sure=False)
@@ -72,3 +74,7 @@ def test_the_terminal_judges_as_the_table_does() -> None:
     unlucky = fusion_line(winner="text", fusion="early", single="photo", leads={"early": OPEN})
     assert "early is not clearly better or worse than text, the winner on validation" in unlucky
     assert fusion_line(winner="early", fusion="early", single=None, leads={}) == ""
+
+
+def test_every_built_in_candidate_has_a_name_that_people_read() -> None:
+    assert set(KINDS) == set(BUILT_IN)
