@@ -57,9 +57,10 @@ def test_few_known_rows_all_vote_and_none_are_refused() -> None:
         nearest_neighbours(known, known_NS=known[:0], classes_N=torch.arange(0), classes=3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def named(columns) -> tuple[EmbeddingTable, SharedSpace]:
     """A table whose captions are the names of the classes, in noise, and a space fitted to it."""
+    torch.set_num_threads(1)
     raw = columns(rows=600, noise=0.4, missing=0.05)
     codes = np.array([-1 if v is None else sorted(set(raw["labels"].to_pylist()) - {None}).index(v)
                       for v in raw["labels"].to_pylist()])  # fmt: skip
