@@ -42,25 +42,26 @@ def print_summary(
         for record in records
         if record.status == "fitted"
     }
+    leads = find_leads(tested, winner=promotion.winner, confidence=confidence)
     console.print(
         candidate_table(
             records,
             metric=metric,
             test={name: found.score(confidence=confidence) for name, found in tested.items()},
-            leads=find_leads(tested, winner=promotion.winner, confidence=confidence),
+            leads=leads,
             winner=promotion.winner,
             confidence=confidence,
         )
     )
-    single = best_single(records, tested)
     fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
-    if single is not None and fusions:
-        fusion = choose_winner(fusions, metric=metric).name
-        gain = tested[fusion].gain(over=tested[single], confidence=confidence)
-        console.print(
-            f"fusion   {fusion} {_compared(gain)} {single}, the best single modality: "
-            f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on the test split"
-        )
+    line = fusion_line(
+        winner=promotion.winner,
+        fusion=choose_winner(fusions, metric=metric).name if fusions else None,
+        single=best_single(records, tested),
+        leads=leads,
+    )
+    if line:
+        console.print(line)
     verdict = promotion.verdict
     if promotion.champion_after is None:
         console.print(f"champion none yet of {promotion.model}")
@@ -76,10 +77,31 @@ def print_summary(
     console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
 
 
-def _compared(gain: Estimate) -> str:
-    if gain.low > 0:
-        return "beats"
-    return "loses to" if gain.high < 0 else "is not clearly better or worse than"
+def fusion_line(
+    *, winner: str, fusion: str | None, single: str | None, leads: Mapping[str, Lead]
+) -> str:
+    """What joining modalities is worth, by the leads that the table shows; empty if one is lacking.
+
+    The winner against the best single modality on the test rows, or, if it is a single modality
+    itself, the best fusion against it.
+    """
+    if fusion is None or single is None:
+        return ""
+    against = single if winner == fusion else winner
+    lead = leads.get(single if winner == fusion else fusion)
+    if lead is None:
+        return ""
+    gain, low, high = lead.gain.value, lead.gain.low, lead.gain.high
+    if winner != fusion:
+        gain, low, high = -gain, -high, -low
+    verb = "is not clearly better or worse than"
+    if lead.sure:
+        verb = "beats" if gain > 0 else "loses to"
+    what = "the best single modality" if against == single else "the winner on validation"
+    return (
+        f"fusion   {fusion} {verb} {against}, {what}: "
+        f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] on the test split"
+    )
 
 
 def candidate_table(

@@ -213,7 +213,7 @@ def run_workers() -> Callable[[Path], None]:
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def columns() -> Callable[..., dict]:
     return make_columns
 

@@ -13,9 +13,11 @@ from features.shard import Embeddings
 from training.built_in import parse_candidate
 from training.data.table import EmbeddingTable, table_of
 from training.evaluation.answers import evaluate, map_rows
-from training.evaluation.probes import STRENGTHS
+from training.evaluation.probes import STRENGTHS, best_probe
 from training.evaluation.space import fit_probe, retrieval
 from training.fitting.loop import Fit, fit_candidate
+from training.task import ClassificationSpec, MultilabelSpec
+from training.tasks import Classification, Multilabel
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=10)
@@ -141,6 +143,53 @@ def test_probe_answers_as_scikit_learns_regression(columns, classes) -> None:
     batch = table.batch(test)
     answered = model(*batch.inputs).softmax(dim=1)
     np.testing.assert_allclose(answered.numpy(force=True), expected, rtol=1e-3, atol=1e-5)
+
+
+def probed_rows(rows: int, *, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, 3))
+
+
+def test_a_probe_counts_classes_as_the_loss_does() -> None:
+    vectors = {split: probed_rows(120, seed=seed) for split, seed in (("train", 0), ("val", 1))}
+    noise = np.random.default_rng(2).normal(size=240)
+    labels = (np.concatenate(list(vectors.values()))[:, 0] + 2 * noise > 2).astype(np.int64)
+    assert 20 < labels.sum() < 60
+    y = {"train": labels[:120], "val": labels[120:]}
+    counts = np.array([1.0, 6.0])
+    spec = ClassificationSpec(target="y", class_weights={"b": 6.0})
+    task = Classification(spec=spec, names=("a", "b"), weights=torch.from_numpy(counts).float())
+    weight, bias = best_probe(
+        task, train=(vectors["train"], y["train"]), validation=(vectors["val"], y["val"])
+    )
+    fits = [
+        LogisticRegression(C=c, max_iter=2000, class_weight={0: 1.0, 1: 6.0}).fit(
+            vectors["train"], y["train"]
+        )
+        for c in STRENGTHS
+    ]
+    losses = [
+        sklearn.metrics.log_loss(
+            y["val"], f.predict_proba(vectors["val"]), sample_weight=counts[y["val"]]
+        )
+        for f in fits
+    ]
+    expected = fits[int(np.argmin(losses))].decision_function(vectors["val"])
+    found = vectors["val"] @ (weight[1] - weight[0]) + bias[1] - bias[0]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    plain = LogisticRegression(C=STRENGTHS[0]).fit(vectors["train"], y["train"])
+    assert (found > 0).sum() > 2 * plain.predict(vectors["val"]).sum()
+
+
+def test_a_probe_counts_labels_as_the_loss_does() -> None:
+    x, noise = probed_rows(200, seed=3), np.random.default_rng(4).normal(size=(200, 2))
+    has = (x[:, :2] + 2 * noise > 2).astype(np.float32)
+    spec = MultilabelSpec(target="y", positive_weights={"p": 5.0})
+    task = Multilabel(spec=spec, names=("p", "q"), weights=torch.tensor([5.0, 1.0]))
+    weight, bias = best_probe(task, train=(x, has), validation=(x[:0], has[:0]))
+    for k, positive in enumerate((5.0, 1.0)):
+        theirs = LogisticRegression(C=STRENGTHS[0], class_weight={0: 1.0, 1: positive})
+        theirs.fit(x, has[:, k])
+        np.testing.assert_allclose(x @ weight[k] + bias[k], theirs.decision_function(x), atol=1e-3)
 
 
 def test_alignment_without_any_modality_answers_the_shares_of_the_classes(table) -> None:

@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from training.built_in import parse_candidate
 from training.data.table import EmbeddingTable, table_of
 from training.evaluation.class_names import EmbeddedNames
+from training.evaluation.metrics import metrics_of
 from training.evaluation.neighbours import nearest_neighbours
 from training.evaluation.space import (
     class_vectors,
@@ -22,6 +23,7 @@ from training.evaluation.space import (
 )
 from training.fitting.loop import fit_candidate
 from training.models.shared_space import SharedSpace
+from training.task import RetrievalSpec
 from training.training_spec import TrainingSpec
 
 TRAINING = TrainingSpec(batch_size=64, max_epochs=30)
@@ -55,9 +57,10 @@ def test_few_known_rows_all_vote_and_none_are_refused() -> None:
         nearest_neighbours(known, known_NS=known[:0], classes_N=torch.arange(0), classes=3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def named(columns) -> tuple[EmbeddingTable, SharedSpace]:
     """A table whose captions are the names of the classes, in noise, and a space fitted to it."""
+    torch.set_num_threads(1)
     raw = columns(rows=600, noise=0.4, missing=0.05)
     codes = np.array([-1 if v is None else sorted(set(raw["labels"].to_pylist()) - {None}).index(v)
                       for v in raw["labels"].to_pylist()])  # fmt: skip
@@ -119,6 +122,13 @@ def test_accuracy_of_the_neighbours_is_that_of_scikit_learn(named) -> None:
     for split in ("validation", "test"):
         assert found[split] == pytest.approx(theirs.score(*joint(split)), abs=0.01)
     assert found["test"] > 0.8
+
+
+def test_a_space_is_told_of_by_the_recalls_that_a_retrieval_is_judged_by(named) -> None:
+    table, model = named
+    found = retrieval(model, table=table, modalities=list(table.index))
+    judged = {f"recall_at_{k}" for k in found[0]["recall"]}
+    assert judged == set(metrics_of(RetrievalSpec()))
 
 
 def test_rows_with_the_same_payload_are_right_answers(named) -> None:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from training.evaluation.bootstrap import LEAST_RESAMPLES, paired_resamples
 from training.evaluation.metrics import metrics_of
-from training.evaluation.significance import difference, holm, mcnemar
+from training.evaluation.significance import bootstrap_p, difference, holm, mcnemar
 from training.task import ClassificationSpec, RegressionSpec
 
-ACCURACY = metrics_of(ClassificationSpec(target="y"))["accuracy"]
+CLASSIFICATION = metrics_of(ClassificationSpec(target="y"))
+ACCURACY = CLASSIFICATION["accuracy"]
 MAE = metrics_of(RegressionSpec(target="y"))["mae"]
 
 
@@ -78,3 +80,33 @@ def test_of_right_and_wrong_the_p_is_mcnemars_and_the_gain_is_paired() -> None:
     assert found.p == mcnemar(right[0], right[1])
     assert found.gain.mean == pytest.approx(right[0].mean() - right[1].mean())
     assert found.gain.low > 0
+
+
+def test_more_rows_leave_a_clear_lead_real_though_they_are_resampled_less_often() -> None:
+    rng = np.random.default_rng(3)
+    targets = rng.integers(10, size=40_000)
+
+    def answered(share: float) -> np.ndarray:
+        """The right class to a share of the rows, and any to the others."""
+        guess = np.where(rng.random(len(targets)) < share, targets, rng.integers(10, size=40_000))
+        return np.eye(10, dtype=np.float32)[guess]
+
+    best, metric = answered(0.6), CLASSIFICATION["balanced_accuracy"]
+    others = [answered(share) for share in (0.55, 0.5, 0.4)]
+    drawn = paired_resamples(metric, targets=targets, a=best, b=others[0])
+    assert len(drawn) == LEAST_RESAMPLES
+    found = [difference(metric, targets=targets, a=best, b=other) for other in others]
+    assert all(item.gain.low > 0 for item in found)
+    assert max(holm([item.p for item in found])) < 0.001
+
+
+def test_a_p_beyond_what_can_be_counted_is_students() -> None:
+    rng = np.random.default_rng(4)
+    gains = rng.normal(0.5, 1.0, size=300)
+    values = gains[rng.integers(300, size=(2000, 300))].mean(axis=1)
+    expected = scipy.stats.ttest_1samp(gains, 0.0).pvalue
+    assert expected < 1e-6
+    found = bootstrap_p(float(gains.mean()), values, units=300)
+    assert np.log10(found) == pytest.approx(np.log10(expected), abs=0.7)
+    # What is drawn from a single unit says nothing beyond the draws.
+    assert bootstrap_p(1.0, np.ones(99), units=1) == pytest.approx(0.02)

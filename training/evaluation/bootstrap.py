@@ -113,7 +113,7 @@ def metric_intervals(
     for number, metric in enumerate(metrics):
         if metric.rows is None:
             value, values = metric.value(targets, answers), np.concatenate(found[number])
-            intervals.append(_percentiles(value, values, confidence=confidence))
+            intervals.append(percentile_interval(value, values, confidence=confidence))
         else:
             rows = metric.rows(targets, answers)
             intervals.append(
@@ -137,11 +137,15 @@ def paired_metric(
     That is metric(a) − metric(b), or the other way round where less is better.
     """
     values = paired_resamples(metric, targets=targets, a=a, b=b, resamples=resamples, seed=seed)
+    gain = paired_gain(metric, targets=targets, a=a, b=b)
+    return percentile_interval(gain, values, confidence=confidence)
+
+
+def paired_gain(metric: Metric, *, targets: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """By how much the answers `a` are better than `b`, on all rows."""
     if metric.rows is not None:
-        gain = float(_row_gains(metric, targets, a, b).mean())
-    else:
-        gain = metric.gain(metric.value(targets, a), metric.value(targets, b))
-    return _percentiles(gain, values, confidence=confidence)
+        return float(_row_gains(metric, targets, a, b).mean())
+    return metric.gain(metric.value(targets, a), metric.value(targets, b))
 
 
 def paired_resamples(
@@ -193,7 +197,8 @@ def _resamples(shape: tuple[int, ...], *, resamples: int, seed: int) -> Iterator
         yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(float)
 
 
-def _percentiles(value: float, values: np.ndarray, *, confidence: float) -> Interval:
+def percentile_interval(value: float, values: np.ndarray, *, confidence: float) -> Interval:
+    """A value with the percentiles of what resamples `[R]` say; of all that are NaN, NaN."""
     known = values[~np.isnan(values)]
     if not known.size:
         return Interval(mean=value, low=np.nan, high=np.nan)

@@ -8,9 +8,16 @@ from typing import Literal
 
 import numpy as np
 
-from training.evaluation.bootstrap import Interval, paired_metric, paired_resamples
+from training.evaluation.bootstrap import (
+    Interval,
+    paired_gain,
+    paired_resamples,
+    percentile_interval,
+)
 from training.evaluation.metrics import Metric
 
+FEW = 10
+"""Fewer resamples than this on the other side of zero are too few to count a probability by."""
 Test = Literal["McNemar", "paired bootstrap"]
 
 
@@ -37,12 +44,14 @@ def difference(
 
     Of right and wrong answers p is McNemar's, exact; of all else it is the paired bootstrap's.
     """
-    gain = paired_metric(metric, targets=targets, a=a, b=b, confidence=confidence, seed=seed)
+    values = paired_resamples(metric, targets=targets, a=a, b=b, seed=seed)
+    reached = paired_gain(metric, targets=targets, a=a, b=b)
+    gain = percentile_interval(reached, values, confidence=confidence)
     if metric.binary and metric.rows is not None:
         p = mcnemar(metric.rows(targets, a), metric.rows(targets, b))
         return Difference(gain=gain, p=p, test="McNemar")
-    values = paired_resamples(metric, targets=targets, a=a, b=b, seed=seed)
-    return Difference(gain=gain, p=_bootstrap_p(values), test="paired bootstrap")
+    p = bootstrap_p(reached, values, units=len(targets))
+    return Difference(gain=gain, p=p, test="paired bootstrap")
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
@@ -76,12 +85,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _bootstrap_p(values: np.ndarray) -> float:
-    """Two-sided p that a resampled difference lies on the other side of zero.
+def bootstrap_p(gain: float, values: np.ndarray, *, units: int) -> float:
+    """Two-sided p of a gain over zero, by its resampled values `[R]`; `units` were drawn from.
 
-    With one added, so that it is never zero: Davison and Hinkley, Bootstrap Methods and their
-    Application (1997), section 4.2.
+    The share of resamples on the other side of zero, with one added, so that it is never zero:
+    Davison and Hinkley, Bootstrap Methods and their Application (1997), section 4.2. Where `FEW`
+    lie there, it would be a matter of how many were drawn, and a correction for many comparisons
+    would leave nothing real: there it is Student's, of the gain over the resamples' deviation.
     """
+    import scipy.stats
+
     known = values[~np.isnan(values)]
-    sides = (known <= 0).sum(), (known >= 0).sum()
-    return min(1.0, 2 * (min(sides) + 1) / (len(known) + 1))
+    other = int(min((known <= 0).sum(), (known >= 0).sum()))
+    deviation = float(known.std()) if len(known) else 0.0
+    if other < FEW and deviation > 0 and units > 1:
+        return float(2 * scipy.stats.t.sf(abs(gain) / deviation, df=units - 1))
+    return min(1.0, 2 * (other + 1) / (len(known) + 1))

@@ -14,7 +14,17 @@ from workflows.reporting.findings import (
     ReportData,
 )
 from workflows.reporting.search_findings import SearchFindings
-from workflows.reporting.wording import count, few, fine, number, percent, say, score, value
+from workflows.reporting.wording import (
+    count,
+    few,
+    fine,
+    number,
+    percent,
+    probability,
+    say,
+    score,
+    value,
+)
 
 BREAKDOWN_NOTE = "Challenger − champion where it may hide; decides nothing unless listed above."
 
@@ -56,30 +66,27 @@ def on_candidates(data: ReportData) -> list[Markup]:
                 ", ".join(sorted(tests)),
             )
         )
-    best = data.candidate(data.winner)
-    if best is None:
-        return lines
-    if best.name == data.best_single or best.gain is None:
-        lines.append(say("No fusion beats {}, the best single modality.", data.best_single or "–"))
-    elif best.gain.low > 0:
-        lines.append(
-            say(
-                "The winner on validation, {}, surely beats {} alone: the interval of the "
-                "difference excludes zero.",
-                best.name,
-                data.best_single,
-            )
-        )
-    else:
-        lines.append(
-            say(
-                "Whether the winner on validation, {}, beats {} alone is not sure: the interval "
-                "of the difference includes zero.",
-                best.name,
-                data.best_single,
-            )
-        )
+    lines += _against_single(data)
     return lines
+
+
+def _against_single(data: ReportData) -> list[Markup]:
+    """What joining modalities is worth, by the same test as the winner's other leads."""
+    best, single = data.candidate(data.winner), data.candidate(data.best_single)
+    if best is None or single is None or all(i.family == "single" for i in data.candidates):
+        return []
+    if best is single:
+        return [say("No fusion beats {}, the best single modality.", single.name)]
+    lead = single.lead
+    if lead is None:
+        return []
+    if not lead.sure:
+        found = "Whether the winner on validation, {}, beats {} alone is not sure: p = {}."
+        return [say(found, best.name, single.name, escape(probability(lead.p)))]
+    if lead.gain.value > 0:
+        return [say("The winner on validation, {}, surely beats {} alone.", best.name, single.name)]
+    found = "On the test rows {} alone surely beats the winner on validation, {}."
+    return [say(found, single.name, best.name)]
 
 
 def on_ensembles(data: ReportData) -> list[Markup]:
