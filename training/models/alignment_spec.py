@@ -139,6 +139,8 @@ class CorrelationSpec(SpaceSpec):
     Nothing is iterated, so what is said of dropout, learning rate and weight decay has no effect.
     """
 
+    untunable: ClassVar[str | None] = "which is solved in closed form, without a gradient"
+
     type: Literal["cca"] = "cca"
     dim: Width = 64
     """Width of the shared space: the number of canonical variates."""
