@@ -294,9 +294,9 @@ def test_payloads_are_prepared_ahead_of_their_step(world) -> None:
         }
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_a_resumed_fit_ends_as_an_uninterrupted_one(world, tuning) -> None:
-    spec = spec_of(tuning, head={"modality_dropout": 0.3})
+@pytest.mark.parametrize(("tuning", "head"), [("full", "early"), ("lora", "alignment")])
+def test_a_resumed_fit_ends_as_an_uninterrupted_one(world, tuning, head) -> None:
+    spec = spec_of(tuning, head={"type": head, "modality_dropout": 0.3})
     states: list[Any] = []
     with world.live() as table:
         whole = fit_candidate(spec, table=table, training=TRAINING, save=states.append)
@@ -386,7 +386,7 @@ def test_more_layers_than_there_are_is_refused(world) -> None:
 
 @pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(world, tmp_path: Path) -> None:
-    expected = live_worker.steps(world)
+    expected = {head: live_worker.steps(world, head=head) for head in live_worker.HEADS}
     script = str(Path(live_worker.__file__))
     workers = [
         subprocess.Popen(
@@ -406,8 +406,14 @@ def test_two_workers_take_the_steps_of_one(world, tmp_path: Path) -> None:
             worker.kill()
     two = [json.loads((tmp_path / f"live-{rank}.json").read_text()) for rank in range(2)]
     assert two[0] == two[1]
-    for key in ("losses", "norms"):
-        np.testing.assert_allclose(two[0][key], expected[key], rtol=1e-4)
-    assert set(two[0]["weights"]) == set(expected["weights"])
-    for name, values in expected["weights"].items():
-        np.testing.assert_allclose(two[0]["weights"][name], values, atol=5e-4, err_msg=name)
+    for head, one in expected.items():
+        found = two[0][head]
+        assert all(one["losses"])
+        for key in ("losses", "norms"):
+            np.testing.assert_allclose(found[key], one[key], rtol=1e-4, err_msg=head)
+        for part in ("weights", "embeddings"):
+            assert set(found[part]) == set(one[part])
+            for name, values in one[part].items():
+                np.testing.assert_allclose(
+                    found[part][name], values, atol=5e-4, err_msg=f"{head} {name}"
+                )

@@ -8,8 +8,8 @@
 The head is any fusion, which learns from the task's loss, or a contrastive alignment, which has
 one of its own; not a translation, nor what is solved in closed form. Of its modalities those under
 `encoders` are embedded anew at each step, from their payloads, by the encoder that the features
-name; the others come from the store, as ever. What the loop, the step and the evaluation see is a model
-like any other, and a batch whose embeddings of a live modality are its prepared payloads
+name; the others come from the store, as ever. What the loop and the step see is a model like any
+other, and a batch whose embeddings of a live modality are its prepared payloads
 (`training.tuning.model`), which threads read ahead of the step (`training.tuning.table`).
 
 Before the first step the embeddings are those of the store, by whose statistics the head scales
