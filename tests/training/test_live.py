@@ -385,7 +385,8 @@ def test_more_layers_than_there_are_is_refused(world) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(world, tmp_path: Path) -> None:
+def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+    world = live_worker.make_world(tmp_path / "world")
     expected = {head: live_worker.steps(world, head=head) for head in live_worker.HEADS}
     script = str(Path(live_worker.__file__))
     workers = [
