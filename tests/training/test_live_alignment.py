@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -14,22 +14,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from features.encoders import parse_encoder
-from features.shard import Embeddings
 from tests.training.contrastive_cases import naive_info_nce, naive_sigmoid
-from tests.training.live_world import ROWS, TASK, LiveWorld, finetune
-from training.candidate import load_model
-from training.data.table import EmbeddingTable, table_of
+from tests.training.live_world import TASK, LiveWorld, colours, finetune
+from training.built_in import parse_candidate
+from training.candidate import CandidateRecord, load_model
+from training.data.vectors import HeldVectors
+from training.evaluation.answers import evaluate
 from training.evaluation.class_names import embed_class_names
 from training.evaluation.space import retrieval, space_metrics
-from training.fitting.loop import fit_candidate
 from training.fitting.step import make_model
 from training.models.alignment import Alignment
-from training.models.alignment_spec import AlignmentSpec
+from training.models.alignment_spec import ClassNames
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
-from training.tuning.embedded import embedded_table
 from training.tuning.model import LiveModel
+from training.tuning.table import table_for
 
 BOTH = ("caption", "photo")
 
@@ -157,3 +157,86 @@ def test_the_temperature_is_held_within_its_bounds(world) -> None:
         model.head.log_scale.fill_(9.0)
     model.after_step()
     assert model.head.scale.item() == pytest.approx(100)
+
+
+# ---------------------------------------------------------------- what is learned, and kept
+
+NAMES = {"modality": "caption", "templates": ["{}", "the {}"]}
+TRAINING = TrainingSpec(batch_size=16, max_epochs=15, patience=15)
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> LiveWorld:
+    """Pictures of colours, and their names as a model embeds them that tells no words apart."""
+    torch.set_num_threads(1)
+    return LiveWorld(tmp_path_factory.mktemp("blind"), frame=colours(), blind=True)
+
+
+@pytest.fixture(scope="module")
+def record(blind: LiveWorld) -> CandidateRecord:
+    spec = finetune(
+        head={"type": "alignment", "dropout": 0.0, "class_names": NAMES},
+        encoders={"caption": "full"},
+        encoder_learning_rate=1e-2,
+    )
+    return produced(blind, spec)
+
+
+def produced(world: LiveWorld, spec: CandidateSpec) -> CandidateRecord:
+    with table_for(
+        spec,
+        table=world.table,
+        store=world.store,
+        snapshot=world.snapshot,
+        payloads=world.payloads,
+    ) as table:
+        record = produce_candidate(
+            world.planned(spec, training=TRAINING),
+            store=world.store,
+            snapshot=world.snapshot,
+            task=TASK,
+            training=TRAINING,
+            table=table,
+        )
+    assert record.status == "fitted", record.failure
+    return record
+
+
+def recalls(record: CandidateRecord) -> list[float]:
+    assert record.retrieval is not None
+    return [item["recall"]["1"] for item in record.retrieval]
+
+
+def test_it_learns_where_frozen_encoders_cannot_align(blind, record) -> None:
+    frozen = parse_candidate(
+        {"type": "alignment", "width": 8, "learning_rate": 1e-2, "class_names": NAMES}
+    )
+    without = produced(blind, frozen)
+    assert min(recalls(record)) == 1
+    assert max(recalls(without)) < 0.6
+    for metric, least in (("zero_shot_accuracy.photo", 0.9), ("neighbour_accuracy", 0.9)):
+        assert record.metrics["test"][metric] >= least
+    assert without.metrics["test"]["zero_shot_accuracy.photo"] < 0.6
+
+
+def test_the_kept_folder_gives_the_same_retrieval_and_names(blind, record) -> None:
+    folder = Path(blind.store.storage.root) / "candidates" / record.fingerprint
+    tuned = record.modalities["caption"]["tuned"]
+    encoder_spec = parse_encoder(tuned["encoder"], context={"folder": str(folder)})
+    assert encoder_spec.fingerprint() == tuned["encoder_fingerprint"]
+    encoder = encoder_spec.load()
+    captions = [encoder.prepare(text) for text in blind.world.frame["caption"].dropna()]
+    vectors = HeldVectors(values=torch.from_numpy(np.asarray(encoder.encode(captions))))
+    # Embeddings stand in the order of the rows that have one.
+    table = dataclasses.replace(
+        blind.table, embeddings={**blind.table.embeddings, "caption": vectors}
+    )
+    model = load_model(blind.store, record.fingerprint)
+    assert retrieval(model, table=table, modalities=BOTH) == record.retrieval
+    names = embed_class_names(
+        ClassNames(**NAMES), snapshot=blind.snapshot, classes=table.classes, encoder=encoder
+    )
+    found = space_metrics(model, table=table, modalities=BOTH, names=("caption", names))
+    answers = evaluate(model, table=table, modalities=BOTH)
+    for split, metrics in answers.metrics().items():
+        assert {**metrics, **found[split]} == pytest.approx(record.metrics[split], abs=1e-4)
