@@ -28,7 +28,10 @@ from training.models.translation import Translation
 from training.task import TaskSpec
 from training.tasks import Classification, Retrieval
 from training.training_spec import TrainingSpec
+from training.tuning.embedded import embedded_table
 from training.tuning.files import write_encoders
+from training.tuning.model import LiveModel, TunedEncoder
+from training.tuning.spec import head_of
 from training.workers import worker_count, worker_rank
 
 
@@ -136,6 +139,7 @@ def produce_together(
                 candidate=candidate,
                 fit=fit,
                 store=store,
+                snapshot=snapshot,
                 own=own,
                 names=names,
                 device=device,
@@ -150,6 +154,7 @@ def _judge_and_write(
     candidate: PlannedCandidate,
     fit: Fit | None,
     store: Store,
+    snapshot: Snapshot,
     own: EmbeddingTable,
     names: tuple[str, EmbeddedNames | None] | None,
     device: torch.device | str,
@@ -158,17 +163,20 @@ def _judge_and_write(
     if fit is None or fit.failure is not None:
         return write_candidate(store, record) if worker_rank() == 0 else record
     modalities = candidate.modalities
-    found, further = None, dict[str, dict[str, float]]()
-    with own_code():
-        if isinstance(fit.model, Probed) and not isinstance(own.task, Retrieval):
-            fit_probe(fit.model, table=own, modalities=modalities, device=device)
-        if isinstance(fit.model, SharedSpace | Translation):
-            found = retrieval(fit.model, table=own, modalities=modalities, device=device)
-        if isinstance(fit.model, SharedSpace):
+    model, found, further = fit.model, None, dict[str, dict[str, float]]()
+    with own_code(), embedded_table(model, table=own, device=device) as own:
+        if isinstance(model, LiveModel):
+            names = _tuned_names(candidate, model=model, names=names, snapshot=snapshot, table=own)
+            model = model.head
+        if isinstance(model, Probed) and not isinstance(own.task, Retrieval):
+            fit_probe(model, table=own, modalities=modalities, device=device)
+        if isinstance(model, SharedSpace | Translation):
+            found = retrieval(model, table=own, modalities=modalities, device=device)
+        if isinstance(model, SharedSpace):
             further = space_metrics(
-                fit.model, table=own, modalities=modalities, names=names, device=device
+                model, table=own, modalities=modalities, names=names, device=device
             )
-        answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
+        answers = evaluate(model, table=own, modalities=modalities, device=device)
     metrics = {
         split: {**values, **further.get(split, {})} for split, values in answers.metrics().items()
     }
@@ -176,7 +184,7 @@ def _judge_and_write(
     if worker_rank() != 0:
         return record
     record = dataclasses.replace(record, intervals=answers.intervals())
-    record, model = write_encoders(store, record, model=fit.model)
+    record = write_encoders(store, record, model=fit.model)
     return write_candidate(store, record, model=model, predictions=answers.table())
 
 
@@ -188,7 +196,7 @@ def _class_names(
     device: torch.device | str,
 ) -> tuple[str, EmbeddedNames | None] | None:
     """The modality of texts and the embedded names of the classes, if a candidate gives any."""
-    named: ClassNames | None = getattr(candidate.spec, "class_names", None)
+    named: ClassNames | None = getattr(head_of(candidate.spec), "class_names", None)
     if named is None:
         return None
     if not isinstance(table.task, Classification):
@@ -196,6 +204,30 @@ def _class_names(
         raise Untrainable(f"class_names: a {kind} task has no classes to tell apart")
     embedded = embed_class_names(named, snapshot=snapshot, classes=table.classes, device=device)
     return named.modality, embedded
+
+
+def _tuned_names(
+    candidate: PlannedCandidate,
+    *,
+    model: LiveModel,
+    names: tuple[str, EmbeddedNames | None] | None,
+    snapshot: Snapshot,
+    table: EmbeddingTable,
+) -> tuple[str, EmbeddedNames | None] | None:
+    """`_class_names` once more, by the encoder that was tuned, if their modality's was."""
+    if names is None or names[0] not in model.encoders.names:
+        return names
+    modality, _ = names
+    tuned = model.encoders[modality]
+    assert isinstance(tuned, TunedEncoder)
+    embedded = embed_class_names(
+        head_of(candidate.spec).class_names,  # type: ignore[attr-defined]
+        snapshot=snapshot,
+        classes=table.classes,
+        encoder=tuned.encoder,
+        device=next(tuned.parameters()).device,
+    )
+    return modality, embedded
 
 
 def _record(

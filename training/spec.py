@@ -50,6 +50,8 @@ class CandidateSpec(Spec):
     objective: ClassVar[Objective] = "task"
     """What is minimised: the task's loss of the outputs, over the labelled rows, or the model's
     own `loss_share(batch)`, over the rows that have two of the modalities."""
+    untunable: ClassVar[str | None] = None
+    """Why encoders cannot be tuned by what is minimised; None if they can."""
     version: ClassVar[int] = 1
     """Raised by one whenever the code changes in a way that can change a result."""
     least_modalities: ClassVar[int] = 1

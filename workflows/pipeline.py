@@ -24,6 +24,7 @@ from training.models.members import resolve, with_members
 from training.search.spec import SearchSpec, search_problems
 from training.task import TaskField
 from training.training_spec import TrainingSpec
+from training.tuning.spec import head_of
 from workflows.promotion.gate import PromotionSpec
 from workflows.yaml_lines import Lines, Location
 
@@ -270,11 +271,11 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
         )
     if spec.task.type == "retrieval":
         for i, candidate in enumerate(spec.candidates):
-            if not isinstance(candidate, SpaceSpec):
+            if not isinstance(head_of(candidate), SpaceSpec):
                 yield (
                     ("candidates", i, "type"),
                     f"a retrieval task has no classes to answer, and {candidate.type!r} has no "
-                    "common space to search; give alignments",
+                    "common space to search; give alignments, or a `finetune` of one",
                 )
     else:
         for i, where, text in resolve(spec.candidates, task=spec.task, searches=spec.search)[1]:

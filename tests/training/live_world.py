@@ -36,7 +36,8 @@ WORDS = (("ab", "cab", "bab"), ("xy", "zyx", "yyz"))
 """Words that tell the class."""
 
 
-def save_bert(folder: Path) -> None:
+def save_bert(folder: Path, *, blind: bool = False) -> None:
+    """A BERT of random weights; a `blind` one has one vector for all words."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder.mkdir(parents=True)
@@ -52,7 +53,11 @@ def save_bert(folder: Path) -> None:
         intermediate_size=24,
         max_position_embeddings=64,
     )
-    BertModel(config).save_pretrained(folder)
+    model = BertModel(config)
+    if blind:
+        vectors = model.embeddings.word_embeddings.weight.data
+        vectors[:] = vectors[-1]
+    model.save_pretrained(folder)
 
 
 def save_vit(folder: Path) -> None:
@@ -60,6 +65,32 @@ def save_vit(folder: Path) -> None:
 
     ViTModel(ViTConfig(**vit_options())).save_pretrained(folder)
     ViTImageProcessorPil(size=SQUARE).save_pretrained(folder)
+
+
+def colours() -> pd.DataFrame:
+    """Names of colours, which are the classes, and pictures of them under noise.
+
+    The names are of one length, so a blind model embeds them all alike.
+    """
+    random = np.random.default_rng(0)
+    names = ("blue", "cyan", "lime", "pink")
+    codes = random.integers(len(names), size=ROWS)
+    shares = np.array([[0, 0, 1], [0, 1, 1], [0, 1, 0], [1, 0, 1]])
+    photos = []
+    for code in codes:
+        file = io.BytesIO()
+        pixels = random.integers(0, 120, (32, 32, 3)) + 120 * shares[code]
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+        photos.append(file.getvalue())
+    return pd.DataFrame(
+        {
+            "id": [f"s{i}" for i in range(ROWS)],
+            "caption": [None if i % 9 == 5 else names[code] for i, code in enumerate(codes)],
+            "photo": photos,
+            "label": [names[code] for code in codes],
+            "split": [("train", "train", "validation", "test")[i % 4] for i in range(ROWS)],
+        }
+    )
 
 
 def picture(code: int, random: np.random.Generator) -> bytes:
@@ -75,10 +106,17 @@ def picture(code: int, random: np.random.Generator) -> bytes:
 class LiveWorld:
     """The table, embedded by stage 1, with all that is needed to tune its encoders."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        frame: pd.DataFrame | None = None,
+        blind: bool = False,
+        **options: Any,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        save_bert(folder / "bert")
+        save_bert(folder / "bert", blind=blind)
         save_vit(folder / "vit")
         random = np.random.default_rng(0)
         codes = random.integers(2, size=ROWS)
@@ -93,6 +131,8 @@ class LiveWorld:
                 "split": [("train", "train", "validation", "test")[i % 4] for i in range(ROWS)],
             }
         )
+        if frame is not None:
+            self.world.frame = frame
         self.specs = {
             "caption": HuggingFaceTextSpec(
                 **{"model": str(folder / "bert"), "dtype": "float32"} | options

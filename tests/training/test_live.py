@@ -29,6 +29,7 @@ from training.fitting.step import make_model, make_optimizer, seed_step, train_b
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
 from training.training_spec import TrainingSpec
+from training.tuning.embedded import embedded_table
 from training.tuning.model import LiveInput, LiveModel, PreparedPayloads, TunedEncoder
 from training.tuning.spec import TuningSpec
 
@@ -110,6 +111,40 @@ def test_a_sequence_has_the_steps_that_stage_1_gives(world) -> None:
     assert mask is not None
     assert mask.sum(dim=1).tolist() == [len(row) for row in expected]
     np.testing.assert_allclose(steps[mask].cpu().numpy(), np.concatenate(expected), atol=1e-5)
+
+
+def judged_as_stored(world: LiveWorld) -> None:
+    """Before the first step a model is judged by the store's embeddings, each computed once."""
+    spec = spec_of("full")
+    rows = torch.cat([world.table.split[split] for split in ("validation", "test")])
+    calls: dict[str, int] = dict.fromkeys(BOTH, 0)
+    with world.live() as table:
+        model = model_of(spec, table)
+        for modality, encoder in model.encoders.items():
+
+            def count(_: Any, args: Any, modality: str = modality) -> None:
+                calls[modality] += len(args[0])
+
+            encoder.register_forward_pre_hook(count)
+        with embedded_table(model, table=table) as embedded:
+            found = embedded.batch(rows)
+            assert not (embedded.index["photo"][table.split["train"]] >= 0).any()
+    stored = world.table.batch(rows)
+    for modality, there in stored.presence.items():
+        assert torch.equal(found.presence[modality], there)
+        assert calls[modality] == int(there.sum())
+        steps = stored.masks.get(modality, there)
+        assert torch.equal(found.masks.get(modality, there), steps)
+        torch.testing.assert_close(
+            found.embeddings[modality][steps],
+            stored.embeddings[modality][steps],
+            atol=1e-5,
+            rtol=0,
+        )
+
+
+def test_before_the_first_step_it_is_judged_by_what_is_in_the_store(world) -> None:
+    judged_as_stored(world)
 
 
 def test_what_is_not_present_is_not_embedded_and_has_no_influence(world) -> None:
@@ -294,9 +329,9 @@ def test_payloads_are_prepared_ahead_of_their_step(world) -> None:
         }
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_a_resumed_fit_ends_as_an_uninterrupted_one(world, tuning) -> None:
-    spec = spec_of(tuning, head={"modality_dropout": 0.3})
+@pytest.mark.parametrize(("tuning", "head"), [("full", "early"), ("lora", "alignment")])
+def test_a_resumed_fit_ends_as_an_uninterrupted_one(world, tuning, head) -> None:
+    spec = spec_of(tuning, head={"type": head, "modality_dropout": 0.3})
     states: list[Any] = []
     with world.live() as table:
         whole = fit_candidate(spec, table=table, training=TRAINING, save=states.append)
@@ -385,8 +420,10 @@ def test_more_layers_than_there_are_is_refused(world) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(world, tmp_path: Path) -> None:
-    expected = live_worker.steps(world)
+def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+    world = live_worker.make_world(tmp_path / "world")
+    judged_as_stored(world)
+    expected = {head: live_worker.steps(world, head=head) for head in live_worker.HEADS}
     script = str(Path(live_worker.__file__))
     workers = [
         subprocess.Popen(
@@ -406,8 +443,14 @@ def test_two_workers_take_the_steps_of_one(world, tmp_path: Path) -> None:
             worker.kill()
     two = [json.loads((tmp_path / f"live-{rank}.json").read_text()) for rank in range(2)]
     assert two[0] == two[1]
-    for key in ("losses", "norms"):
-        np.testing.assert_allclose(two[0][key], expected[key], rtol=1e-4)
-    assert set(two[0]["weights"]) == set(expected["weights"])
-    for name, values in expected["weights"].items():
-        np.testing.assert_allclose(two[0]["weights"][name], values, atol=5e-4, err_msg=name)
+    for head, one in expected.items():
+        found = two[0][head]
+        assert all(one["losses"])
+        for key in ("losses", "norms"):
+            np.testing.assert_allclose(found[key], one[key], rtol=1e-4, err_msg=head)
+        for part in ("weights", "embeddings"):
+            assert set(found[part]) == set(one[part])
+            for name, values in one[part].items():
+                np.testing.assert_allclose(
+                    found[part][name], values, atol=5e-4, err_msg=f"{head} {name}"
+                )

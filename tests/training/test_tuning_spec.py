@@ -12,6 +12,7 @@ from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.encoders.text import HashingSpec
 from features.fingerprint import fingerprint
 from training.built_in import parse_candidate
+from training.task import ClassificationSpec, RegressionSpec
 from training.tuning.spec import FinetuneSpec, TuningSpec
 
 
@@ -55,6 +56,7 @@ def test_a_record_of_it_is_read_again_as_it_was() -> None:
         ({"encoder_learning_rate": 1e-4}, False),
         ({"head": {"type": "early", "width": 9}}, False),
         ({"encoders": {"caption": "lora"}}, False),
+        ({"head": {"type": "alignment"}}, False),
     ],
 )
 def test_identity_is_what_changes_a_result(options: dict[str, Any], same: bool) -> None:
@@ -66,7 +68,9 @@ def test_identity_is_what_changes_a_result(options: dict[str, Any], same: bool) 
     [
         ({"seed": 4}, "`seed` belongs into `head`, which says 0"),
         ({"learning_rate": 4e-3}, "`learning_rate` belongs into `head`, which says 0.001"),
-        ({"head": {"type": "alignment"}}, "has a loss of its own"),
+        ({"head": {"type": "translation"}}, "which would be learned; .*`single` or `alignment`"),
+        ({"head": {"type": "cca"}}, "closed form, without a gradient; .*`single` or `alignment`"),
+        ({"head": {"type": "soup", "of": ["a", "b"]}}, "of candidates that are fitted already"),
         ({"encoders": {}}, "at least 1 item"),
         ({"encoders": {"caption": {"tune": "last"}}}, "needs `layers`"),
         ({"encoders": {"caption": {"tune": "full", "rank": 2}}}, "`rank` is not an option of"),
@@ -81,6 +85,27 @@ def test_identity_is_what_changes_a_result(options: dict[str, Any], same: bool) 
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, pydantic.ValidationError), match=message):
         finetune(**options)
+
+
+def test_a_head_that_aligns_says_what_is_learned_from_and_what_it_may_be_asked() -> None:
+    aligned = {"type": "alignment", "class_names": {"modality": "caption"}}
+    spec = finetune(head=aligned)
+    assert (spec.objective, finetune().objective) == ("own", "task")
+    encoders = {
+        "caption": HuggingFaceTextSpec.model_construct(model="/nowhere"),
+        "photo": HuggingFaceTextSpec.model_construct(model="/nowhere"),
+    }
+    both = finetune(head=aligned, encoders={"caption": "full", "photo": "full"})
+    assert both.resolved_modalities(tuple(encoders)) == ("caption", "photo")
+    assert not list(both.check_encoders(encoders)), "names of classes do not restrict the others"
+    ((where, text),) = spec.check_encoders({"caption": encoders["caption"]})
+    assert where == ("head",) and "takes at least 2 modalities" in text
+    of_classes = finetune(head={"type": "alignment", "positives": "class"})
+    ((where, text),) = of_classes.check_task(RegressionSpec(target="price"))
+    assert where == ("head", "positives") and "no classes" in text
+    assert not list(of_classes.check_task(ClassificationSpec(target="label")))
+    chunked = finetune(head={"type": "alignment", "cache_rows": 4})
+    assert fingerprint(chunked) == fingerprint(finetune(head={"type": "alignment"}))
 
 
 def test_encoders_that_cannot_be_tuned_are_told_with_their_place() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from features.storage import LocalStorage
 from features.store import Store
-from tests.training.live_world import LiveWorld
+from tests.training.live_world import LiveWorld, save_bert
 from tests.workflows import command
 from training.candidate import read_predictions
 from workflows import tracking
@@ -47,6 +48,12 @@ def pipeline_of(folder: Path, **changes: object) -> Path:
     path = folder / "words.yaml"
     path.write_text(yaml.safe_dump(value | changes, sort_keys=False))
     return path
+
+
+def save_table(folder: Path) -> None:
+    """A table of the columns that the YAML names."""
+    frame = pd.DataFrame({"id": ["a"], "caption": ["b"], "photo": [b"c"], "label": [0]})
+    frame.assign(split="train").to_parquet(folder / "table.parquet", index=False)
 
 
 def test_a_champion_scores_through_the_encoder_that_was_tuned(
@@ -87,8 +94,21 @@ def test_a_champion_scores_through_the_encoder_that_was_tuned(
     assert "every candidate is in the store" in out + err
 
 
+def test_what_a_retrieval_searches_may_be_a_space_of_tuned_encoders(tmp_path: Path) -> None:
+    save_bert(tmp_path / "bert")
+    save_table(tmp_path)
+    aligned = {"type": "finetune", "head": {"type": "alignment"}, "encoders": {"caption": "lora"}}
+    options = {"task": {"type": "retrieval"}}
+    pipeline = load_pipeline(pipeline_of(tmp_path, candidates=[aligned], **options))
+    assert pipeline.spec.candidates[0].name == "finetune-alignment"
+    fused = aligned | {"head": {"type": "early"}}
+    with pytest.raises(ConfigurationError, match=r"candidates\.0\.type: .*no common space"):
+        load_pipeline(pipeline_of(tmp_path, candidates=[fused], **options))
+
+
 def test_an_encoder_without_weights_is_refused_where_it_is_named(tmp_path: Path) -> None:
-    LiveWorld(tmp_path)
+    save_bert(tmp_path / "bert")
+    save_table(tmp_path)
     candidate = {"type": "finetune", "head": {"type": "early"}, "encoders": {"photo": "full"}}
     path = pipeline_of(tmp_path, candidates=[candidate])
     with pytest.raises(

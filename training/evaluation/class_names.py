@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.encoders import parse_encoder
+from features.encoders import Encoder, parse_encoder
 from features.snapshot import Snapshot
 from training.data.targets import Untrainable
 from training.models.alignment_spec import ClassNames
@@ -34,17 +34,19 @@ def embed_class_names(
     *,
     snapshot: Snapshot,
     classes: Sequence[Any],
+    encoder: Encoder | None = None,
     device: torch.device | str = "cpu",
 ) -> EmbeddedNames | None:
     """The names' embeddings, by the encoder of the snapshot's modality, on the first worker.
 
-    None on the others; all take part. Untrainable, on every worker, if the modality is not one of
-    texts, or its encoder is not here or is not the one of the snapshot.
+    By another `encoder` that came of it, if one is given. None on the others; all take part.
+    Untrainable, on every worker, if the modality is not one of texts, or its encoder is not here
+    or is not the one of the snapshot.
     """
     found, reason = None, ""
     if worker_rank() == 0:
         try:
-            found = _embed(spec, snapshot=snapshot, classes=classes)
+            found = _embed(spec, snapshot=snapshot, classes=classes, encoder=encoder)
         except Exception as error:  # the others have to be told, whatever it is
             reason = str(error)
     if float(sum_over_workers(torch.tensor(float(bool(reason)), device=device))):
@@ -52,7 +54,9 @@ def embed_class_names(
     return found
 
 
-def _embed(spec: ClassNames, *, snapshot: Snapshot, classes: Sequence[Any]) -> EmbeddedNames:
+def _embed(
+    spec: ClassNames, *, snapshot: Snapshot, classes: Sequence[Any], encoder: Encoder | None
+) -> EmbeddedNames:
     if not classes:
         raise ValueError("the task has no classes to name")
     part = snapshot.modalities[spec.modality]
@@ -65,7 +69,7 @@ def _embed(spec: ClassNames, *, snapshot: Snapshot, classes: Sequence[Any]) -> E
             f"the encoder {encoder_spec.type!r} of {spec.modality!r} has the fingerprint {here} "
             f"here, and {part.encoder_fingerprint} in the snapshot: its weights have changed"
         )
-    encoder = encoder_spec.load()
+    encoder = encoder_spec.load() if encoder is None else encoder
     texts = [template.replace("{}", str(name)) for template in spec.templates for name in classes]
     rows: list[np.ndarray] = []
     for first in range(0, len(texts), encoder_spec.batch_size):

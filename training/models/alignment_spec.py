@@ -92,8 +92,8 @@ class AlignmentSpec(SpaceSpec):
     learn_temperature: bool = True
     """Whether the temperature is learned from there, within 0.01 to 1, or stays as it is."""
     cache_rows: Annotated[int | None, Execution, pydantic.Field(ge=1)] = None
-    """Rows of a worker that the towers take at once (GradCache), if they are not to hold a whole
-    batch's activations; it changes no result."""
+    """Rows of a worker that the towers take at once, and the encoders that are tuned with them
+    (GradCache), if they are not to hold a whole batch's activations; it changes no result."""
 
     def identity(self) -> dict[str, Any]:
         """As it was before there were positives by class, if there are none."""
@@ -138,6 +138,8 @@ class CorrelationSpec(SpaceSpec):
 
     Nothing is iterated, so what is said of dropout, learning rate and weight decay has no effect.
     """
+
+    untunable: ClassVar[str | None] = "which is solved in closed form, without a gradient"
 
     type: Literal["cca"] = "cca"
     dim: Width = 64

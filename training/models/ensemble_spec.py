@@ -18,7 +18,7 @@ members are called, and its record alone tells how its model is built.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -58,6 +58,8 @@ Member = Annotated[
 
 class EnsembleSpec(CandidateSpec):
     """Base of the candidates that are made of others."""
+
+    untunable: ClassVar[str | None] = "which is made of candidates that are fitted already"
 
     of: Annotated[tuple[Member, ...], pydantic.Field(min_length=1)]
     """Names of the candidates that it is made of, which stand above it; or of a search, as

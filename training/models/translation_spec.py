@@ -22,6 +22,9 @@ class TranslationSpec(CandidateSpec):
 
     objective: ClassVar[Objective] = "own"
     least_modalities: ClassVar[int] = 2
+    untunable: ClassVar[str | None] = (
+        "whose loss is least where the encoders say the same of everything, which would be learned"
+    )
 
     type: Literal["translation"] = "translation"
     adversary: Literal["none", "hinge", "wgan-gp"] = "hinge"

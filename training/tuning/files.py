@@ -19,17 +19,15 @@ from training.candidate import CandidateRecord, candidate_path
 from training.tuning.model import LiveModel, TunedEncoder
 
 
-def write_encoders(
-    store: Store, record: CandidateRecord, *, model: nn.Module
-) -> tuple[CandidateRecord, nn.Module]:
-    """Write the encoders that a fitted model has tuned; the record that names them, and the rest.
+def write_encoders(store: Store, record: CandidateRecord, *, model: nn.Module) -> CandidateRecord:
+    """Write the encoders that a fitted model has tuned, if any; the record that names them.
 
-    A model that has none is the rest itself. Per tuned modality the record gets `tuned`: the
+    Per tuned modality the record gets `tuned`: the
     encoder's spec, whose `model` is the folder as seen from the candidate's own, its fingerprint,
     and the folder's files.
     """
     if not isinstance(model, LiveModel):
-        return record, model
+        return record
     modalities = {name: dict(part) for name, part in record.modalities.items()}
     for modality, encoder in model.encoders.items():
         assert isinstance(encoder, TunedEncoder)
@@ -50,4 +48,4 @@ def write_encoders(
             "encoder_fingerprint": fingerprint,
             "files": [f"{folder}/{name}" for name in files],
         }
-    return dataclasses.replace(record, modalities=modalities), model.head
+    return dataclasses.replace(record, modalities=modalities)

@@ -1,4 +1,4 @@
-"""A fusion on live encoders: prepared payloads → embeddings, with gradients → the head's outputs.
+"""A head on live encoders: prepared payloads → embeddings, with gradients → the head's outputs.
 
 Suffixes of tensors: B rows, P rows that are present, T steps of a sequence, D width of an
 embedding, C outputs.
@@ -7,20 +7,23 @@ embedding, C outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from features.encoders import EncoderSpec, Sound, TrainableEncoder
 from features.encoding import Prepared, budget_of, form_batches
-from training.batch import Tensors
+from training.batch import Batch, Tensors
 from training.models.layers import PerModality
 from training.spec import CandidateSpec, InputSpec
 from training.tuning.spec import TuningSpec
 from training.tuning.weights import Tuning, recompute_layers
+from training.workers import gather_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +67,13 @@ class TunedEncoder(nn.Module):
         spec: EncoderSpec,
         tuning: TuningSpec,
         gradient_checkpointing: bool = False,
+        cache_rows: int | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.encoder = spec, encoder
+        self.cache_rows = cache_rows
+        """Rows whose activations are held at once, and computed again in the backward pass; all
+        if None. See `training.losses.grad_cache`."""
         self.module = encoder.module
         self._stored = getattr(torch, spec.dtype)
         self.tuning = Tuning(
@@ -93,8 +100,15 @@ class TunedEncoder(nn.Module):
         ]
         found: list[Tensor] = []
         order: list[int] = []
-        for batch in form_batches(items, rows=self.spec.batch_size, budget=budget_of(self.encoder)):
-            found += self._embed([item.payload for item in batch])
+        most = min(self.spec.batch_size, self.cache_rows or self.spec.batch_size)
+        batches = list(form_batches(items, rows=most, budget=budget_of(self.encoder)))
+        cached = self.cache_rows is not None and len(batches) > 1 and torch.is_grad_enabled()
+        for batch in batches:
+            payloads = [item.payload for item in batch]
+            if cached:
+                found += checkpoint(self._embed, payloads, use_reentrant=False)
+            else:
+                found += self._embed(payloads)
             order += [item.row for item in batch]
         rows = [found[place] for place in sorted(range(len(order)), key=order.__getitem__)]
         if not self.spec.sequence:
@@ -145,6 +159,25 @@ class LiveModel(nn.Module):
 
         A payload whose modality is not present (any more, after modality dropout) is not embedded.
         """
+        computed, steps = self._computed(embeddings, presence, masks)
+        outputs_BC: Tensor = self.head(computed, presence, steps)
+        return outputs_BC
+
+    def loss_share(self, batch: Batch) -> Tensor:
+        """This worker's share of the head's own loss, for a batch as `forward` takes it."""
+        computed, steps = self._computed(*batch.inputs)
+        share: Tensor = self.head.loss_share(replace(batch, embeddings=computed, masks=steps))  # type: ignore[operator]
+        return share
+
+    def after_step(self) -> None:
+        """What the head does after an optimizer's step."""
+        if hasattr(self.head, "after_step"):
+            self.head.after_step()  # type: ignore[operator]
+
+    def _computed(
+        self, embeddings: Mapping[str, Any], presence: Tensors, masks: Tensors
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embeddings and masks, of the live modalities too."""
         computed: dict[str, Any] = dict(embeddings)
         steps = dict(masks)
         for modality, encoder in self.encoders.items():
@@ -152,9 +185,14 @@ class LiveModel(nn.Module):
                 embeddings[modality], presence=presence[modality], encoder=encoder
             )
             if mask is not None:
+                if self.training:
+                    # What is dropped is drawn for the whole batch, so its rows are padded alike.
+                    longest = max(gather_sizes(mask.shape[1], device=mask.device))
+                    more = longest - mask.shape[1]
+                    computed[modality] = pad(computed[modality], (0, 0, 0, more))
+                    mask = pad(mask, (0, more))
                 steps[modality] = mask
-        outputs_BC: Tensor = self.head(computed, presence, steps)
-        return outputs_BC
+        return computed, steps
 
     def parameter_groups(self, spec: CandidateSpec) -> list[dict[str, Any]]:
         """Matrices that decay, and vectors, of the head and of the encoders: for an optimizer.

@@ -1,14 +1,15 @@
-"""A fusion on live encoders: what the YAML says of which weights are tuned, and how.
+"""A candidate on live encoders: what the YAML says of which weights are tuned, and how.
 
     - type: finetune
       head: {type: early, modalities: [caption, photo], learning_rate: 1e-3}
       encoders: {caption: {tune: lora, rank: 8}}
       encoder_learning_rate: 1e-4
 
-The head is any candidate that learns from the task's loss. Of its modalities those under `encoders`
-are embedded anew at each step, from their payloads, by the encoder that the features name; the
-others come from the store, as ever. What the loop, the step and the evaluation see is a model
-like any other, and a batch whose embeddings of a live modality are its prepared payloads
+The head is any fusion, which learns from the task's loss, or a contrastive alignment, which has
+one of its own; not a translation, nor what is solved in closed form. Of its modalities those under
+`encoders` are embedded anew at each step, from their payloads, by the encoder that the features
+name; the others come from the store, as ever. What the loop and the step see is a model like any
+other, and a batch whose embeddings of a live modality are its prepared payloads
 (`training.tuning.model`), which threads read ahead of the step (`training.tuning.table`).
 
 Before the first step the embeddings are those of the store, by whose statistics the head scales
@@ -16,6 +17,12 @@ them. The encoders' own dropout stays off and so do the statistics of batch norm
 nothing but what belongs to rows of the global batch, so that the number of workers changes
 nothing. Payloads, encoders and weights are in the snapshot's identity already, so a candidate's
 fingerprint needs nothing else.
+
+A contrastive loss wants all rows of a large batch at once. With the alignment's `cache_rows` an
+encoder holds the activations of so many rows alone, and computes them again in the backward pass
+(`training.losses.grad_cache`). What is fitted is judged as it will be used: its encoders embed the
+rows that are told of once, as stage 1 would store them, and the head is evaluated over those
+(`training.tuning.embedded`).
 
 What is stored (`training.tuning.files`) is two things that exist already: the head, a model over
 embeddings, and a folder for each tuned encoder, as the hub has them, LoRA merged into its
@@ -32,12 +39,13 @@ import pydantic
 
 from features.fingerprint import Execution, Spec
 from features.spec import Name
-from training.spec import CandidateSpec, InputSpec, Positive
+from training.spec import CandidateSpec, InputSpec, Objective, Positive
 
 if TYPE_CHECKING:
     from torch import nn
 
     from features.encoders import EncoderSpec
+    from training.task import TaskSpec
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 
@@ -83,7 +91,7 @@ def _parse_head(value: object) -> CandidateSpec:
 
 
 class FinetuneSpec(CandidateSpec):
-    """A fusion whose encoders are tuned with it, from the payloads."""
+    """A fusion or an alignment whose encoders are tuned with it, from the payloads."""
 
     type: Literal["finetune"] = "finetune"
     head: Annotated[
@@ -91,7 +99,7 @@ class FinetuneSpec(CandidateSpec):
         pydantic.BeforeValidator(_parse_head),
         pydantic.WithJsonSchema({"type": "object", "required": ["type"]}),
     ]
-    """Any candidate that learns from the task; its modalities, seed, dropout, learning rate and
+    """A fusion or an alignment; its modalities, seed, dropout, learning rate and
     weight decay are those of the whole."""
     encoders: Annotated[
         dict[Name, Annotated[TuningSpec, pydantic.BeforeValidator(_long_tuning)]],
@@ -141,12 +149,17 @@ class FinetuneSpec(CandidateSpec):
     def _head_fits(self) -> Self:
         if isinstance(self.head, FinetuneSpec):
             raise ValueError("`head` is itself a `finetune`; name the fusion alone")
-        if self.head.objective != "task":
+        if self.head.untunable is not None:
             raise ValueError(
-                f"`head` is {self.head.type!r}, which has a loss of its own; encoders are tuned "
-                "by the task's loss, so take a fusion or `single`"
+                f"`head` is {self.head.type!r}, {self.head.untunable}; encoders are tuned under a "
+                "fusion, `single` or `alignment`"
             )
         return self
+
+    @property
+    def objective(self) -> Objective:  # type: ignore[override]
+        """The head's."""
+        return self.head.objective
 
     def identity(self) -> dict[str, Any]:
         """As ever, with the version of the head's code."""
@@ -171,7 +184,13 @@ class FinetuneSpec(CandidateSpec):
     def check_encoders(
         self, encoders: Mapping[str, EncoderSpec]
     ) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        taken = [modality for _, modality in self.head.named_modalities()] or list(encoders)
+        if any(modality not in encoders for _, modality in self.head.named_modalities()):
+            return  # which is told where it is named
+        try:
+            taken = self.head.resolved_modalities(tuple(encoders))
+        except ValueError as error:
+            yield ("head",), str(error)
+            return
         for modality in self.encoders:
             if modality not in taken:
                 yield (
@@ -185,6 +204,10 @@ class FinetuneSpec(CandidateSpec):
                     f"the encoder {encoders[modality].type!r} of {modality!r} has no weights that "
                     f"can be tuned; those that have: {', '.join(able) or 'none of this file'}",
                 )
+
+    def check_task(self, task: TaskSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for where, text in self.head.check_task(task):
+            yield ("head", *where), text
 
     def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         """The head on live encoders; of inputs that know no encoders, the head alone."""
@@ -202,11 +225,17 @@ class FinetuneSpec(CandidateSpec):
                     spec=source.spec,
                     tuning=self.encoders[m],
                     gradient_checkpointing=self.gradient_checkpointing,
+                    cache_rows=getattr(self.head, "cache_rows", None),
                 )
                 for m, source in live.items()
             },
             encoder_learning_rate=self.encoder_learning_rate,
         )
+
+
+def head_of(spec: CandidateSpec) -> CandidateSpec:
+    """The candidate whose model is over embeddings: the head, of one that tunes encoders."""
+    return spec.head if isinstance(spec, FinetuneSpec) else spec
 
 
 def _plain(value: object) -> object:

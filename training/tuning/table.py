@@ -29,9 +29,10 @@ BATCHES_AHEAD = 2
 
 @dataclass(kw_only=True)
 class _Position:
-    """The rows that batches will be of, int64, and how many of them have been taken."""
+    """The rows that batches will be of, int64, of which modalities, and how many are taken."""
 
     rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    modalities: Sequence[str] = ()
     taken: int = 0
 
 
@@ -58,23 +59,26 @@ class LiveTable(EmbeddingTable):
         stored = [m for m in wanted if m not in self.live]
         batch = super().batch(rows, modalities=stored, padded_as=padded_as, device=device)
         embeddings: dict[str, Any] = dict(batch.embeddings)
-        presence = dict(batch.presence)
+        presence, numbers = dict(batch.presence), dict(batch.payloads)
         for modality in wanted:
             if modality in self.live:
                 there = self.index[modality][rows] != ABSENT
                 presence[modality] = there.to(device)
+                if modality in self.payloads:
+                    numbers[modality] = self.payloads[modality][rows].to(device)
                 embeddings[modality] = PreparedPayloads(
                     rows=there.nonzero()[:, 0],
                     prepared=self.live[modality].take(rows[there].tolist()),
                 )
         self._read_ahead(rows)
-        return replace(batch, embeddings=embeddings, presence=presence)
+        return replace(batch, embeddings=embeddings, presence=presence, payloads=numbers)
 
     def expect(self, rows: Tensor, *, modalities: Sequence[str] | None = None) -> None:
         """As ever; of live modalities, the payloads of the next batches."""
         wanted = tuple(self.embeddings) if modalities is None else tuple(modalities)
         super().expect(rows, modalities=[m for m in wanted if m not in self.live])
         self.position.rows, self.position.taken = rows, 0
+        self.position.modalities = [m for m in wanted if m in self.live]
 
     def inputs(self, modalities: Sequence[str]) -> dict[str, InputSpec]:
         """As ever; with a live modality comes its encoder, with the weights of stage 1."""
@@ -95,8 +99,9 @@ class LiveTable(EmbeddingTable):
             return
         at.taken = taken
         following = at.rows[taken : taken + BATCHES_AHEAD * len(rows)]
-        for modality, payloads in self.live.items():
-            payloads.expect(following[self.index[modality][following] != ABSENT].tolist())
+        for modality in at.modalities:
+            there = self.index[modality][following] != ABSENT
+            self.live[modality].expect(following[there].tolist())
 
 
 @contextmanager

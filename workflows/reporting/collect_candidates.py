@@ -22,7 +22,8 @@ from workflows.reporting.plots import Family
 
 def family_of(record: CandidateRecord) -> Family:
     """What kind of candidate a record is of, as the report tells them apart."""
-    if record.spec.get("type") in ("alignment", "cca", "translation"):
+    model = record.spec.get("head") or record.spec
+    if model.get("type") in ("alignment", "cca", "translation"):
         return "alignment"
     return "single" if len(record.modalities) == 1 else "fusion"
 
