@@ -22,7 +22,10 @@ def task_of(record: CandidateRecord) -> Task:
     from training.tasks import restored_task
 
     return restored_task(
-        parse_task(record.task), names=tuple(record.classes), scale=record.target_scale
+        parse_task(record.task),
+        names=tuple(record.classes),
+        scale=record.target_scale,
+        temperature=record.temperature,
     )
 
 

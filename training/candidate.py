@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 RECORD_FILE = "record.json"
-FORMAT = 5
+FORMAT = 6
 """Raised by one whenever training's code changes a result, or how a model is stored."""
 
 
@@ -79,6 +79,8 @@ class CandidateRecord:
     """Per split and metric: the ends of its interval at 95 % confidence."""
     target_scale: Mapping[str, Sequence[float]] | None = None
     """Of a regression, what its targets were standardised by: `mean` and `std`, one per column."""
+    temperature: float = 1.0
+    """What outputs are divided by before they are probabilities; 1 if they are not calibrated."""
     members: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """Of an ensemble, the candidates that it is made of: `name`, `fingerprint`, and whether it was
     `taken`; of a soup in the order in which they were tried, with what `training.monitor` was of

@@ -15,6 +15,7 @@ from training.candidate import CandidateRecord, PlannedCandidate, write_candidat
 from training.data.table import EmbeddingTable
 from training.data.targets import Untrainable
 from training.evaluation.answers import evaluate
+from training.evaluation.calibration import calibrated
 from training.evaluation.class_names import EmbeddedNames, embed_class_names
 from training.evaluation.space import fit_probe, retrieval, space_metrics
 from training.faults import own_code
@@ -90,6 +91,7 @@ def produce_together(
     failure: Failure | None = None
     names: tuple[str, EmbeddedNames | None] | None = None
     members: list[dict[str, Any]] = []
+    temperature: float | None = None
     try:
         if isinstance(candidates[0].spec, EnsembleSpec):
             made = assemble(
@@ -101,7 +103,7 @@ def produce_together(
                 table=own,
                 device=device,
             )
-            fits, members = [made.fit], made.members
+            fits, members, temperature = [made.fit], made.members, made.temperature
         else:
             # An encoder that is not here is told of before the work.
             names = _class_names(candidates[0], snapshot=snapshot, table=own, device=device)
@@ -137,6 +139,8 @@ def produce_together(
                 fit=fit,
                 store=store,
                 own=own,
+                training=training,
+                temperature=temperature,
                 names=names,
                 device=device,
             )
@@ -151,6 +155,8 @@ def _judge_and_write(
     fit: Fit | None,
     store: Store,
     own: EmbeddingTable,
+    training: TrainingSpec,
+    temperature: float | None,
     names: tuple[str, EmbeddedNames | None] | None,
     device: torch.device | str,
 ) -> CandidateRecord:
@@ -168,11 +174,19 @@ def _judge_and_write(
             further = space_metrics(
                 fit.model, table=own, modalities=modalities, names=names, device=device
             )
+        if temperature is not None:
+            own = own.with_temperature(temperature)
+        else:
+            own = calibrated(
+                fit.model, table=own, modalities=modalities, training=training, device=device
+            )
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
     metrics = {
         split: {**values, **further.get(split, {})} for split, values in answers.metrics().items()
     }
-    record = dataclasses.replace(record, metrics=metrics, retrieval=found)
+    record = dataclasses.replace(
+        record, metrics=metrics, retrieval=found, temperature=own.task.temperature
+    )
     if worker_rank() != 0:
         return record
     record = dataclasses.replace(record, intervals=answers.intervals())
