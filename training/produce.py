@@ -18,6 +18,7 @@ from training.evaluation.answers import evaluate
 from training.evaluation.calibration import calibrated
 from training.evaluation.class_names import EmbeddedNames, embed_class_names
 from training.evaluation.space import fit_probe, retrieval, space_metrics
+from training.evaluation.study import study
 from training.faults import own_code
 from training.fitting.checkpoint import FitState
 from training.fitting.loop import Epoch, Failure, Fit, fit_together
@@ -181,6 +182,7 @@ def _judge_and_write(
                 fit.model, table=own, modalities=modalities, training=training, device=device
             )
         answers = evaluate(fit.model, table=own, modalities=modalities, device=device)
+        studied = study(fit.model, table=own, modalities=modalities, device=device)
     metrics = {
         split: {**values, **further.get(split, {})} for split, values in answers.metrics().items()
     }
@@ -189,9 +191,17 @@ def _judge_and_write(
     )
     if worker_rank() != 0:
         return record
-    record = dataclasses.replace(record, intervals=answers.intervals())
+    record = dataclasses.replace(
+        record, intervals=answers.intervals(), study=studied.found if studied else {}
+    )
     record, model = write_encoders(store, record, model=fit.model)
-    return write_candidate(store, record, model=model, predictions=answers.table())
+    return write_candidate(
+        store,
+        record,
+        model=model,
+        predictions=answers.table(),
+        shapley=studied.shapley if studied else None,
+    )
 
 
 def _class_names(

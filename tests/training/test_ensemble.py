@@ -85,8 +85,8 @@ def test_a_member_that_sees_nothing_of_a_row_has_no_say_in_it(make_store) -> Non
     caption, speech, average = produce(
         store,
         snapshot,
-        {"type": "single", "modality": "caption", "width": 8},
-        {"type": "single", "modality": "speech", "width": 8},
+        {"type": "single", "modality": "caption", "width": 8, "learning_rate": 0.03},
+        {"type": "single", "modality": "speech", "width": 8, "learning_rate": 0.03},
         {"type": "average", "of": ["single-caption", "single-speech"]},
     )
     assert list(average.modalities) == ["caption", "speech"]

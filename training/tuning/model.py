@@ -145,6 +145,14 @@ class LiveModel(nn.Module):
 
         A payload whose modality is not present (any more, after modality dropout) is not embedded.
         """
+        computed, steps = self.embedded(embeddings, presence, masks)
+        outputs_BC: Tensor = self.head(computed, presence, steps)
+        return outputs_BC
+
+    def embedded(
+        self, embeddings: Mapping[str, Any], presence: Tensors, masks: Tensors
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the head takes: the embeddings of all modalities, and the masks of sequences."""
         computed: dict[str, Any] = dict(embeddings)
         steps = dict(masks)
         for modality, encoder in self.encoders.items():
@@ -153,8 +161,7 @@ class LiveModel(nn.Module):
             )
             if mask is not None:
                 steps[modality] = mask
-        outputs_BC: Tensor = self.head(computed, presence, steps)
-        return outputs_BC
+        return computed, steps
 
     def parameter_groups(self, spec: CandidateSpec) -> list[dict[str, Any]]:
         """Matrices that decay, and vectors, of the head and of the encoders: for an optimizer.
