@@ -188,13 +188,22 @@ def map_rows(
 
 
 @torch.inference_mode()
-def map_blocks(function: Callable[[Tensor], Tensor], *, count: int, model: nn.Module) -> Tensor:
-    """What a function of numbers int64 `[B]` → `[B, ...]` gives for 0 to `count`, as `map_rows`."""
+def map_blocks(
+    function: Callable[[Tensor], Tensor],
+    *,
+    count: int,
+    model: nn.Module,
+    block: int | None = None,
+) -> Tensor:
+    """What a function of numbers int64 `[B]` → `[B, ...]` gives for those below `count`.
+
+    `block` at a time; divided over the workers as by `map_rows`.
+    """
     model.eval()
     own = torch.arange(count)[worker_slice(count, rank=worker_rank(), workers=worker_count())]
     # An empty part still runs once, for the shape of what it gives.
-    blocks = own.split(BATCH_ROWS) if len(own) else (own,)
-    return gather_rows(torch.cat([function(block) for block in blocks])).rows
+    blocks = own.split(block or BATCH_ROWS) if len(own) else (own,)
+    return gather_rows(torch.cat([function(numbers) for numbers in blocks])).rows
 
 
 def lists(values: np.ndarray) -> pa.Array:

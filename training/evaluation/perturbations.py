@@ -24,6 +24,8 @@ NOISE_LEVELS = (0.25, 0.5, 1.0, 2.0)
 SWAPPED_SHARES = (0.1, 0.25, 0.5, 1.0)
 """Of the rows that have a modality, how many are given that of another row."""
 SEED = 0
+BLOCK = 256
+"""Rows that are impaired at once: noise takes as much memory as what it is added to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,12 @@ def perturbed_answers(
     A modality that a row lacks stays missing. All workers take part.
     """
     spread = _spread(table, modalities=modalities)
-    donors = {m: donors_of(table.index[m][rows] != ABSENT, seed=SEED) for m in modalities}
+    there = {m: table.index[m][rows] != ABSENT for m in modalities}
+    donors = {m: donors_of(there[m], key=place) for place, m in enumerate(modalities)}
 
     def answer(numbers_B: Tensor) -> Tensor:
-        head, batch = embedded(
-            model, table.batch(rows[numbers_B], modalities=modalities, device=device)
-        )
+        batch = table.batch(rows[numbers_B], modalities=modalities, device=device)
+        head, batch = embedded(model, batch)
         found = [table.task.answers(head(*batch.inputs))]
         for place, m in enumerate(modalities):
             x = batch.embeddings[m]
@@ -66,10 +68,10 @@ def perturbed_answers(
             for level in NOISE_LEVELS:
                 noisy = {**batch.embeddings, m: x + level * noise}
                 found.append(table.task.answers(head(noisy, batch.presence, batch.masks)))
-            _, other = embedded(
-                model,
-                table.batch(rows[donors[m][numbers_B]], modalities=modalities, device=device),
-            )
+            # A model that tunes encoders embeds all that it takes.
+            wanted = modalities if head is not model else [m]
+            other = table.batch(rows[donors[m][numbers_B]], modalities=wanted, device=device)
+            _, other = embedded(model, other)
             swapped = replace(
                 batch,
                 embeddings={**batch.embeddings, m: other.embeddings[m]},
@@ -78,7 +80,7 @@ def perturbed_answers(
             found.append(table.task.answers(head(*swapped.inputs)))
         return torch.stack(found, dim=1)
 
-    answers_RVO = map_blocks(answer, count=len(rows), model=model).cpu().numpy()
+    answers_RVO = map_blocks(answer, count=len(rows), model=model, block=BLOCK).cpu().numpy()
     whole, variants = answers_RVO[:, 0], iter(np.moveaxis(answers_RVO[:, 1:], 1, 0))
     result = []
     for place, m in enumerate(modalities):
@@ -86,7 +88,7 @@ def perturbed_answers(
         result.append(Perturbed(modality=m, kind="noise", levels=NOISE_LEVELS, answers=noisy))
         other, swaps = next(variants), []
         for share in SWAPPED_SHARES:
-            chosen = _chosen(table.index[m][rows] != ABSENT, share=share, key=place)
+            chosen = _chosen(there[m], share=share, key=place)
             swaps.append(np.where(chosen[:, None], other, whole))
         result.append(
             Perturbed(modality=m, kind="swapped", levels=SWAPPED_SHARES, answers=tuple(swaps))
@@ -94,13 +96,13 @@ def perturbed_answers(
     return result
 
 
-def donors_of(present_R: Tensor, *, seed: int) -> Tensor:
+def donors_of(present_R: Tensor, *, key: int) -> Tensor:
     """For each row that has a modality another one that has it, int64 `[R]`, each once; for the
     others, and for one that is alone, itself.
     """
     there = np.flatnonzero(present_R.numpy())
     donors = np.arange(len(present_R))
-    order = np.random.default_rng([seed, 1]).permutation(there)
+    order = np.random.default_rng([SEED, 1, key]).permutation(there)
     donors[order] = np.roll(order, 1)
     return torch.from_numpy(donors)
 
