@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RELIABILITY = 330, 330
 FALL = 300, 170
+FEW_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ def reliability(*, confidence: np.ndarray, right: np.ndarray, rows: np.ndarray, 
     """How often answers are right by their probability, `[B]` each, and below how many they are.
 
     On the dashed diagonal a probability says how often it is right; below it a model is too sure.
+    Of fewer than `FEW_ROWS` a dot is hollow, and no line leads to it.
     """
     width, height = RELIABILITY
     with drawing():
@@ -47,12 +49,15 @@ def reliability(*, confidence: np.ndarray, right: np.ndarray, rows: np.ndarray, 
         dashes: Any = (0, (3, 3))
         axes.plot((0, 1), (0, 1), color=ink("muted"), lw=1.2, linestyle=dashes, zorder=2)
         gaps: dict[str, Any] = {"color": ink("warm"), "lw": 2.5, "alpha": 0.55, "zorder": 2.5}
-        axes.vlines(confidence, confidence, right, **gaps)
-        axes.plot(confidence, right, color=ink("accent"), lw=1.8, zorder=3)
+        many = rows >= FEW_ROWS
+        axes.vlines(confidence[many], confidence[many], right[many], **gaps)
+        axes.plot(confidence[many], right[many], color=ink("accent"), lw=1.8, zorder=3)
         # A dot's area is its share of the rows, and never too small to be seen.
-        sizes = 16 + 90 * rows / rows.max()
-        dots: dict[str, Any] = {"facecolor": ink("accent"), "edgecolor": ink("page")}
-        axes.scatter(confidence, right, s=sizes, lw=1.2, zorder=4, clip_on=False, **dots)
+        sizes = 18 + 90 * rows / rows.max()
+        for chosen, face, edge in ((many, "accent", "page"), (~many, "page", "quiet")):
+            dots: dict[str, Any] = {"facecolor": ink(face), "edgecolor": ink(edge)}
+            dots |= {"s": sizes[chosen], "lw": 1.2, "zorder": 4, "clip_on": False}
+            axes.scatter(confidence[chosen], right[chosen], **dots)
         words: dict[str, Any] = {"fontsize": SMALL, "color": ink("muted")}
         axes.set_title("share that is right", loc="left", pad=7, **words)
         bars: dict[str, Any] = {"color": ink("quiet"), "lw": 7, "alpha": 0.7}
@@ -61,7 +66,7 @@ def reliability(*, confidence: np.ndarray, right: np.ndarray, rows: np.ndarray, 
         counts.set_yticks([])
         counts.set_xticks(ticks, [f"{tick:.1f}" for tick in ticks])
         counts.text(0, 1.0, "how many", transform=counts.transAxes, va="bottom", **words)
-        place = {"transform": counts.transAxes, "ha": "right", "va": "top"}
+        place: dict[str, Any] = {"transform": counts.transAxes, "ha": "right", "va": "top"}
         counts.text(1.0, -0.62, "probability of the answer →", **place, **words)
         return to_svg(figure, label=label)
 
@@ -83,8 +88,8 @@ def falls(
     middle, left, right = width / 2, 34.0, 8.0
     with drawing():
         figure = new_figure(width=width, height=height)
-        first = add_axes(figure, left=left, right=width - middle - 8, top=20, bottom=26)
-        second = add_axes(figure, left=middle + 14, right=right, top=20, bottom=26)
+        first = add_axes(figure, left=left, right=width - middle + 2, top=20, bottom=26)
+        second = add_axes(figure, left=middle + 18, right=right, top=20, bottom=26)
         _fall(first, noise, without=without, limits=limits, title="noise, in sd")
         _fall(second, swapped, without=without, limits=limits, title="another row's, %", scale=100)
         second.tick_params(labelleft=False)
