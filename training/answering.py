@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from training.batch import Tensors
     from training.tasks import Task
 
 
@@ -22,7 +23,10 @@ def task_of(record: CandidateRecord) -> Task:
     from training.tasks import restored_task
 
     return restored_task(
-        parse_task(record.task), names=tuple(record.classes), scale=record.target_scale
+        parse_task(record.task),
+        names=tuple(record.classes),
+        scale=record.target_scale,
+        temperature=record.temperature,
     )
 
 
@@ -44,15 +48,7 @@ def predict(
     """
     import torch
 
-    def tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
-        return values if isinstance(values, torch.Tensor) else torch.tensor(values)
-
-    device = next(model.parameters()).device
-    inputs = (
-        {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
-        {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
-        {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
-    )
+    inputs = _inputs(model, embeddings=embeddings, presence=presence, masks=masks)
     with torch.inference_mode():
         if record.task.get("type") == "retrieval":
             from training.evaluation.ranks import ranks_of
@@ -60,6 +56,74 @@ def predict(
             vectors, present = model.eval().embed_all(*inputs)  # type: ignore[operator]
             return ranks_of(vectors, presence_NM=present).numpy()
         return task_of(record).answers(model.eval()(*inputs)).cpu().numpy()
+
+
+def shapley(
+    model: nn.Module,
+    *,
+    record: CandidateRecord,
+    embeddings: Mapping[str, np.ndarray | torch.Tensor],
+    presence: Mapping[str, np.ndarray | torch.Tensor],
+    masks: Mapping[str, np.ndarray | torch.Tensor] | None = None,
+) -> dict[str, np.ndarray]:
+    """By modality what it adds to each of a candidate's answers, float64 `[B, C]`; given as to
+    `predict`.
+
+    Exact Shapley values over the modalities that a row has, the others being of value 0: they sum
+    to the answer of `predict` minus that to a row which has no modality. A pass for each of the
+    2^M subsets. ValueError for a retrieval, which has no answer to one row, and for a model of more
+    than `training.evaluation.coalitions.MOST_MODALITIES`.
+    """
+    import torch
+
+    from training.evaluation.coalitions import (
+        MOST_MODALITIES,
+        answers_of_subsets,
+        every_subset,
+        shapley_values,
+    )
+
+    modalities = tuple(record.modalities)
+    if record.task.get("type") == "retrieval":
+        raise ValueError(
+            "Shapley values are of what a model answers to a row; a retrieval ranks other rows, "
+            "and has none"
+        )
+    if len(modalities) > MOST_MODALITIES:
+        raise ValueError(
+            f"exact Shapley values of {len(modalities)} modalities would take "
+            f"{2 ** len(modalities):,} passes over the rows; they are given of {MOST_MODALITIES} "
+            "at most"
+        )
+    inputs = _inputs(model, embeddings=embeddings, presence=presence, masks=masks)
+    subsets = every_subset(modalities)
+    with torch.inference_mode():
+        answers_BSO = answers_of_subsets(
+            model.eval(), task=task_of(record), subsets=subsets, inputs=inputs
+        )
+    found = shapley_values(answers_BSO, subsets=subsets, modalities=modalities)
+    return {m: values.cpu().numpy() for m, values in found.items()}
+
+
+def _inputs(
+    model: nn.Module,
+    *,
+    embeddings: Mapping[str, np.ndarray | torch.Tensor],
+    presence: Mapping[str, np.ndarray | torch.Tensor],
+    masks: Mapping[str, np.ndarray | torch.Tensor] | None,
+) -> tuple[Tensors, Tensors, Tensors]:
+    """What a model takes, on its device."""
+    import torch
+
+    def tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
+        return values if isinstance(values, torch.Tensor) else torch.tensor(values)
+
+    device = next(model.parameters()).device
+    return (
+        {m: tensor(x).to(device, torch.float32) for m, x in embeddings.items()},
+        {m: tensor(x).to(device, torch.bool) for m, x in presence.items()},
+        {m: tensor(x).to(device, torch.bool) for m, x in (masks or {}).items()},
+    )
 
 
 def fills(model: nn.Module, *, presence: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

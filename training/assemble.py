@@ -36,6 +36,8 @@ class Assembled:
     """Of no epochs."""
     members: list[dict[str, Any]]
     """See `CandidateRecord.members`."""
+    temperature: float | None = None
+    """That of a model which has it from a member; None if it is to be fitted."""
 
 
 def assemble(
@@ -63,17 +65,28 @@ def assemble(
     ]
     models = [load_model(store, name).to(device) for name in names]
     members = [{**item, "taken": True} for item in about]
+    temperatures = [record.temperature for record in records if record is not None]
+    temperature: float | None = None
     if isinstance(spec, AverageSpec):
         taken = [member.resolved_modalities(tuple(snapshot.modalities)) for member in spec.members]
         assert spec.link is not None, "it was filled in when it was planned"
-        model: nn.Module = Averaged(models, modalities=taken, link=spec.link)
+        model: nn.Module = Averaged(
+            models,
+            modalities=taken,
+            link=spec.link,
+            temperatures=temperatures,
+        ).to(device)
     elif isinstance(spec, FilledSpec):
         answering = spec.members[0].resolved_modalities(tuple(snapshot.modalities))
         model = Filled(*models, modalities=answering)
+        # Where nothing is filled in, it answers as its first member does.
+        temperature = temperatures[0]
     else:
         model, members = _soup(models, about=about, training=training, table=table, device=device)
     return Assembled(
-        fit=Fit(model=model.eval(), epochs=[], best_epoch=None, failure=None), members=members
+        fit=Fit(model=model.eval(), epochs=[], best_epoch=None, failure=None),
+        members=members,
+        temperature=temperature,
     )
 
 

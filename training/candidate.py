@@ -2,6 +2,7 @@
 
     candidates/<candidate>/model-<hash>.safetensors     weights, with the input statistics
     candidates/<candidate>/predictions-<hash>.parquet   answers for the labelled evaluation rows
+    candidates/<candidate>/shapley-<hash>.parquet       what each modality adds to answers
     candidates/<candidate>/record.json                  everything else, and which files are its
                                                         own; written last: it is done
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 RECORD_FILE = "record.json"
-FORMAT = 5
+FORMAT = 6
 """Raised by one whenever training's code changes a result, or how a model is stored."""
 
 
@@ -79,12 +80,18 @@ class CandidateRecord:
     """Per split and metric: the ends of its interval at 95 % confidence."""
     target_scale: Mapping[str, Sequence[float]] | None = None
     """Of a regression, what its targets were standardised by: `mean` and `std`, one per column."""
+    temperature: float = 1.0
+    """What outputs are divided by before they are probabilities; 1 if they are not calibrated."""
     members: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """Of an ensemble, the candidates that it is made of: `name`, `fingerprint`, and whether it was
     `taken`; of a soup in the order in which they were tried, with what `training.monitor` was of
     each `alone` and of the soup `with_it`."""
+    study: Mapping[str, Any] = field(default_factory=dict)
+    """What it is worth when inputs are missing, noisy or wrong: see
+    `training.evaluation.study.Study.found`. Empty of a retrieval."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Names of its `model` and `predictions` files, by their content; none if it failed."""
+    """Names of its `model`, `predictions` and `shapley` files, by their content; none if it
+    failed, and no `shapley` where there is nothing to tell."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
@@ -176,12 +183,22 @@ def read_predictions(store: Store, fingerprint: str) -> pa.Table:
     return store.read_table(candidate_path(fingerprint, record.files["predictions"]))
 
 
+def read_shapley(store: Store, fingerprint: str) -> pa.Table | None:
+    """What each modality added to a fitted candidate's answers to test rows, or a sample of them.
+
+    See `training.evaluation.study.Study.shapley`; None if it was not found.
+    """
+    name = _fitted_record(store, fingerprint).files.get("shapley")
+    return None if name is None else store.read_table(candidate_path(fingerprint, name))
+
+
 def write_candidate(
     store: Store,
     record: CandidateRecord,
     *,
     model: nn.Module | None = None,
     predictions: pa.Table | None = None,
+    shapley: pa.Table | None = None,
 ) -> CandidateRecord:
     """Write a candidate's files, the record last, unless it is done; the record in the store.
 
@@ -194,8 +211,9 @@ def write_candidate(
     bodies = {}
     if model is not None:
         bodies["model"] = (model_bytes(model), "safetensors")
-    if predictions is not None:
-        bodies["predictions"] = (parquet_bytes(predictions).to_pybytes(), "parquet")
+    for kind, table in (("predictions", predictions), ("shapley", shapley)):
+        if table is not None:
+            bodies[kind] = (parquet_bytes(table).to_pybytes(), "parquet")
     files = {}
     for kind, (body, suffix) in bodies.items():
         digest = hashlib.blake2b(body, digest_size=DIGEST_BYTES).hexdigest()

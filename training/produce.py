@@ -15,8 +15,10 @@ from training.candidate import CandidateRecord, PlannedCandidate, write_candidat
 from training.data.table import EmbeddingTable
 from training.data.targets import Untrainable
 from training.evaluation.answers import evaluate
+from training.evaluation.calibration import calibrated
 from training.evaluation.class_names import EmbeddedNames, embed_class_names
 from training.evaluation.space import fit_probe, retrieval, space_metrics
+from training.evaluation.study import study
 from training.faults import own_code
 from training.fitting.checkpoint import FitState
 from training.fitting.loop import Epoch, Failure, Fit, fit_together
@@ -93,6 +95,7 @@ def produce_together(
     failure: Failure | None = None
     names: tuple[str, EmbeddedNames | None] | None = None
     members: list[dict[str, Any]] = []
+    temperature: float | None = None
     try:
         if isinstance(candidates[0].spec, EnsembleSpec):
             made = assemble(
@@ -104,7 +107,7 @@ def produce_together(
                 table=own,
                 device=device,
             )
-            fits, members = [made.fit], made.members
+            fits, members, temperature = [made.fit], made.members, made.temperature
         else:
             # An encoder that is not here is told of before the work.
             names = _class_names(candidates[0], snapshot=snapshot, table=own, device=device)
@@ -141,6 +144,8 @@ def produce_together(
                 store=store,
                 snapshot=snapshot,
                 own=own,
+                training=training,
+                temperature=temperature,
                 names=names,
                 device=device,
             )
@@ -156,6 +161,8 @@ def _judge_and_write(
     store: Store,
     snapshot: Snapshot,
     own: EmbeddingTable,
+    training: TrainingSpec,
+    temperature: float | None,
     names: tuple[str, EmbeddedNames | None] | None,
     device: torch.device | str,
 ) -> CandidateRecord:
@@ -176,16 +183,33 @@ def _judge_and_write(
             further = space_metrics(
                 model, table=own, modalities=modalities, names=names, device=device
             )
+        if temperature is not None:
+            own = own.with_temperature(temperature)
+        else:
+            own = calibrated(
+                model, table=own, modalities=modalities, training=training, device=device
+            )
         answers = evaluate(model, table=own, modalities=modalities, device=device)
+        studied = study(model, table=own, modalities=modalities, device=device)
     metrics = {
         split: {**values, **further.get(split, {})} for split, values in answers.metrics().items()
     }
-    record = dataclasses.replace(record, metrics=metrics, retrieval=found)
+    record = dataclasses.replace(
+        record, metrics=metrics, retrieval=found, temperature=own.task.temperature
+    )
     if worker_rank() != 0:
         return record
-    record = dataclasses.replace(record, intervals=answers.intervals())
+    record = dataclasses.replace(
+        record, intervals=answers.intervals(), study=studied.found if studied else {}
+    )
     record = write_encoders(store, record, model=fit.model)
-    return write_candidate(store, record, model=model, predictions=answers.table())
+    return write_candidate(
+        store,
+        record,
+        model=model,
+        predictions=answers.table(),
+        shapley=studied.shapley if studied else None,
+    )
 
 
 def _class_names(

@@ -57,6 +57,9 @@ class Task:
     names: tuple[Any, ...]
     """What the outputs stand for, one each: the classes or labels as they stand in the table, or
     the columns of numbers."""
+    temperature: float = 1.0
+    """What outputs are divided by before they are probabilities; of a model that is calibrated,
+    see `training.evaluation.calibration`. Without influence on a loss."""
 
     @property
     def outputs(self) -> int:
@@ -140,7 +143,7 @@ class Classification(Task):
         return {**found, "accuracy": (float(right), len(targets_B))}
 
     def answers(self, outputs_BO: Tensor) -> Tensor:
-        return outputs_BO.float().softmax(dim=-1)
+        return (outputs_BO.float() / self.temperature).softmax(dim=-1)
 
     def class_indices(self, targets: Tensor) -> Tensor:
         return targets
@@ -161,7 +164,7 @@ class Multilabel(Task):
         return binary_cross_entropy_sum(outputs_BO, targets_BK=targets_B, positive_K=self.weights)
 
     def answers(self, outputs_BO: Tensor) -> Tensor:
-        return outputs_BO.float().sigmoid()
+        return (outputs_BO.float() / self.temperature).sigmoid()
 
     def truths(self, targets: Tensor) -> Tensor:
         return targets.bool()
@@ -343,15 +346,19 @@ def known_targets(
 
 
 def restored_task(
-    spec: TaskSpec, *, names: tuple[Any, ...], scale: Mapping[str, Any] | None
+    spec: TaskSpec,
+    *,
+    names: tuple[Any, ...],
+    scale: Mapping[str, Any] | None,
+    temperature: float = 1.0,
 ) -> Task:
     """The task of a model that is fitted already, as its record describes it; to answer, not to
     learn: it knows no weights of classes.
     """
     if isinstance(spec, ClassificationSpec):
-        return Classification(spec=spec, names=names)
+        return Classification(spec=spec, names=names, temperature=temperature)
     if isinstance(spec, MultilabelSpec):
-        return Multilabel(spec=spec, names=names)
+        return Multilabel(spec=spec, names=names, temperature=temperature)
     if isinstance(spec, RegressionSpec):
         assert scale is not None, "a regression's record holds what its targets were scaled by"
         mean, std = (torch.tensor(scale[key], dtype=torch.float64) for key in ("mean", "std"))

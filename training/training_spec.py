@@ -56,6 +56,9 @@ class TrainingSpec(Spec):
     ema: Share | None = None
     """Decay of a moving average of the weights, as 0.999; it is the average that is validated and
     kept. None is taken if it is not given."""
+    calibration: Literal["temperature", "none"] = "temperature"
+    """Whether probabilities are made to say how often they are right, by a temperature fitted to
+    the validation rows. The order of a row's classes, and so the answer, stays as it is."""
     precision: Precision = "float32"
     """Type that matrices are multiplied in while training; weights and sums stay float32. With
     float16 the loss is scaled so that small gradients are not lost."""

@@ -29,7 +29,9 @@ from training.built_in import parse_candidate  # noqa: E402
 from training.candidate import plan_candidates  # noqa: E402
 from training.data.table import load_table, table_of  # noqa: E402
 from training.evaluation.answers import evaluate  # noqa: E402
+from training.evaluation.calibration import calibrated  # noqa: E402
 from training.evaluation.space import fit_probe, retrieval  # noqa: E402
+from training.evaluation.study import study  # noqa: E402
 from training.faults import agreement_group, all_workers_agree  # noqa: E402
 from training.fitting.checkpoint import FitState  # noqa: E402
 from training.fitting.grouping import group  # noqa: E402
@@ -208,6 +210,10 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
         fit_probe(fitted.model, table=table, modalities=modalities)
         found = retrieval(fitted.model, table=table, modalities=modalities)
     answers = evaluate(fitted.model, table=table, modalities=modalities)
+    own = calibrated(fitted.model, table=table, modalities=modalities, training=TRAINING)
+    studied = study(fitted.model, table=own, modalities=modalities)
+    assert studied is not None
+    assert studied.shapley is not None
     epochs = [dataclasses.asdict(epoch) for epoch in fitted.epochs]
     return {
         "epochs": [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in epochs],
@@ -218,6 +224,10 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
         "probabilities": answers.answers.tolist(),
         "without": {m: p.tolist() for m, p in answers.without.items()},
         "retrieval": found,
+        "temperature": own.task.temperature,
+        "subsets": [item["metrics"]["log_loss"] for item in studied.found["subsets"]],
+        "perturbed": [item["values"]["log_loss"] for item in studied.found["perturbed"]],
+        "shapley": [studied.shapley[f"shapley.{m}"].to_pylist() for m in modalities],
     }
 
 

@@ -68,7 +68,9 @@ def test_an_average_answers_with_numpys_mean(make_store) -> None:
         {"type": "alignment", "width": 8},
         {"type": "average", "of": ["early", "late", "alignment"]},
     )
-    expected = np.mean([probabilities(store, r) for r in (early, late, aligned)], axis=0)
+    mean = np.mean([probabilities(store, r) for r in (early, late, aligned)], axis=0)
+    raised = mean ** (1 / average.temperature)
+    expected = raised / raised.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities(store, average), expected, atol=1e-6)
     assert [m["fingerprint"] for m in average.members] == [
         r.fingerprint for r in (early, late, aligned)
@@ -83,8 +85,8 @@ def test_a_member_that_sees_nothing_of_a_row_has_no_say_in_it(make_store) -> Non
     caption, speech, average = produce(
         store,
         snapshot,
-        {"type": "single", "modality": "caption", "width": 8},
-        {"type": "single", "modality": "speech", "width": 8},
+        {"type": "single", "modality": "caption", "width": 8, "learning_rate": 0.03},
+        {"type": "single", "modality": "speech", "width": 8, "learning_rate": 0.03},
         {"type": "average", "of": ["single-caption", "single-speech"]},
     )
     assert list(average.modalities) == ["caption", "speech"]
@@ -97,11 +99,18 @@ def test_a_member_that_sees_nothing_of_a_row_has_no_say_in_it(make_store) -> Non
     assert both.any()
     assert only.any()
     assert neither.any()
-    np.testing.assert_allclose(ours[only], one[only], atol=1e-6)
+
+    def at_its_temperature(p: np.ndarray) -> np.ndarray:
+        raised = p ** (1 / average.temperature)
+        return raised / raised.sum(axis=1, keepdims=True)
+
+    assert len({caption.temperature, speech.temperature, average.temperature, 1.0}) == 4
+    np.testing.assert_allclose(ours[only], at_its_temperature(one[only]), atol=1e-6)
     for chosen in (both, neither):
-        np.testing.assert_allclose(ours[chosen], (one[chosen] + two[chosen]) / 2, atol=1e-6)
+        mean = (one[chosen] + two[chosen]) / 2
+        np.testing.assert_allclose(ours[chosen], at_its_temperature(mean), atol=1e-6)
     without = probabilities(store, average, "without.caption")
-    np.testing.assert_allclose(without[both], two[both], atol=1e-6)
+    np.testing.assert_allclose(without[both], at_its_temperature(two[both]), atol=1e-6)
 
 
 @pytest.mark.parametrize(

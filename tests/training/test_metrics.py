@@ -75,6 +75,12 @@ def test_classification_agrees_with_scikit_learn_and_torchmetrics() -> None:
     assert value["auprc"] == pytest.approx(expected, rel=1e-5)
     expected = float(theirs.classification.multiclass_auroc(scores, targets, **options))
     assert value["auroc"] == pytest.approx(expected, rel=1e-5)
+    expected = float(
+        theirs.classification.multiclass_calibration_error(
+            scores, targets, num_classes=6, n_bins=15, norm="l1"
+        )
+    )
+    assert value["calibration_error"] == pytest.approx(expected, rel=1e-5)
     options = {"num_classes": 6, "average": "micro", "top_k": 3}
     # torchmetrics lets a tie pass by order; here no row has one at the third place.
     unlike = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
@@ -104,8 +110,34 @@ def test_multilabel_agrees_with_scikit_learn_and_torchmetrics() -> None:
         assert value[name] == pytest.approx(float(expected), rel=1e-6)
     expected = theirs.classification.multilabel_exact_match(scores, targets, **options)
     assert value["exact_match"] == pytest.approx(float(expected))
+    # None lies on the edge of a bin.
+    unround = p * 0.99 + 0.001
+    errors = [
+        theirs.classification.binary_calibration_error(
+            torch.tensor(unround[:, k]), targets[:, k], n_bins=15, norm="l1"
+        ).item()
+        for k in range(4)
+    ]
+    error = MULTILABEL["calibration_error"].value(y, unround)
+    assert error == pytest.approx(np.mean(errors), rel=1e-5)
     losses = [sklearn.metrics.log_loss(y[:, k], p[:, k].clip(1e-12, 1 - 1e-12)) for k in range(4)]
     assert value["log_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_calibration_error_of_what_is_as_often_right_as_it_says_is_what_chance_leaves() -> None:
+    """Of few rows even a perfect model has some; the interval is around the value of the rows."""
+    rng, metric = np.random.default_rng(5), CLASSIFICATION["calibration_error"]
+    sure = rng.uniform(0.5, 1, size=40_000)
+    p = np.stack([sure, 1 - sure], axis=1)
+    targets = (rng.random(len(p)) >= sure).astype(int)
+    assert metric.value(targets, p) < 0.01
+    few = targets[:200], p[:200]
+    assert metric.value(*few) > 0.03
+    interval = metric_interval(metric, targets=few[0], answers=few[1])
+    assert interval.low < metric.value(*few) < interval.high
+    overconfident = np.stack([sure**0.25, 1 - sure**0.25], axis=1)
+    expected = np.mean(sure**0.25 - sure)
+    assert metric.value(targets, overconfident) == pytest.approx(expected, abs=0.01)
 
 
 def test_regression_agrees_with_scikit_learn_and_scipy() -> None:

@@ -102,6 +102,17 @@ def test_a_whole_fit_is_that_of_one_worker(one, two, name) -> None:
 
 
 @pytest.mark.parametrize("name", FITS)
+def test_what_a_model_leans_on_and_stands_is_that_of_one_worker(one, two, name) -> None:
+    expected = one["fits"][name]
+    assert np.ptp(expected["perturbed"]) > 0.01
+    for worker in two:
+        found = worker["fits"][name]
+        assert_close(found["temperature"], expected["temperature"], tolerance=2e-2)
+        for what in ("subsets", "perturbed", "shapley"):
+            assert_close(found[what], expected[what], tolerance=1e-2)
+
+
+@pytest.mark.parametrize("name", FITS)
 def test_workers_agree_to_the_last_bit(two, name) -> None:
     first, second = (worker["fits"][name] for worker in two)
     assert first == second

@@ -100,6 +100,12 @@ class EmbeddingTable:
         object.__setattr__(selected, "_known", self._known)
         return selected
 
+    def with_temperature(self, temperature: float) -> EmbeddingTable:
+        """The same rows, with answers by that temperature, nothing copied."""
+        found = replace(self, task=replace(self.task, temperature=temperature))
+        object.__setattr__(found, "_known", self._known)
+        return found
+
     def expect(self, rows: torch.Tensor, *, modalities: Sequence[str] | None = None) -> None:
         """Say which rows `[K]` batches will be of, in that order, so that they are read ahead.
 

@@ -49,11 +49,11 @@ class Predictions:
         columns = {
             "row": pa.array(self.rows, pa.int64()),
             "split": pa.array(self.splits.tolist(), pa.string()),
-            "target": pa.array(self.targets) if self.targets.ndim == 1 else _lists(self.targets),
-            self.task.spec.answer_column: _lists(self.answers),
+            "target": pa.array(self.targets) if self.targets.ndim == 1 else lists(self.targets),
+            self.task.spec.answer_column: lists(self.answers),
         }
         for modality, answers in self.without.items():
-            columns[f"without.{modality}"] = _lists(answers)
+            columns[f"without.{modality}"] = lists(answers)
         return pa.table(columns)
 
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -178,17 +178,35 @@ def map_rows(
 
     No row is left out or counted twice; every worker gets all `[R, ...]`.
     """
-    model.eval()
     own = rows[worker_slice(len(rows), rank=worker_rank(), workers=worker_count())]
     table.expect(own, modalities=modalities)
+    return map_blocks(
+        lambda numbers: function(table.batch(rows[numbers], modalities=modalities, device=device)),
+        count=len(rows),
+        model=model,
+    )
+
+
+@torch.inference_mode()
+def map_blocks(
+    function: Callable[[Tensor], Tensor],
+    *,
+    count: int,
+    model: nn.Module,
+    block: int | None = None,
+) -> Tensor:
+    """What a function of numbers int64 `[B]` → `[B, ...]` gives for those below `count`.
+
+    `block` at a time; divided over the workers as by `map_rows`.
+    """
+    model.eval()
+    own = torch.arange(count)[worker_slice(count, rank=worker_rank(), workers=worker_count())]
     # An empty part still runs once, for the shape of what it gives.
-    blocks = own.split(BATCH_ROWS) if len(own) else (own,)
-    answers = [
-        function(table.batch(block, modalities=modalities, device=device)) for block in blocks
-    ]
-    return gather_rows(torch.cat(answers)).rows
+    blocks = own.split(block or BATCH_ROWS) if len(own) else (own,)
+    return gather_rows(torch.cat([function(numbers) for numbers in blocks])).rows
 
 
-def _lists(values: np.ndarray) -> pa.Array:
+def lists(values: np.ndarray) -> pa.Array:
+    """The rows of an array `[R, K]` as fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

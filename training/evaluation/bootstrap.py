@@ -101,7 +101,10 @@ def metric_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Interval]:
-    """As `metric_interval`, of several: what they need of a resample is worked out once."""
+    """As `metric_interval`, of several: what they need of a resample is worked out once.
+
+    Of a metric that resamples are `biased` for, they are moved by what their mean is off.
+    """
     further = [number for number, metric in enumerate(metrics) if metric.rows is None]
     found: dict[int, list[np.ndarray]] = {number: [] for number in further}
     if further:
@@ -113,6 +116,8 @@ def metric_intervals(
     for number, metric in enumerate(metrics):
         if metric.rows is None:
             value, values = metric.value(targets, answers), np.concatenate(found[number])
+            if metric.biased:
+                values = (values - np.nanmean(values) + value).clip(min=0)
             intervals.append(percentile_interval(value, values, confidence=confidence))
         else:
             rows = metric.rows(targets, answers)

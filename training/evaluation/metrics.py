@@ -19,9 +19,12 @@ import numpy as np
 from training.evaluation.resampling import (
     Resamples,
     average_precision,
+    calibration_gaps,
     class_counts,
+    error_of_gaps,
     f1_of_counts,
     hits_at,
+    label_calibration_gaps,
     label_counts,
     mean_areas,
     micro_f1_of_counts,
@@ -77,6 +80,8 @@ class Metric:
     """The metric, where it is no mean over rows."""
     resampled: Callable[[Resamples], np.ndarray] | None = None
     """The metric of each resample, float64 `[R]`; NaN where it is not defined."""
+    biased: bool = False
+    """Whether chance alone makes the metric of a resample larger than that of the rows."""
     applies: Callable[[int], bool] = lambda outputs: True
     """Whether it is taken of so many classes, labels or numbers."""
     of: str = ""
@@ -223,6 +228,38 @@ def _few(outputs: int) -> bool:
     return outputs <= MOST_CLASSES
 
 
+def _calibration_error(
+    columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    applies: Callable[[int], bool] = lambda outputs: True,
+) -> Metric:
+    """Expected calibration error: Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3.
+
+    Of one class a row, of the answer; of labels, of each, mean over them. It is never below what
+    chance gives: of few rows even a perfect model has some, and a resample, in which rows are
+    repeated, has more than the rows; its interval is moved back by as much.
+    """
+    return Metric(
+        name="calibration_error",
+        title="calibration error",
+        higher_is_better=False,
+        library=partial(_value_of_means, columns=columns, metric=error_of_gaps),
+        resampled=partial(of_means, columns=columns, metric=error_of_gaps),
+        biased=True,
+        applies=applies,
+    )
+
+
+def _value_of_means(
+    targets: np.ndarray,
+    answers: np.ndarray,
+    *,
+    columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    metric: Callable[[np.ndarray], np.ndarray],
+) -> float:
+    whole = Resamples(targets=targets, answers=answers, counts_RN=np.ones((1, len(targets))))
+    return float(of_means(whole, columns=columns, metric=metric)[0])
+
+
 AUROC = Metric(
     name="auroc",
     title="AUROC",
@@ -268,6 +305,7 @@ CLASSIFICATION = (
     Metric(
         name="log_loss", title="log loss", higher_is_better=False, share=False, rows=_log_losses
     ),
+    _calibration_error(calibration_gaps),
 )
 REGRESSION = (
     Metric(
@@ -321,17 +359,6 @@ def _recall(k: int) -> Metric:
     )
 
 
-def _value_of_means(
-    targets: np.ndarray,
-    answers: np.ndarray,
-    *,
-    columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    metric: Callable[[np.ndarray], np.ndarray],
-) -> float:
-    whole = Resamples(targets=targets, answers=answers, counts_RN=np.ones((1, len(targets))))
-    return float(of_means(whole, columns=columns, metric=metric)[0])
-
-
 def _multilabel(threshold: float) -> tuple[Metric, ...]:
     counts = partial(label_counts, threshold=threshold)
     return (
@@ -362,6 +389,7 @@ def _multilabel(threshold: float) -> tuple[Metric, ...]:
             share=False,
             rows=_label_log_losses,
         ),
+        _calibration_error(label_calibration_gaps, applies=_few),
     )
 
 

@@ -16,6 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
+CALIBRATION_BINS = 15
+"""As in Guo et al. 2017."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resamples:
@@ -83,6 +86,40 @@ def micro_f1_of_counts(means_RM: np.ndarray) -> np.ndarray:
     """F1 over all labels together."""
     hits, answered, there = (part.sum(axis=1) for part in np.split(means_RM, 3, axis=1))
     return _ratio(2 * hits, answered + there)
+
+
+def calibration_gaps(targets_N: np.ndarray, answers_NC: np.ndarray) -> np.ndarray:
+    """Right or wrong minus the highest probability, each in the column of the bin that the
+    probability lies in, `[N, CALIBRATION_BINS]`.
+    """
+    own_N = answers_NC.argmax(axis=1)
+    sure_N = answers_NC[np.arange(len(own_N)), own_N].astype(np.float64)
+    return _binned((own_N == targets_N) - sure_N, sure_N)
+
+
+def label_calibration_gaps(targets_NK: np.ndarray, answers_NK: np.ndarray) -> np.ndarray:
+    """As `calibration_gaps`, of whether each label holds and its probability, over the number of
+    labels, `[N, K × CALIBRATION_BINS]`.
+    """
+    p_NK, labels = answers_NK.astype(np.float64), answers_NK.shape[1]
+    gaps_NK = (targets_NK.astype(bool) - p_NK) / labels
+    return np.concatenate([_binned(gaps_NK[:, k], p_NK[:, k]) for k in range(labels)], axis=1)
+
+
+def calibration_bins(p_N: np.ndarray) -> np.ndarray:
+    """The bin of each probability, of `CALIBRATION_BINS` of equal width; from 0, int `[N]`."""
+    return np.minimum((p_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+
+
+def _binned(values_N: np.ndarray, p_N: np.ndarray) -> np.ndarray:
+    columns_NB = np.zeros((len(values_N), CALIBRATION_BINS))
+    columns_NB[np.arange(len(values_N)), calibration_bins(p_N)] = values_N
+    return columns_NB
+
+
+def error_of_gaps(means_RM: np.ndarray) -> np.ndarray:
+    """Sum over the bins of by how much the probabilities are wrong on the average."""
+    return np.abs(means_RM).sum(axis=1)
 
 
 def squared_errors(targets_NK: np.ndarray, answers_NK: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,23 @@ class Averaged(nn.Module):
     unless none of them sees anything.
     """
 
+    temperatures: Tensor
+
     def __init__(
         self,
         models: Sequence[nn.Module],
         *,
         modalities: Sequence[Sequence[str]],
         link: Literal["softmax", "sigmoid", "identity"],
+        temperatures: Sequence[float] = (),
     ) -> None:
-        """`modalities` are those that each model takes; `link` makes answers of its outputs."""
+        """`modalities` are those that each model takes; `link` makes answers of its outputs, each
+        divided by its model's temperature, 1 if none are given.
+        """
         super().__init__()
+        self.register_buffer(
+            "temperatures", torch.tensor(list(temperatures) or [1.0] * len(models))
+        )
         self.models = nn.ModuleList(models)
         self.modalities_of = tuple(tuple(names) for names in modalities)
         self.link = link
@@ -40,19 +48,27 @@ class Averaged(nn.Module):
     def forward(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         """Outputs `[B, C]`; logarithms of probabilities, their log odds, or numbers."""
         answers, sees = [], []
-        for model, names in zip(self.models, self.modalities_of, strict=True):
+        for number, (model, names) in enumerate(zip(self.models, self.modalities_of, strict=True)):
             outputs_BC = model(
                 {m: embeddings[m] for m in names},
                 {m: presence[m] for m in names},
                 {m: masks[m] for m in names if m in masks},
             )
-            answers.append(self._answers(outputs_BC.double()))
+            outputs_BC = outputs_BC.double() / self.temperatures[number].double()
+            answers.append(self._answers(outputs_BC))
             sees.append(torch.stack([presence[m] for m in names], dim=1).any(dim=1))
         sees_KB = torch.stack(sees)
         says_KB = sees_KB | ~sees_KB.any(dim=0)
         heard_KBC = torch.where(says_KB.unsqueeze(2), torch.stack(answers), 0.0)
         mean_BC = heard_KBC.sum(dim=0) / says_KB.sum(dim=0).unsqueeze(1)
         return self._outputs(mean_BC).float()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *options: Any, **more: Any
+    ) -> None:
+        # One that was written before there were temperatures had none.
+        state_dict.setdefault(f"{prefix}temperatures", torch.ones(len(self.models)))
+        super()._load_from_state_dict(state_dict, prefix, *options, **more)
 
     def _answers(self, outputs_BC: Tensor) -> Tensor:
         if self.link == "softmax":

@@ -38,6 +38,7 @@ from workflows.reporting.collect_data import (
 )
 from workflows.reporting.collect_searches import find_searches
 from workflows.reporting.collect_spaces import find_retrieval, find_spaces
+from workflows.reporting.collect_studies import find_leanings, find_studies
 from workflows.reporting.findings import (
     ConditionFindings,
     Estimate,
@@ -146,6 +147,27 @@ def collect(
         if best is None
         else tuple(
             best.slices(samples=samples, store=store, snapshot=snapshot, confidence=confidence)
+        ),
+        studies=tuple(
+            find_studies(
+                records,
+                tested=tested,
+                metric=metric,
+                task=pipeline.spec.task,
+                order=order,
+                confidence=confidence,
+            )
+        ),
+        leanings=()
+        if best is None
+        else tuple(
+            find_leanings(
+                next(record for record in records if record.name == winner),
+                store=store,
+                snapshot=snapshot,
+                samples=samples,
+                order=order,
+            )
         ),
         ensembles=tuple(find_ensembles(records, candidates=candidates, titles=titles)),
         searches=tuple(find_searches(searches, pipeline=pipeline)),

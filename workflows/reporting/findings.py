@@ -20,6 +20,7 @@ from workflows.reporting.data_findings import (
 )
 from workflows.reporting.plots import Family
 from workflows.reporting.search_findings import SearchFindings
+from workflows.reporting.study_findings import Leaning, StudyFindings
 
 if TYPE_CHECKING:
     from features.drift import Drift
@@ -274,6 +275,10 @@ class ReportData:
     confusion: np.ndarray | None = None
     """The winner's test rows, int `[C, C]`: true class × answer."""
     slices: tuple[SliceFindings, ...] = ()
+    studies: tuple[StudyFindings, ...] = ()
+    """How far candidates can be trusted."""
+    leanings: tuple[Leaning, ...] = ()
+    """What the winner leans on: over all rows, then by slice."""
     ensembles: tuple[EnsembleFindings, ...] = ()
     searches: tuple[SearchFindings, ...] = ()
     retrieval: tuple[RetrievalFindings, ...] = ()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workflows.reporting import changes, data_remarks, figures, remarks, tables, wording
+from workflows.reporting import changes, data_remarks, figures, remarks, tables, trust, wording
 from workflows.reporting.collect import collect
 from workflows.reporting.findings import CandidateFindings, ReportData
 from workflows.reporting.headline import headline, tiles
@@ -66,6 +66,8 @@ def render(data: ReportData) -> str:
             "ensembles": remarks.on_ensembles(data),
             "searches": remarks.on_searches(data),
             "failures": remarks.on_failures(data),
+            "trust": trust.on_trust(data),
+            "leaning": trust.on_leaning(data),
             "curves": remarks.on_curves(data),
             "retrieval": remarks.on_retrieval(data),
             "data": data_remarks.on_data(data),
@@ -80,7 +82,14 @@ def render(data: ReportData) -> str:
             "candidates": figures.candidates_plot(data, candidates=candidates),
             "confusion": figures.confusion_plot(data),
             "slices": figures.slice_plots(data),
+            "reliability": trust.reliability_plot(data),
+            "falls": trust.fall_plots(data),
+            "subsets": trust.subsets_plot(data),
         },
+        trust=trust.trust_table(data, candidates=candidates),
+        leaning=trust.leaning_table(data),
+        subsets=trust.subsets_table(data, candidates=candidates),
+        falls_note=trust.falls_note(data),
         wide_confusion=len(data.classes) > 14,
         confusion_note=_confusion_note(data),
         pairs=tables.confused_pairs(data),
