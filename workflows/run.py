@@ -21,7 +21,8 @@ from workflows.drift import print_planned_changes
 from workflows.embed import embed
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.plan import check_trainable, plan_embedding, print_work
-from workflows.promotion.promote import Promotion, promote
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.promote import promote
 from workflows.repeats import print_repeats, print_untrained
 from workflows.reporting.collect import collect
 from workflows.runs import without_passwords

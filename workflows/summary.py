@@ -15,7 +15,8 @@ from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.metrics import Metric
 from workflows.console import count, duration, table
 from workflows.pipeline import Pipeline
-from workflows.promotion.promote import Promotion, choose_winner
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.promote import choose_winner
 from workflows.reporting.answers import Answers
 from workflows.reporting.collect_candidates import best_single, find_leads
 from workflows.reporting.findings import Estimate, Lead

@@ -18,8 +18,9 @@ from training.evaluation.metrics import metrics_of
 from training.search.walk import Search
 from workflows.drift import find_drift
 from workflows.inputs import example_cells, input_of
-from workflows.promotion.gate import Comparison, Condition
-from workflows.promotion.promote import Promotion, choose_winner
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.promote import choose_winner
+from workflows.promotion.verdict import Comparison, Condition
 from workflows.repeats import leaks_of, repeated_of
 from workflows.reporting.answers import Answers
 from workflows.reporting.collect_candidates import (

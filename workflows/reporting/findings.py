@@ -204,7 +204,8 @@ class ConditionFindings:
 
     name: str
     rows: int
-    challenger: float
+    challenger: float | None
+    """None if it is not known."""
     champion: float | None = None
     difference: Estimate | None = None
     threshold: float | None = None
