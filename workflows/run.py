@@ -38,6 +38,7 @@ from workflows.train import (
     train,
     trained,
 )
+from workflows.verdict_table import print_verdict
 
 MOST_UNUSED = 12
 """Columns without a use that are named."""
@@ -225,6 +226,8 @@ def _promote(
         dry_run=dry_run,
         on_event=lambda text: console.print(f"         {escape(text)}"),
     )
+    if promotion.verdict is not None and not promotion.earlier:
+        print_verdict(promotion.verdict, console=console)
     console.print(f"         {escape(promotion.detail)}")
     return promotion
 

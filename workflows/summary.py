@@ -73,6 +73,12 @@ def print_summary(
         )
     else:
         console.print(f"champion {promotion.model} version {promotion.champion_after} stays")
+    if promotion.waiting:
+        console.print(
+            f"waiting  [bold yellow]{promotion.model} version {promotion.version}[/bold yellow] "
+            f"passed the gate and is `challenger`: sensorium approve {pipeline.path.name}",
+            soft_wrap=True,
+        )
     console.print(f"report   {escape(str(pipeline.report_path))}", soft_wrap=True)
     console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
 

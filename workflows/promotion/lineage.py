@@ -95,8 +95,8 @@ def lineage_of(client: MlflowClient, *, version: ModelVersion) -> Lineage:
 
 
 def resolve(client: MlflowClient, *, name: str) -> ModelVersion:
-    """The version that a name or URI means: `models:/NAME/3`, `models:/NAME@champion`, `NAME@alias`,
-    or `NAME`, whose champion it is (or its newest version, if it has none).
+    """The version that a name or URI means: `models:/NAME/3`, `models:/NAME@champion`, or `NAME`,
+    which is its champion (or its newest version, if it has none).
     """
     plain = name.removeprefix("models:/")
     if "@" in plain:

@@ -47,6 +47,7 @@ from workflows.reporting.findings import (
     ReportData,
 )
 from workflows.runs import without_passwords
+from workflows.verdict_table import notes
 
 if TYPE_CHECKING:
     from workflows.pipeline import Pipeline
@@ -182,6 +183,8 @@ def _gate(promotion: Promotion) -> GateFindings:
         champion_after=promotion.champion_after,
         already=promotion.earlier and not promotion.changed,
         dry_run=promotion.dry_run and verdict is not None and not promotion.earlier,
+        waiting=promotion.waiting,
+        notes=() if verdict is None else tuple(notes(verdict)),
     )
 
 
