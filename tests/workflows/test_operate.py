@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import sensorium
 
 from features.storage import LocalStorage
+from tests.workflows.command import sensorium
 from workflows import tracking
 from workflows.pipeline import StageError
 from workflows.promotion import history, operate, registry
@@ -68,7 +68,7 @@ def champion(client: Any) -> str | None:
 
 
 def aliases(client: Any) -> dict[str, str]:
-    return dict(client.get_registered_model(MODEL).aliases)
+    return {k: str(v) for k, v in client.get_registered_model(MODEL).aliases.items()}
 
 
 def moves(client: Any) -> list[tuple[str, str | None, str | None]]:
