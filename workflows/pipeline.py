@@ -25,7 +25,7 @@ from training.search.spec import SearchSpec, search_problems
 from training.task import TaskField
 from training.training_spec import TrainingSpec
 from training.tuning.spec import head_of
-from workflows.promotion.gate import PromotionSpec
+from workflows.promotion.spec import PromotionSpec
 from workflows.yaml_lines import Lines, Location
 
 
@@ -256,12 +256,10 @@ def _check_whole(spec: PipelineSpec) -> Iterator[tuple[Location, str]]:
             ("task", "target"),
             f"{spec.dataset.id!r} is the column of ids, which are all different",
         )
-    try:
-        problem = spec.promotion.out_of_range(spec.promotion.metric_of(spec.task))
-    except ValueError as error:
-        problem = ("metric", str(error))
-    if problem is not None:
-        yield ("promotion", problem[0]), problem[1]
+    for where, text in spec.promotion.problems(
+        task=spec.task, features=spec.features, slices=spec.dataset.slices
+    ):
+        yield ("promotion", *where), text
     measured = ("loss", *metrics_of(spec.task))
     if spec.training.monitor not in measured:
         yield (

@@ -21,7 +21,8 @@ from workflows.drift import print_planned_changes
 from workflows.embed import embed
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.plan import check_trainable, plan_embedding, print_work
-from workflows.promotion.promote import Promotion, promote
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.promote import promote
 from workflows.repeats import print_repeats, print_untrained
 from workflows.reporting.collect import collect
 from workflows.runs import without_passwords
@@ -36,6 +37,7 @@ from workflows.train import (
     train,
     trained,
 )
+from workflows.verdict_table import print_verdict
 
 MOST_UNUSED = 12
 """Columns without a use that are named."""
@@ -223,6 +225,8 @@ def _promote(
         dry_run=dry_run,
         on_event=lambda text: console.print(f"         {escape(text)}"),
     )
+    if promotion.verdict is not None and not promotion.earlier:
+        print_verdict(promotion.verdict, console=console)
     console.print(f"         {escape(promotion.detail)}")
     return promotion
 

@@ -279,6 +279,8 @@ class LoadedModel:
     pyfunc: PyFuncModel
     base: str
     """Folder that relative paths start from."""
+    files: Path
+    """Folder of the model's files, which is gone after the block."""
 
     @property
     def inputs(self) -> Mapping[str, Input]:
@@ -320,7 +322,8 @@ def loaded(uri: str, *, base: str) -> Iterator[LoadedModel]:
     import mlflow
 
     with tempfile.TemporaryDirectory() as folder:
-        yield LoadedModel(pyfunc=mlflow.pyfunc.load_model(uri, dst_path=folder), base=base)
+        pyfunc = mlflow.pyfunc.load_model(uri, dst_path=folder)
+        yield LoadedModel(pyfunc=pyfunc, base=base, files=Path(folder))
 
 
 def _stacked(found: Mapping[int, np.ndarray], *, rows: int, dim: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.metrics import Metric
 from workflows.console import count, duration, table
 from workflows.pipeline import Pipeline
-from workflows.promotion.promote import Promotion, choose_winner
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.promote import choose_winner
 from workflows.reporting.answers import Answers
 from workflows.reporting.collect_candidates import best_single, find_leads
 from workflows.reporting.findings import Estimate, Lead
@@ -73,6 +74,12 @@ def print_summary(
         )
     else:
         console.print(f"champion {promotion.model} version {promotion.champion_after} stays")
+    if promotion.waiting:
+        console.print(
+            f"waiting  [bold yellow]{promotion.model} version {promotion.version}[/bold yellow] "
+            f"passed the gate and is `challenger`: sensorium approve {pipeline.path.name}",
+            soft_wrap=True,
+        )
     console.print(f"report   {escape(str(pipeline.report_path))}", soft_wrap=True)
     console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
 

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ QUIET = {
 }
 """MLflow's own progress bars and links, which would mix with ours."""
 
+UNREACHABLE = re.compile(
+    r"Max retries exceeded|Connection refused|Connection aborted|timed out|"
+    r"error code (408|429|500|502|503|504)\b"
+)
+"""What MLflow says of a server that did not answer in all attempts: 7 by default, over about four
+minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`, `MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR`)."""
+
 LogModel = Callable[[CandidateRecord], str]
 """Logs a candidate's model in the active run and returns its `models:/…` URI."""
 
@@ -81,6 +89,7 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     before = {name: os.environ.get(name) for name in (*QUIET, "MLFLOW_TRACKING_URI")}
     import mlflow
+    from requests.exceptions import RequestException
 
     os.environ.update(QUIET)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # or the environment would pass for the global
@@ -90,8 +99,16 @@ def connected(uri: str) -> Iterator[MlflowClient]:
         mlflow.set_tracking_uri(uri)
         try:
             yield mlflow.MlflowClient(tracking_uri=uri)
-        except mlflow.MlflowException as error:
+        except (mlflow.MlflowException, RequestException) as error:
             said = without_passwords(str(error))
+            if isinstance(error, RequestException) or UNREACHABLE.search(said):
+                raise StageError(
+                    f"MLflow at {without_passwords(uri)} does not answer, though it was asked "
+                    f"again and again: {cut(said, length=300)}. What was recorded until now is "
+                    "kept, and what was fitted is in the store. See whether the server runs and "
+                    "MLFLOW_TRACKING_URI is right, then run the same command again: it completes "
+                    "what is missing"
+                ) from error
             raise StageError(f"MLflow at {without_passwords(uri)}: {said}") from error
         finally:
             mlflow.set_tracking_uri(was)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from training.search.walk import Search, Trial
 from training.task import ClassificationSpec
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion.gate import FrozenRows, Predictions, PromotionSpec, Verdict, judge
-from workflows.promotion.promote import Promotion
+from workflows.promotion.outcome import Promotion
 from workflows.quarantine import reason_group
 from workflows.reporting.collect import collect
 from workflows.reporting.findings import CandidateFindings, ReportData

@@ -79,26 +79,93 @@ def test_a_model_is_no_better_than_itself() -> None:
     assert verdict.conditions[0].difference == 0
 
 
-def test_equal_models_pass_no_more_often_than_stated_and_good_ones_do() -> None:
-    rng = np.random.default_rng(0)
-    trials, count, confidence = 500, 300, 0.9
-    stated = (1 - confidence) / 2
+TRIALS = 400
 
-    def share_passed(better: float, worse: float) -> float:
-        """Both right on most rows; on the others one of them is right, as the shares say."""
-        passed = 0
-        for _ in range(trials):
-            draw = rng.random(count)
-            mine = (draw < 0.7) | (draw < 0.7 + better)
-            theirs = (draw < 0.7) | (draw >= 1 - worse)
-            passed += verdict_of(mine, theirs, confidence=confidence).passed
-        return passed / trials
 
-    chance = share_passed(0.08, 0.08)
-    # The highest share that chance, at the stated rate, goes beyond once in a thousand times.
-    limit = scipy.stats.binom.ppf(0.999, trials, stated) / trials
-    assert 0 < chance <= limit
-    assert share_passed(0.12, 0.03) > 0.95
+def share_passed(count: int, *, better: float, worse: float, seed: int, **spec: float) -> float:
+    """How often a challenger passes on rows of which it alone is right on one share, and the
+    champion alone on another.
+    """
+    rng = np.random.default_rng(seed)
+    passed = 0
+    for _ in range(TRIALS):
+        draw = rng.random(count)
+        mine, theirs = draw < 0.5 + better, (draw < 0.5) | (draw >= 1 - worse)
+        passed += verdict_of(mine, theirs, **spec).passed
+    return passed / TRIALS
+
+
+def most_by_chance(rate: float) -> float:
+    """The share that chance, at a rate, goes beyond once in a thousand times."""
+    return float(scipy.stats.binom.ppf(0.999, TRIALS, rate)) / TRIALS
+
+
+@pytest.mark.parametrize(
+    ("count", "differing", "confidence"), [(30, 0.4, 0.8), (60, 0.2, 0.9), (300, 0.16, 0.95)]
+)
+def test_a_model_that_is_no_better_passes_no_more_often_than_stated(
+    count: int, differing: float, confidence: float
+) -> None:
+    half = differing / 2
+    chance = share_passed(count, better=half, worse=half, seed=count, confidence=confidence)
+    assert 0 < chance <= most_by_chance((1 - confidence) / 2)
+
+
+def test_a_gain_that_is_just_the_least_passes_no_more_often_than_stated() -> None:
+    chance = share_passed(300, better=0.15, worse=0.05, seed=1, confidence=0.9, min_gain=0.1)
+    assert 0 < chance <= most_by_chance(0.05)
+
+
+def test_numbers_of_few_rows_pass_no_more_often_than_stated() -> None:
+    rng = np.random.default_rng(5)
+    spec = PromotionSpec(confidence=0.8)
+    metric = spec.metric_of(RegressionSpec(target="y"))
+    frozen = FrozenRows(rows=np.arange(12), targets=np.zeros((12, 1)))
+    passed = 0
+    for _ in range(TRIALS):
+        mine, theirs = (
+            Predictions(rows=np.arange(12), answers=rng.normal(size=(12, 1))) for _ in range(2)
+        )
+        passed += judge(
+            frozen=frozen, challenger=mine, champion=theirs, spec=spec, metric=metric
+        ).passed
+    assert 0 < passed / TRIALS <= most_by_chance(0.1)
+
+
+@pytest.mark.parametrize(("better", "worse", "min_gain"), [(0.18, 0.08, 0.0), (0.25, 0.05, 0.08)])
+def test_a_true_gain_is_found_with_the_power_of_the_normal_approximation(
+    better: float, worse: float, min_gain: float
+) -> None:
+    count, gain = 250, better - worse
+    error = np.sqrt((better + worse - gain**2) / count)
+    z = scipy.stats.norm.ppf(0.975)
+    power = float(scipy.stats.norm.cdf((gain - min_gain) / error - z))
+    assert 0.6 < power < 0.999
+    found = share_passed(count, better=better, worse=worse, seed=2, min_gain=min_gain)
+    slack = 3.3 * np.sqrt(power * (1 - power) / TRIALS) + 0.02
+    assert found == pytest.approx(power, abs=slack)
+
+
+def test_the_gain_that_is_called_detectable_is_found_four_times_of_five() -> None:
+    rng = np.random.default_rng(3)
+    mine, theirs = rng.random(250) < 0.6, rng.random(250) < 0.6
+    verdict = verdict_of(mine, theirs)
+    assert verdict.detectable is not None
+    differing = float((mine != theirs).mean())
+    gain = verdict.detectable
+    found = share_passed(250, better=(differing + gain) / 2, worse=(differing - gain) / 2, seed=4)
+    assert found == pytest.approx(0.8, abs=3.3 * np.sqrt(0.16 / TRIALS) + 0.03)
+    assert verdict_of(mine, None).detectable is None
+
+
+def test_mcnemar_is_shown_beside_the_interval() -> None:
+    mine, theirs = block(200, wrong=10), block(200, wrong=22, start=8)
+    condition = verdict_of(mine, theirs).conditions[0]
+    only_mine = int(((mine == 1) & (theirs == 0)).sum())
+    only_theirs = int(((mine == 0) & (theirs == 1)).sum())
+    expected = scipy.stats.binomtest(only_mine, only_mine + only_theirs).pvalue
+    assert condition.p == pytest.approx(expected)
+    assert f"McNemar p = {expected:.3f}" in condition.detail
 
 
 def test_min_gain_moves_the_threshold_either_way() -> None:

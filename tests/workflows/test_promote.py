@@ -28,11 +28,13 @@ from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec
 from workflows import scoring, tracking
 from workflows.pipeline import Pipeline, StageError
-from workflows.promotion import contest, registry
+from workflows.promotion import contest, history, registry
+from workflows.promotion.answers import stored_predictions
 from workflows.promotion.contest import Contest
-from workflows.promotion.frozen import TableChanged, frozen_rows, stored_predictions
-from workflows.promotion.gate import PromotionSpec
-from workflows.promotion.promote import Promotion, choose_winner, promote
+from workflows.promotion.frozen import TableChanged, frozen_rows
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.promote import choose_winner, promote
+from workflows.promotion.spec import PromotionSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 Shapes = Any
@@ -142,7 +144,7 @@ def test_what_was_refused_is_not_judged_again(
     refused = run(fitted_shapes, "single-caption")
     before = contents(mlflow_uri)
 
-    def must_not(self: Contest, other: object) -> None:
+    def must_not(self: Contest, other: object, **options: object) -> None:
         raise AssertionError("judged again")
 
     monkeypatch.setattr(Contest, "judge", must_not)
@@ -191,8 +193,8 @@ STEPS: list[tuple[Any, str, bool]] = [
     (registry, "register", False),
     (registry, "record_verdict", True),
     (registry, "record_verdict", False),
-    (registry, "move_champion", False),
-    (registry, "record_promotion", True),
+    (history, "move_champion", False),
+    (history, "record_promotion", True),
 ]
 """Functions on the way, each to be killed before its work (True) or after it (False)."""
 
@@ -251,22 +253,56 @@ def test_a_version_that_was_taken_back_is_left_so(fitted_shapes: Shapes, mlflow_
     assert "taken back" in promotion.detail
 
 
-def test_a_champion_that_moves_meanwhile_stops_the_promotion(
+def test_of_two_promotions_at_once_one_wins_and_the_other_compares_again(
+    fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(fitted_shapes, "single-caption")
+    lenient = gate(fitted_shapes.pipeline, min_gain=-0.5)
+    judge = Contest.judge
+    asked: list[str | None] = []
+
+    def while_another_job_promotes(self: Contest, other: Any, **options: Any) -> Any:
+        asked.append(registry.number_of(other))
+        verdict = judge(self, other, **options)
+        if len(asked) == 1:
+            lenient = gate(fitted_shapes.pipeline, min_gain=-0.5)
+            with monkeypatch.context() as patch:
+                patch.setattr(Contest, "judge", judge)
+                assert run(fitted_shapes, "single-photo", pipeline=lenient).promoted
+        return verdict
+
+    events: list[str] = []
+    monkeypatch.setattr(Contest, "judge", while_another_job_promotes)
+    promotion = run(fitted_shapes, "early", pipeline=lenient, on_event=events.append)
+    assert asked == ["1", "3"]
+    assert (promotion.champion_before, promotion.champion_after) == ("3", "2")
+    assert "was version 1 when version 2 was compared with it, and is version 3 now" in events[-1]
+    assert versions(mlflow_uri)["2"]["promoted_from"] == "3"
+    with tracking.connected(mlflow_uri) as client:
+        moves = [(m.before, m.after) for m in history.history(client, model="shapes")]
+    assert moves == [(None, "1"), ("1", "3"), ("3", "2")]
+
+
+def test_a_champion_that_moves_again_and_again_stops_the_promotion(
     fitted_shapes: Shapes, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(fitted_shapes, "single-caption")
     run(fitted_shapes, "single-photo", pipeline=gate(fitted_shapes.pipeline, floor=1.0))
     judge = Contest.judge
+    asked: list[str | None] = []
 
-    def while_another_job_promotes(self: Contest, other: Any) -> Any:
-        verdict = judge(self, other)
+    def while_others_move_it(self: Contest, other: Any, **options: Any) -> Any:
+        verdict = judge(self, other, **options)
+        asked.append(registry.number_of(other))
         with tracking.connected(mlflow_uri) as client:
-            client.set_registered_model_alias("shapes", "champion", "2")
+            next_one = {"1": "2", "2": "1"}[asked[-1] or ""]
+            client.set_registered_model_alias("shapes", "champion", next_one)
         return verdict
 
-    monkeypatch.setattr(Contest, "judge", while_another_job_promotes)
-    with pytest.raises(registry.ChampionMoved, match=r"was version 1 .* is version 2 now"):
+    monkeypatch.setattr(Contest, "judge", while_others_move_it)
+    with pytest.raises(history.ChampionMoved, match=r"another job moved it meanwhile. Run again"):
         run(fitted_shapes)
+    assert asked == ["1", "2", "1"]
     assert champion(mlflow_uri) == "2"
 
 

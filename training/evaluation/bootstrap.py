@@ -32,6 +32,21 @@ class Interval:
     high: float
 
 
+def expanded(confidence: float, *, rows: int) -> float:
+    """The confidence at which to take percentiles, so that those of few rows hold what they state.
+
+    Percentiles of resampled means are too near to each other by √((n − 1)/n), and know nothing of
+    Student's t: of 20 rows a 95% interval is left on one side 3.3% of the time. Hesterberg, What
+    Teachers Should Know About the Bootstrap (2015), section 5.3: the expanded percentile interval.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    if rows < 2:
+        return confidence
+    quantile = stdtrit(rows - 1, (1 + confidence) / 2)
+    return float(1 - 2 * ndtr(-quantile * np.sqrt(rows / (rows - 1))))
+
+
 def bootstrap_interval(
     values: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:

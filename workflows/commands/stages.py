@@ -11,7 +11,7 @@ from workflows.commands.app import GATE_REFUSED, STAGES, PipelineFile, command
 from workflows.console import make_console
 
 if TYPE_CHECKING:
-    from workflows.promotion.promote import Promotion
+    from workflows.promotion.outcome import Promotion
 
 
 @command(panel=STAGES, example="sensorium demo --dir /tmp/digits")

@@ -7,8 +7,7 @@ found by its tags and completed by the next run; what was judged once is not jud
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from features.snapshot import Snapshot
@@ -20,55 +19,21 @@ from workflows import tracking
 from workflows.pipeline import Pipeline, StageError
 from workflows.promotion import registry
 from workflows.promotion.contest import Contest
+from workflows.promotion.deciding import decide, known_verdict
 from workflows.promotion.frozen import RawRows
-from workflows.promotion.gate import Verdict
-from workflows.promotion.registry import number_of, tags_of
+from workflows.promotion.history import ChampionMoved
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.registry import number_of
+from workflows.promotion.verdict import Verdict
+from workflows.runs import without_passwords
 from workflows.search import kept_searches
 
 if TYPE_CHECKING:
     from workflows.tracking import MlflowClient, ModelVersion
 
 OnEvent = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """What stage 3 found and did."""
-
-    winner: str
-    """Name of the candidate that is best on the validation split."""
-    candidate: str
-    """Its fingerprint."""
-    model: str
-    """Name of the registered model."""
-    version: str | None
-    """The winner's registered version; None in a dry run, if it is not registered yet."""
-    champion_before: str | None
-    champion_after: str | None
-    verdict: Verdict | None
-    """None only if the winner was made champion by other hands than the gate's."""
-    parent: str | None
-    """Id of the training's parent run; None in a dry run."""
-    runs: Mapping[str, str]
-    """Per candidate fingerprint: id of its run; empty in a dry run."""
-    changed: bool
-    """Whether anything was recorded, registered, judged or moved."""
-    dry_run: bool
-    """Whether nothing was to be recorded or moved."""
-    earlier: bool
-    """Whether the verdict was recorded in an earlier run, and the gate was not asked now."""
-    detail: str
-    """What happened, in one sentence."""
-
-    @property
-    def promoted(self) -> bool:
-        """Whether the winner is the champion now."""
-        return self.version is not None and self.version == self.champion_after
-
-    @property
-    def refused(self) -> bool:
-        """Whether the gate keeps the winner out."""
-        return self.verdict is not None and not self.verdict.passed and not self.promoted
+ATTEMPTS = 3
+"""How often a winner is compared whose champion moves meanwhile."""
 
 
 def promote(
@@ -87,7 +52,7 @@ def promote(
     or those that `raw_rows` gives. A dry run judges, and writes nothing.
 
     Raises StageError if no candidate was fitted, no test row is labelled, the champion cannot
-    be asked (its encoders or the table have changed), or another job was quicker.
+    be asked (its encoders or the table have changed), or other jobs were quicker again and again.
     """
     contest = Contest(
         pipeline=pipeline,
@@ -149,12 +114,12 @@ def _dry(contest: Contest, *, client: MlflowClient | None) -> Promotion:
         champion = registry.champion_of(client, model=model)
     is_champion = version is not None and number_of(version) == number_of(champion)
     if client is not None and version is not None:
-        verdict = _known_verdict(contest, client=client, version=version, champion=champion)
+        verdict = known_verdict(contest, client=client, version=version, champion=champion)
     earlier = verdict is not None
     if is_champion:
         detail = f"version {number_of(version)} is the champion already"
     else:
-        verdict = verdict or contest.judge(champion)
+        verdict = verdict or contest.judge(champion, version=version)
         detail = f"dry run: {verdict.sentence}; nothing was recorded or moved"
     return _result(
         contest,
@@ -175,65 +140,27 @@ def _promote(
     logged = _record(contest, client=client, records=records, say=say)
     version, registered = _register(contest, client=client, logged=logged, say=say)
     changed = logged.changed or registered
-    champion = registry.champion_of(client, model=contest.pipeline.model)
-    verdict = _known_verdict(contest, client=client, version=version, champion=champion)
-    earlier = verdict is not None
-    number, tags = number_of(version), tags_of(version)
-    after = champion
-    judgement = contest.judgement(champion)
-    by = registry.who_promotes()  # before the alias moves: nothing is to fail after that
-    if number == number_of(champion):
-        detail = f"version {number} is the champion already"
-        if tags.get("gate") == "passed" and tags.get("promoted") != tags["judgement"]:
-            # An attempt was killed between moving the alias and saying so.
-            registry.record_promotion(
-                client,
-                version=version,
-                judgement=tags["judgement"],
-                before=tags["against"],
-                by=by,
-            )
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            found = decide(contest, client=client, version=version, say=say)
+            break
+        except ChampionMoved as error:
+            if not left:
+                raise
+            say(f"{str(error).partition(': another job')[0]}: they are compared again")
             changed = True
-    else:
-        if verdict is None:
-            verdict = contest.judge(champion)
-            registry.record_verdict(
-                client,
-                version=version,
-                run=tags["run"],
-                judgement=judgement,
-                champion=champion,
-                verdict=verdict,
-            )
-            changed = True
-        if not verdict.passed:
-            detail = f"version {number} stays out: {verdict.sentence}"
-        elif tags.get("promoted") == judgement:
-            detail = (
-                f"version {number} was promoted on this verdict before and has been taken back "
-                f"since; it is left so (champion: {number_of(champion) or 'none'})"
-            )
-        else:
-            registry.move_champion(client, version=version, champion=champion)
-            registry.record_promotion(
-                client,
-                version=version,
-                judgement=judgement,
-                before=number_of(champion) or "none",
-                by=by,
-            )
-            after, changed = version, True
-            detail = f"version {number} is the champion now ({verdict.sentence})"
+            version = client.get_model_version(version.name, str(version.version))
     return _result(
         contest,
-        version=version,
-        before=champion,
-        after=after,
-        verdict=verdict,
+        version=found.version,
+        before=found.before,
+        after=found.version if found.moved else found.before,
+        verdict=found.verdict,
         logged=logged,
-        changed=changed,
-        earlier=earlier,
-        detail=detail,
+        changed=changed or found.changed,
+        earlier=found.earlier,
+        detail=found.detail,
+        waiting=found.waiting,
     )
 
 
@@ -282,6 +209,8 @@ def _register(
             "encoders": json.dumps({m: item.encoder_fingerprint for m, item in inputs.items()}),
             "pipeline": pipeline.digest,
             "git_commit": registry.git_commit(pipeline.folder),
+            "sources": json.dumps([without_passwords(file) for file in contest.snapshot.files]),
+            "store": without_passwords(contest.store.storage.root),
             "run": logged.runs[winner.fingerprint],
         },
     )
@@ -289,22 +218,6 @@ def _register(
         f"registered {pipeline.model} version {version.version} ({winner.name}, best on validation)"
     )
     return version, True
-
-
-def _known_verdict(
-    contest: Contest,
-    *,
-    client: MlflowClient,
-    version: ModelVersion,
-    champion: ModelVersion | None,
-) -> Verdict | None:
-    """The verdict by which a version is champion, or on the very question that is asked now."""
-    tags = tags_of(version)
-    judgement = tags.get("judgement")
-    is_champion = number_of(version) == number_of(champion)
-    if judgement is None or not (is_champion or judgement == contest.judgement(champion)):
-        return None
-    return registry.read_verdict(client, run=tags["run"], judgement=judgement)
 
 
 def _result(
@@ -318,6 +231,7 @@ def _result(
     changed: bool,
     earlier: bool,
     detail: str,
+    waiting: bool = False,
 ) -> Promotion:
     return Promotion(
         winner=contest.winner.name,
@@ -333,4 +247,5 @@ def _result(
         dry_run=logged is None,
         earlier=earlier,
         detail=detail,
+        waiting=waiting,
     )

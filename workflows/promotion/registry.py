@@ -1,4 +1,4 @@
-"""Registered versions: found by their key, judged in their tags, and moved to `champion`.
+"""Registered versions: found by their key, judged in their tags, and named by aliases.
 
 What became of a version stands in its tags: `gate`, `judgement` (the question that the gate
 answered), `against`, then `promoted` once the alias has moved. So an attempt that was killed
@@ -7,39 +7,66 @@ between two of them is completed, and a version that was taken back is not put f
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.pipeline import StageError
-from workflows.promotion.gate import Verdict
+from workflows.promotion.verdict import Verdict
 from workflows.runs import cut
 from workflows.tracking import TAG, register_model
 
 if TYPE_CHECKING:
     from workflows.tracking import MlflowClient, ModelVersion
 
-ALIAS = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 TAG_LENGTH = 4000
 """Longer tags are cut; databases behind MLflow differ in what they take."""
 
 
-class ChampionMoved(StageError):
-    """Another job promoted a version while this one compared with the champion before it."""
-
-
 def champion_of(client: MlflowClient, *, model: str) -> ModelVersion | None:
     """The version that the alias `champion` names, if there is one."""
+    return named_by(client, model=model, alias=CHAMPION)
+
+
+def named_by(client: MlflowClient, *, model: str, alias: str) -> ModelVersion | None:
+    """The version that an alias names, if there is one; an alias of a deleted version is removed.
+
+    MLflow removes it with the version, and other registries behind its interface need not.
+    """
+    from mlflow.exceptions import MlflowException
+
     for found in client.search_registered_models(f"name = '{model}'"):
-        if ALIAS in found.aliases:
-            return client.get_model_version(model, str(found.aliases[ALIAS]))
+        if alias in found.aliases:
+            number = str(found.aliases[alias])
+            try:
+                return client.get_model_version(model, number)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                client.delete_registered_model_alias(model, alias)
     return None
+
+
+def version_of(client: MlflowClient, *, model: str, number: str) -> ModelVersion | None:
+    """A version by its number, if it is there."""
+    found = client.search_model_versions(f"name = '{model}'")
+    return next((version for version in found if number_of(version) == number), None)
+
+
+def versions_of(client: MlflowClient, *, model: str | None = None) -> list[ModelVersion]:
+    """All versions that this project registered, of a model or of all, newest first."""
+    found: list[ModelVersion] = []
+    query, token = f"name = '{model}'" if model else None, None
+    while True:
+        page = client.search_model_versions(query, max_results=1000, page_token=token)
+        found += [version for version in page if "key" in tags_of(version)]
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda v: (v.name, -int(v.version)))
 
 
 def find_version(client: MlflowClient, *, model: str, key: str) -> ModelVersion | None:
@@ -65,6 +92,12 @@ def tags_of(version: ModelVersion) -> dict[str, str]:
     return {k.removeprefix(TAG): v for k, v in version.tags.items() if k.startswith(TAG)}
 
 
+def judged_on(version: ModelVersion) -> str | None:
+    """The snapshot on whose test rows a version was judged last."""
+    tags = tags_of(version)
+    return tags.get("judged_on") or tags.get("snapshot")
+
+
 def number_of(version: ModelVersion | None) -> str | None:
     """A version's number, as text."""
     return None if version is None else str(version.version)
@@ -78,6 +111,7 @@ def record_verdict(
     judgement: str,
     champion: ModelVersion | None,
     verdict: Verdict,
+    snapshot: str,
 ) -> None:
     """Keep a verdict: whole as an artifact of a run, then in short in the version's tags."""
     client.log_text(run, verdict.to_json(), _verdict_path(judgement))
@@ -85,9 +119,10 @@ def record_verdict(
         "gate": "passed" if verdict.passed else "refused",
         "gate_summary": _summary(verdict),
         "against": number_of(champion) or "none",
+        "judged_on": snapshot,
         "judgement": judgement,
     }
-    _tag(client, version, tags)
+    tag(client, version, tags)
 
 
 def read_verdict(client: MlflowClient, *, run: str, judgement: str) -> Verdict | None:
@@ -97,44 +132,6 @@ def read_verdict(client: MlflowClient, *, run: str, judgement: str) -> Verdict |
         return None
     with tempfile.TemporaryDirectory() as folder:
         return Verdict.from_json(Path(client.download_artifacts(run, path, folder)).read_bytes())
-
-
-def move_champion(
-    client: MlflowClient, *, version: ModelVersion, champion: ModelVersion | None
-) -> None:
-    """Move the alias to a version, if the champion still is the one that was compared with.
-
-    MLflow has no compare-and-set, so of two jobs within the same instant the last one wins.
-    """
-    now = champion_of(client, model=version.name)
-    if number_of(now) != number_of(champion):
-        raise ChampionMoved(
-            f"the champion of {version.name} was version {number_of(champion)} when version "
-            f"{number_of(version)} was compared with it, and is version {number_of(now)} now: "
-            "another job moved it meanwhile. Run again, to compare with that one"
-        )
-    client.set_registered_model_alias(version.name, ALIAS, str(version.version))
-
-
-def who_promotes() -> str:
-    """Name of the user that this process runs as; the number of one without a name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no entry in passwd, as in many containers
-        return str(os.getuid())
-
-
-def record_promotion(
-    client: MlflowClient, *, version: ModelVersion, judgement: str, before: str, by: str
-) -> None:
-    """Say who promoted a version, when and in whose place, for whoever wants to go back."""
-    tags = {
-        "promoted_by": by,
-        "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "promoted_from": before,
-        "promoted": judgement,
-    }
-    _tag(client, version, tags)
 
 
 def git_commit(folder: Path) -> str:
@@ -153,7 +150,8 @@ def git_commit(folder: Path) -> str:
     return "unknown"
 
 
-def _tag(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:
+def tag(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:
+    """Set tags of ours on a version."""
     for key, value in _prefixed(tags).items():
         client.set_model_version_tag(version.name, str(version.version), key, value)
 

@@ -18,8 +18,9 @@ from training.evaluation.metrics import metrics_of
 from training.search.walk import Search
 from workflows.drift import find_drift
 from workflows.inputs import example_cells, input_of
-from workflows.promotion.gate import Comparison, Condition
-from workflows.promotion.promote import Promotion, choose_winner
+from workflows.promotion.outcome import Promotion
+from workflows.promotion.promote import choose_winner
+from workflows.promotion.verdict import Comparison, Condition
 from workflows.repeats import leaks_of, repeated_of
 from workflows.reporting.answers import Answers
 from workflows.reporting.collect_candidates import (
@@ -47,6 +48,7 @@ from workflows.reporting.findings import (
     ReportData,
 )
 from workflows.runs import without_passwords
+from workflows.verdict_table import notes
 
 if TYPE_CHECKING:
     from workflows.pipeline import Pipeline
@@ -203,6 +205,8 @@ def _gate(promotion: Promotion) -> GateFindings:
         champion_after=promotion.champion_after,
         already=promotion.earlier and not promotion.changed,
         dry_run=promotion.dry_run and verdict is not None and not promotion.earlier,
+        waiting=promotion.waiting,
+        notes=() if verdict is None else tuple(notes(verdict)),
     )
 
 

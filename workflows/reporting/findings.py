@@ -205,7 +205,8 @@ class ConditionFindings:
 
     name: str
     rows: int
-    challenger: float
+    challenger: float | None
+    """None if it is not known."""
     champion: float | None = None
     difference: Estimate | None = None
     threshold: float | None = None
@@ -229,6 +230,10 @@ class GateFindings:
     already: bool = False
     """Whether this was decided in an earlier run, and this run only tells of it."""
     dry_run: bool = False
+    waiting: bool = False
+    """Whether the challenger passed, and waits for a person to approve it."""
+    notes: tuple[str, ...] = ()
+    """What the conditions do not say: McNemar's p, what could be found, what the test set is."""
 
 
 @dataclass(frozen=True, kw_only=True)

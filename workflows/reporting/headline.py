@@ -70,6 +70,8 @@ def headline(data: ReportData) -> Headline:
         )
     if gate.champion_after != gate.version:
         why = "This was a trial run." if gate.dry_run else "The alias has not been moved."
+        if gate.waiting:
+            why = "It waits for a person to approve it."
         return Headline(
             badge="Gate passed",
             tone="good",

@@ -276,8 +276,11 @@ def on_gate(data: ReportData) -> list[Markup]:
         lines.append(say("The alias champion stays at {}.", after))
     else:
         lines.append(say("The alias champion is not set."))
+    if gate.waiting:
+        lines.append(say("The alias challenger is set; a person is to approve it."))
     if gate.already:
         lines.append(say("This was decided in an earlier run."))
+    lines += [say("{}.", escape(f"{note[:1].upper()}{note[1:]}")) for note in gate.notes]
     return lines
 
 

@@ -1,0 +1,225 @@
+"""What challenger and champion answer to the frozen test rows of a snapshot.
+
+A champion is asked again each time; numbers of the day it was promoted are of other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from features.columns import PayloadColumns
+from features.shard import Embeddings, vectors
+from features.snapshot import Snapshot
+from features.store import Store
+from features.stored_embeddings import read_embeddings
+from training.answering import embed, predict, ranks
+from training.candidate import CandidateRecord, load_model, read_predictions
+from training.task import ClassificationSpec, RegressionSpec, parse_task
+from workflows.pipeline import StageError
+from workflows.promotion.compare import Predictions
+from workflows.promotion.frozen import RawRows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workflows.scoring import LoadedModel
+
+ANSWERED_ROWS = 1024
+"""Rows that a model answers at a time."""
+
+
+def stored_predictions(store: Store, *, record: CandidateRecord) -> Predictions:
+    """A candidate's answers to the test rows, written when it was fitted to this snapshot."""
+    table = read_predictions(store, record.fingerprint)
+    tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
+    rows = table["row"].to_numpy().astype(np.int64)[tested]
+    answers = vectors(table[parse_task(record.task).answer_column])[tested]
+    order = np.argsort(rows)
+    return Predictions(rows=rows[order], answers=answers[order])
+
+
+def challenger_alone(
+    store: Store,
+    *,
+    record: CandidateRecord,
+    snapshot: Snapshot,
+    rows: np.ndarray,
+    present: Collection[str],
+) -> Predictions:
+    """A candidate's answers to rows of its snapshot from some modalities alone."""
+    held = {name: read_embeddings(store, snapshot, modality=name) for name in record.modalities}
+    model = load_model(store, record.fingerprint)
+    parts = _parts(held, rows=rows, alone=present)
+    answers = [predict(model, record=record, **part) for part in parts]
+    return Predictions(rows=rows, answers=np.concatenate(answers))
+
+
+class Champion:
+    """A registered model that is asked for its answers to rows of a snapshot.
+
+    `columns` are those that the snapshot's modalities were read from. If the model reads the
+    same ones, through the same encoders, it answers from the snapshot's embeddings, else from
+    the raw rows, through encoders of its own; EncoderMismatch if those are no longer there.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        store: Store,
+        snapshot: Snapshot,
+        columns: Mapping[str, PayloadColumns],
+        rows: np.ndarray,
+        raw_rows: RawRows,
+        names: tuple[Any, ...],
+    ) -> None:
+        self._model, self._store, self._snapshot = model, store, snapshot
+        self._rows, self._raw_rows, self._names = rows, raw_rows, names
+        self._of_snapshot = all(
+            name in snapshot.modalities
+            and snapshot.modalities[name].encoder_fingerprint == item.encoder_fingerprint
+            and columns[name] == item.columns
+            for name, item in model.inputs.items()
+        )
+
+    def answers(self, *, alone: Collection[str] | None = None) -> Predictions:
+        """Its answers, in the order of the challenger's names; from some modalities alone, if they
+        are given.
+        """
+        record = self._model.record
+        retrieval = record.task.get("type") == "retrieval"
+        if self._of_snapshot and retrieval:
+            found = self._found_ranks()
+        elif self._of_snapshot:
+            parts = _parts(self._held, rows=self._rows, alone=alone)
+            fitted = self._model.fitted()
+            found = np.concatenate([predict(fitted, record=record, **part) for part in parts])
+        elif retrieval:
+            raise StageError(
+                "the champion finds samples through other encoders or columns than this "
+                "snapshot's, and cannot be asked for its ranks; name another `tracking.model`, or "
+                "embed with its encoders"
+            )
+        else:
+            said = self._model.predict(self._raw(alone))
+            found = np.array(said[parse_task(record.task).answer_column].tolist())
+        return Predictions(
+            rows=self._rows, answers=aligned(found, record=record, names=self._names)
+        )
+
+    @cached_property
+    def _held(self) -> dict[str, Embeddings]:
+        return {
+            name: read_embeddings(self._store, self._snapshot, modality=name)
+            for name in self._model.inputs
+        }
+
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        return self._raw_rows(self._rows)
+
+    def _raw(self, alone: Collection[str] | None) -> pd.DataFrame:
+        """The raw rows, without the cells of modalities that are taken away."""
+        if alone is None:
+            return self._frame
+        inputs = self._model.inputs
+        kept = {c for name, item in inputs.items() if name in alone for c in item.columns.names}
+        gone = {c for name, item in inputs.items() if name not in alone for c in item.columns.names}
+        if kept & gone:
+            raise StageError(
+                f"the champion reads {', '.join(sorted(kept & gone))} for several modalities, so "
+                f"it cannot be asked from {' and '.join(alone)} alone; take that limit out"
+            )
+        return self._frame.assign(**dict.fromkeys(gone & set(self._frame.columns)))
+
+    def _found_ranks(self) -> np.ndarray:
+        from training.data.payload_numbers import read_payload_numbers
+
+        numbers = read_payload_numbers(
+            self._store, self._snapshot, modalities=tuple(self._model.inputs)
+        )
+        none = np.full(len(self._rows), -1)
+        payloads = {
+            name: numbers[name].numpy()[self._rows] if name in numbers else none
+            for name in self._model.inputs
+        }
+        return _ranks(self._model, held=self._held, rows=self._rows, payloads=payloads)
+
+
+def aligned(answers: np.ndarray, *, record: CandidateRecord, names: tuple[Any, ...]) -> np.ndarray:
+    """A champion's answers `[N, C]` in the order of the names that a challenger answers.
+
+    A class that it does not know is of probability 0; those that only it knows are together in a
+    last column that is never right. StageError if the two answer unlike questions.
+    """
+    own, task = list(record.classes), parse_task(record.task)
+    if task.type == "retrieval":
+        return answers
+    if isinstance(task, RegressionSpec) and set(own) != set(names):
+        raise StageError(
+            f"the champion answers the numbers {', '.join(own)}, and the challenger "
+            f"{', '.join(names)}; a model that answers something else needs a `tracking.model` of "
+            "its own"
+        )
+    found = np.zeros((len(answers), len(names)), answers.dtype)
+    for place, name in enumerate(names):
+        if name in own:
+            found[:, place] = answers[:, own.index(name)]
+    foreign = [place for place, name in enumerate(own) if name not in names]
+    if isinstance(task, ClassificationSpec) and foreign:
+        found = np.column_stack([found, answers[:, foreign].max(axis=1)])
+    return found
+
+
+def _ranks(
+    model: LoadedModel,
+    *,
+    held: Mapping[str, Embeddings],
+    rows: np.ndarray,
+    payloads: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """A retrieval's answers: each is a rank among all the rows."""
+    vectors, presence = [], []
+    for part in _parts(held, rows=rows):
+        vectors.append(embed(model.fitted(), **part))
+        presence.append(part["presence"])
+    return ranks(
+        {name: np.concatenate([part[name] for part in vectors]) for name in vectors[0]},
+        presence={name: np.concatenate([part[name] for part in presence]) for name in held},
+        payloads=payloads,
+    )
+
+
+def _parts(
+    held: Mapping[str, Embeddings], *, rows: np.ndarray, alone: Collection[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """What a model is asked, some rows at a time; as if all but some modalities were missing."""
+    for start in range(0, max(1, len(rows)), ANSWERED_ROWS):
+        part = _taken(held, rows=rows[start : start + ANSWERED_ROWS])
+        if alone is not None:
+            part["presence"] = {m: x & (m in alone) for m, x in part["presence"].items()}
+        yield part
+
+
+def _taken(held: Mapping[str, Embeddings], *, rows: np.ndarray) -> dict[str, Any]:
+    """The embeddings of some rows, whether each is present, and the masks of sequences."""
+    embeddings, presence, masks = {}, {}, {}
+    for name, found in held.items():
+        present = np.isin(rows, found.rows)
+        presence[name] = present
+        places = np.searchsorted(found.rows, rows[present])
+        if found.lengths is None:
+            embeddings[name] = np.zeros((len(rows), found.values.shape[1]), np.float32)
+            embeddings[name][present] = found.values[places]
+            continue
+        values, steps = found.padded(places)
+        shape = (len(rows), max(1, steps.shape[1]))
+        embeddings[name] = np.zeros((*shape, found.values.shape[1]), np.float32)
+        masks[name] = np.zeros(shape, bool)
+        if len(places):
+            embeddings[name][present], masks[name][present] = values, steps
+    return {"embeddings": embeddings, "presence": presence, "masks": masks}
