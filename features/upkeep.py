@@ -32,6 +32,7 @@ KINDS = (
     "searches",
     "train-runs",
     "leases",
+    "locks",
 )
 """Top folders of a store, in the order in which they are shown."""
 TEMPORARY, OTHER = "temporary", "other"
