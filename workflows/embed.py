@@ -165,6 +165,7 @@ def _embed(
     console: Console,
 ) -> Embedded:
     """Do what is planned, and commit the snapshot."""
+    outcome.rows = plan.rows
     console.print(
         f"[bold]embed[/bold]    {several(plan.rows, 'sample')} in "
         f"{several(len(plan.samples), 'shard')}, {several(len(plan.modalities), 'modality')} "

@@ -48,10 +48,11 @@ class Outcome:
     status: Status = "failed"
     error: str | None = None
     rows: int | None = None
-    """Samples of the snapshot; None before there is one."""
+    """Samples of the table; None before it has been read."""
     snapshot: str | None = None
     embedded: int = 0
-    """Payloads, over all modalities, that an encoder was given in this run."""
+    """Payloads, over all modalities, that an encoder was given in this run. Of a run that ended
+    before its end, those of finished blocks of shards: the store may hold more."""
     copied: int = 0
     reused: int | None = None
     """Embeddings of the snapshot that were not computed in this run, copied ones included."""

@@ -53,12 +53,12 @@ class _Stop:
         self._end = None if deadline is None else time.monotonic() + deadline
         self._late = False
         self._over = False
-        self._asked: type[Stopped] | None = None
+        self._asked: Stopped | None = None
 
     def on_signal(self, number: int, frame: object) -> None:
         del number, frame
         if self._asked is None and not self._over:
-            self._asked = OutOfTime if self._late else Terminated
+            self._asked = OutOfTime("deadline") if self._late else Terminated("SIGTERM")
             raise self._asked
 
     def check(self) -> None:

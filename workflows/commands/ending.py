@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -71,7 +70,7 @@ def status_of(error: BaseException) -> tuple[Status, int]:
         return "terminated", INTERRUPTED
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
-    if isinstance(error, ConfigurationError | click.UsageError):
+    if isinstance(error, ConfigurationError | typer.BadParameter):
         return "bad configuration", BAD_CONFIGURATION
     if isinstance(error, BudgetExceeded):
         return "over budget", OVER_BUDGET
