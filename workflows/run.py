@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -170,14 +172,17 @@ def _stages(
         )
     outcome.promotion = promotion
     changed = embedded.changed or done.changed or promotion.changed
-    if changed or not pipeline.report_path.exists():
-        with outcome.stage("report"):
+    # A mounted ConfigMap cannot be written to; the report is kept in MLflow alone then.
+    writable = os.access(pipeline.folder, os.W_OK)
+    if changed or (writable and not pipeline.report_path.exists()):
+        with outcome.stage("report"), tempfile.TemporaryDirectory() as elsewhere:
             write_report(
                 pipeline,
                 snapshot=snapshot,
                 records=done.records,
                 searches=done.searches,
                 promotion=promotion,
+                out=None if writable else Path(elsewhere) / pipeline.report_path.name,
             )
     print_summary(pipeline, records=done.records, promotion=promotion, console=console)
     return promotion, changed

@@ -115,7 +115,7 @@ def test_models_that_the_yaml_names_go_along(folder):
     (folder / "text").mkdir()  # a column's name is no path
     (folder / "text/large.bin").write_text("x")
     change(
-        folder, "{type: hashing, dim: 32}", "{type: word-vectors, path: models/mini/vectors.txt}"
+        folder, "{type: hashing, dim: 32}", "{type: word_vectors, path: models/mini/vectors.txt}"
     )
     shipment = packed(folder)
     assert "models/mini/vectors.txt" in shipment.files
