@@ -9,6 +9,8 @@ break; what was shown is not shown again.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import os
 import shlex
 import sys
@@ -29,6 +31,12 @@ RECONNECT_SECONDS = 900.0
 """How long a lost connection is tried again; the job goes on meanwhile."""
 MOST_WAIT = 15.0
 INTERRUPTED = 130
+LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""They tell of uploads and connections at a level that shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +150,6 @@ def _code(info: Any, *, on_lost: Callable[[str], None] | None) -> int:
 
 
 def _short(shipment: Shipment, entrypoint: str) -> str:
-    import hashlib
-
     whole = f"{shipment.digest}\0{entrypoint}".encode()
     return hashlib.blake2b(whole, digest_size=6).hexdigest()
 
@@ -152,6 +158,8 @@ def _connect(address: str | None) -> tuple[str, Any]:
     """The job server's address and a client of it."""
     from ray.job_submission import JobSubmissionClient
 
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     address = address or os.environ.get(VARIABLE) or DEFAULT_ADDRESS
     # Ray prefers its variables to what it is given.
     before = os.environ.get(VARIABLE)

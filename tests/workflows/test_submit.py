@@ -258,13 +258,17 @@ def test_a_job_is_followed_over_a_connection_that_breaks_and_its_code_is_told(
         assert (told["status"], told["exit_code"], told["rows"]) == ("over budget", 4, ROWS)
         assert told["embedded"] == 2 * (ROWS - BAD)
         assert (folder.parent / "shared/store/attempts").exists()
-        # A second one is a job of its own, since the first has ended.
-        from ray.job_submission import JobSubmissionClient
-
-        (job,) = JobSubmissionClient(address).list_jobs()
+        (job,) = jobs(address)
         assert job.submission_id.endswith("-1") and job.metadata["pipeline"] == "nightly"
         assert "never-shown" not in str(job) + said
         assert rows_counted(metrics) == {"embedded": 2 * (ROWS - BAD), "bad": 2 * BAD}
+
+
+def jobs(address):
+    """Those that were submitted."""
+    from ray.job_submission import JobSubmissionClient
+
+    return [job for job in JobSubmissionClient(address).list_jobs() if job.submission_id]
 
 
 def rows_counted(address):
