@@ -163,7 +163,7 @@ def machines_to_come(declared: str) -> list[Mapping[str, float]]:
     """
     try:
         kinds = json.loads(declared)
-        found = [
+        found: list[Mapping[str, float]] = [
             {name: float(amount) for name, amount in kind.items() if name != "max"}
             for kind in kinds
             for _ in range(int(kind["max"]))

@@ -80,7 +80,8 @@ def run(
         pipeline.open_store().storage, pipeline=pipeline.name, what=f"run {pipeline.name}"
     )
     try:
-        with stopping(deadline=deadline) as check, lease, Connection() as connection:
+        # The lease is given back first: Ray takes its time to end, and whoever stops a job may not.
+        with stopping(deadline=deadline) as check, Connection() as connection, lease:
 
             def confirm() -> None:
                 check()

@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+AGAIN_SECONDS = 0.5
+"""How often it is raised again until the block unwinds: what Python calls when an object goes
+(`__del__`, a weak reference's callback) swallows it."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -30,11 +35,11 @@ class OutOfTime(Stopped):
 
 @contextmanager
 def stopping(*, deadline: float | None = None) -> Iterator[Callable[[], None]]:
-    """End the block by Terminated or OutOfTime, raised once, in the main thread.
+    """End the block by Terminated or OutOfTime in the main thread; its clean-up is not disturbed.
 
     `deadline` is in seconds from now. Gives a function that raises it again, for a place where
-    work goes on: a callback of a library may have swallowed it. In another thread than the main
-    one, which gets no signals, the block runs as if there were none.
+    work goes on that must not. In another thread than the main one, which gets no signals, the
+    block runs as if there were none.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -57,9 +62,18 @@ class _Stop:
 
     def on_signal(self, number: int, frame: object) -> None:
         del number, frame
-        if self._asked is None and not self._over:
+        if self._over or self._is_unwinding():
+            return
+        if self._asked is None:
             self._asked = OutOfTime("deadline") if self._late else Terminated("SIGTERM")
-            raise self._asked
+        raise self._asked
+
+    def _is_unwinding(self) -> bool:
+        """Whether the interrupted code cleans up because of it, which is not to be broken into."""
+        error = sys.exc_info()[1]
+        while error is not None and error is not self._asked:
+            error = error.__cause__ or error.__context__
+        return error is not None
 
     def check(self) -> None:
         if self._asked is not None:
@@ -97,7 +111,9 @@ class _Stop:
             told = False
             while True:
                 left = None
-                if self._end is not None and not told:
+                if told:
+                    left = AGAIN_SECONDS
+                elif self._end is not None:
                     left = max(0.0, self._end - time.monotonic())
                 if waiting.select(left):
                     numbers = os.read(ours, 4096)
@@ -105,7 +121,7 @@ class _Stop:
                         return
                     if signal.SIGTERM not in numbers or told:
                         continue
-                else:
+                elif not told:
                     self._late = True
                 told = True
                 signal.pthread_kill(main, signal.SIGTERM)

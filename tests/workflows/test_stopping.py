@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from workflows import stopping as module
 from workflows.stopping import OutOfTime, Terminated, stopping
 
 WAIT = 60
@@ -40,17 +42,62 @@ def test_sigterm_that_another_thread_was_given_ends_the_wait_of_the_main_thread(
     thread.join()
 
 
-def test_a_second_signal_does_not_break_into_what_cleans_up():
-    cleaned = False
-    with pytest.raises(Terminated), stopping(deadline=0.2):
+@contextmanager
+def cleaning(done):
+    try:
+        yield
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)  # the deadline, and the signal again and again
+        done.append("generator")
+
+
+class Cleaning:
+    def __init__(self, done):
+        self.done = done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        time.sleep(0.1)
+        self.done.append("object")
+
+
+def test_a_second_signal_does_not_break_into_what_cleans_up(monkeypatch):
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.02)
+    done = []
+    with pytest.raises(Terminated), stopping(deadline=0.2), Cleaning(done), cleaning(done):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             threading.Event().wait(WAIT)
+        except KeyboardInterrupt as error:
+            time.sleep(0.1)
+            done.append("handler")
+            raise RuntimeError from error  # which is not what the block ends by, in the end
         finally:
+            time.sleep(0.1)
+            done.append("finally")
+            raise Terminated
+    assert done == ["handler", "finally", "generator", "object"]
+
+
+def test_what_an_object_that_goes_has_swallowed_is_raised_again(monkeypatch, capfd):
+    """As Ray's own weak references did."""
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+    class Going:
+        def __del__(self):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.4)  # the deadline, too
-            cleaned = True
-    assert cleaned
+            time.sleep(0.01)
+            pytest.fail("it was not raised here")
+
+    with pytest.raises(Terminated), stopping():
+        going = Going()
+        del going
+        threading.Event().wait(WAIT)
+        pytest.fail("the wait went on")
 
 
 def test_what_a_callback_swallowed_is_raised_again_where_work_goes_on():
