@@ -8,6 +8,7 @@ order costs each actor one pass. The driver holds one description a missing shar
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import traceback
 import warnings
@@ -43,6 +44,8 @@ MOST_IN_BLOCK = 8
 DEATHS = TASK_RETRIES + 2 * MOST_IN_BLOCK
 """How often a block is tried again after its actor has died. Each of its shards, and of those of
 the block that waits behind it, may kill the actor once before the rows that do it are found."""
+SCALES_TO = "SENSORIUM_SCALES_TO"
+"""Names the variable that says to which machines the cluster can grow."""
 LOADS = 2
 """How often an actor begins to load an encoder that ends its process: once may be chance."""
 EXPECTED = (SourceError, OSError, ImportError, BrokenEncoder, MemoryError)
@@ -83,8 +86,7 @@ def embed(
     store = Store(storage)
     for part in plan.modalities.values():
         store.write_encoder(part.feature.encoder, fingerprint=part.encoder_fingerprint)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    actors = plan_actors(nodes, shards=len(work))
+    actors = plan_actors(machines(), shards=len(work))
     results = []
     try:
         for result in _run(plan, work=work, storage=storage, actors=actors):
@@ -108,7 +110,7 @@ def in_tasks(function: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
     task = ray.remote(function).options(
         num_cpus=1, max_retries=TASK_RETRIES, retry_exceptions=[OSError]
     )
-    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = 2 * max(1, int(sum(machine.get("CPU", 0) for machine in machines())))
     waiting: deque[Any] = deque()
     try:
         for argument in arguments:
@@ -140,6 +142,38 @@ def _cause(error: BaseException) -> BaseException:
             return error
         error = inner
     return error
+
+
+def machines() -> Sequence[Mapping[str, float]]:
+    """Resources of the cluster's machines, those included that its autoscaler may yet start.
+
+    Ray does not say what an autoscaler may start, and would wait for what nobody asks for, so a
+    cluster that goes down to nothing says so in SCALES_TO (see `machines_to_come`).
+    """
+    declared = os.environ.get(SCALES_TO)
+    if declared:
+        return machines_to_come(declared)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def machines_to_come(declared: str) -> list[Mapping[str, float]]:
+    """The machines of a JSON list: `[{"max": 8, "CPU": 8, "GPU": 1}, {"max": 2, "CPU": 16}]`.
+
+    OSError with what it must be, since who started the job is to be told.
+    """
+    try:
+        kinds = json.loads(declared)
+        found: list[Mapping[str, float]] = [
+            {name: float(amount) for name, amount in kind.items() if name != "max"}
+            for kind in kinds
+            for _ in range(int(kind["max"]))
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OSError(
+            f"{SCALES_TO} is {declared!r}; it lists the machines that the cluster's autoscaler may "
+            'start, such as [{"max": 8, "CPU": 8, "GPU": 1}]'
+        ) from error
+    return found
 
 
 def plan_actors(nodes: Sequence[Mapping[str, float]], *, shards: int) -> Actors:

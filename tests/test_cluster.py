@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from features.job import machines_to_come
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,10 +64,38 @@ def test_the_head_takes_no_work_and_is_not_a_spot_machine(cluster: dict[str, Any
     assert "InstanceMarketOptions" not in head["node_config"]
 
 
-def test_gpu_workers_are_spot_machines(cluster: dict[str, Any]) -> None:
-    node = cluster["available_node_types"]["gpu_spot"]["node_config"]
-    assert node["InstanceMarketOptions"]["MarketType"] == "spot"
-    assert re.match(r"(g|p)\d", node["InstanceType"]), "the type must be one of AWS's with a GPU"
+def test_workers_are_spot_machines_with_and_without_gpus(cluster: dict[str, Any]) -> None:
+    for name in ("cpu_spot", "gpu_spot"):
+        node = cluster["available_node_types"][name]["node_config"]
+        assert node["InstanceMarketOptions"]["MarketType"] == "spot"
+        with_gpu = re.match(r"(g|p)\d", node["InstanceType"]) is not None
+        assert with_gpu == (name == "gpu_spot"), "as AWS names its types"
+
+
+def test_the_head_knows_what_the_cluster_may_grow_to(cluster: dict[str, Any]) -> None:
+    """The set-up's line, run by a shell, against the machine types."""
+    (command,) = [c for c in cluster["setup_commands"] if "SENSORIUM_SCALES_TO" in c]
+    with tempfile.TemporaryDirectory() as home:
+        Path(home, ".bashrc").touch()
+        script = f"{command}; {command}; . ~/.bashrc; echo $SENSORIUM_SCALES_TO; wc -l < ~/.bashrc"
+        said = subprocess.run(
+            ["bash", "-c", script],
+            env={"HOME": home, "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    declared, lines = said.stdout.splitlines()
+    assert lines.strip() == "1", "it is written once"
+    resources = {"m5.2xlarge": {"CPU": 8.0}, "g5.2xlarge": {"CPU": 8.0, "GPU": 1.0}}
+    types = [cluster["available_node_types"][name] for name in ("cpu_spot", "gpu_spot")]
+    assert machines_to_come(declared) == [
+        resources[kind["node_config"]["InstanceType"]]
+        for kind in types
+        for _ in range(kind["max_workers"])
+    ]
+    assert cluster["max_workers"] == sum(kind["max_workers"] for kind in types)
 
 
 def test_every_node_installs_this_project_from_its_lock(cluster: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import GetTimeoutError
 
+from features.job import SCALES_TO, machines
 from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda, Standing
@@ -99,14 +100,14 @@ def _check_resources(workers: int) -> bool:
 
     Ray would wait for resources that never come, without a word.
     """
-    resources = ray.cluster_resources()
-    cpus = int(resources.get("CPU", 0))
+    resources = machines()
+    cpus = int(sum(machine.get("CPU", 0) for machine in resources))
     if workers > cpus:
         raise TrainingError(
             f"training.workers: {workers} workers need a CPU each, and the Ray cluster has "
-            f"{cpus}; lower it, or add nodes"
+            f"{cpus}; lower it, or add nodes (a cluster that grows says so in {SCALES_TO})"
         )
-    return int(resources.get("GPU", 0)) >= workers
+    return int(sum(machine.get("GPU", 0) for machine in resources)) >= workers
 
 
 def _run(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -15,6 +17,14 @@ ENVIRONMENT = {
 }
 """Ray's own bars would mix with ours, and nothing is sent anywhere unless asked for."""
 LOGGERS = ("ray.data", "ray.train", "ray._private.authentication")
+METERS = {
+    "rows": ("Payloads embedded, copied or found bad.", ("pipeline", "modality", "kind")),
+    "shards": ("Shards written.", ("pipeline", "modality")),
+    "candidates": ("Candidates fitted, or failed in their fit.", ("pipeline", "kind")),
+    "seconds": ("Wall time of stages.", ("pipeline", "stage")),
+    "failures": ("Stages that ended by an error.", ("pipeline", "stage")),
+}
+"""The counters: what they count, and their tags."""
 NOISE = (b"has constructor arguments in the object store and max_restarts > 0",)
 """What Ray's C++ says of every actor pool of Ray Data, past all logging (its issue 53727)."""
 
@@ -37,7 +47,7 @@ class Connection:
         self._stack.close()
 
     def open(self) -> None:
-        """Connect, unless that is done."""
+        """Connect, unless that is done. Ray's own answer to SIGTERM is not taken on."""
         import ray
 
         if ray.is_initialized():
@@ -48,12 +58,70 @@ class Connection:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._stack.enter_context(_without_noise())
         local = not os.environ.get("RAY_ADDRESS")
-        ray.init(
-            include_dashboard=False if local else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        with _own_signals():
+            ray.init(
+                include_dashboard=False if local else None,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         self._stack.callback(ray.shutdown)
+
+
+class Meters:
+    """Counters on the Prometheus endpoint of the node that the driver runs on.
+
+    They are named `ray_sensorium_NAME_total`. What is counted before there is a connection to Ray
+    is told when there is one; a run that needs none tells nothing. Ray has an endpoint where
+    `ray[default]` is installed.
+    """
+
+    def __init__(self) -> None:
+        self._counters: dict[str, Any] = {}
+        self._waiting: list[tuple[str, float, dict[str, str]]] = []
+
+    def add(self, name: str, value: float, **tags: str) -> None:
+        """Add to a counter of METERS, which says its tags."""
+        unknown = set(tags) - set(METERS[name][1])
+        assert not unknown, f"{name} has no tag {unknown}"
+        if value <= 0:
+            return
+        self._waiting.append((name, value, tags))
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return
+        for known, amount, labels in self._waiting:
+            self._counter(known).inc(amount, tags=labels)
+        self._waiting.clear()
+
+    def _counter(self, name: str) -> Any:
+        from ray.util.metrics import Counter
+
+        if name not in self._counters:
+            description, tags = METERS[name]
+            self._counters[name] = Counter(
+                f"sensorium_{name}", description=description, tag_keys=tags
+            )
+        return self._counters[name]
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the answer to SIGTERM that there was, which `ray.init` takes away in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    told = False
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        told = True  # Ray's answer to one that came meanwhile
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if told:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

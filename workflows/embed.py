@@ -28,6 +28,7 @@ from features.store import Store
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several
 from workflows.drift import find_drift, print_drift
+from workflows.outcome import Outcome
 from workflows.pipeline import Pipeline, StageError
 from workflows.plan import check_trainable, plan_embedding, print_work
 from workflows.quarantine import quarantine_table
@@ -87,26 +88,44 @@ def embed(
     console: Console,
     for_training: bool = False,
     retry: bool = False,
+    confirm: Callable[[], None] | None = None,
+    outcome: Outcome | None = None,
 ) -> Embedded:
     """Run stage 1. Raises BudgetExceeded, with nothing committed, if too many payloads are bad.
 
     `for_training` refuses, before any work, a table without labels in each split. `retry` tries
-    the payloads in quarantine again, and lists what could be embedded as patches.
+    the payloads in quarantine again, and lists what could be embedded as patches. `confirm` is
+    called before anything is changed, and before the snapshot is committed; it may raise.
     """
     plan = plan_embedding(pipeline, run=_tasks(connection))
     if for_training:
         check_trainable(plan, pipeline=pipeline)
     store = pipeline.open_store()
-    with _announced(plan, pipeline=pipeline, store=store, retry=retry, console=console) as held:
+    with _announced(
+        plan, pipeline=pipeline, store=store, retry=retry, confirm=confirm, console=console
+    ) as held:
         plan, lease = held
         return _embed(
-            plan, store=store, lease=lease, retry=retry, connection=connection, console=console
+            plan,
+            store=store,
+            lease=lease,
+            retry=retry,
+            confirm=confirm,
+            outcome=outcome or Outcome(pipeline=pipeline.name),
+            connection=connection,
+            console=console,
         )
 
 
 @contextmanager
 def _announced(
-    plan: Plan, *, pipeline: Pipeline, store: Store, retry: bool, console: Console
+    plan: Plan,
+    *,
+    pipeline: Pipeline,
+    store: Store,
+    retry: bool,
+    confirm: Callable[[], None] | None,
+    console: Console,
 ) -> Iterator[tuple[Plan, Lease | None]]:
     """Keep what the plan relies on from being collected; a new plan, if some of it was.
 
@@ -117,6 +136,8 @@ def _announced(
     if idle and not retry:
         yield plan, None
         return
+    if confirm is not None:
+        confirm()
     encoders = {part.encoder_fingerprint for part in plan.modalities.values()}
     try:
         with announce_job(
@@ -138,10 +159,13 @@ def _embed(
     store: Store,
     lease: Lease | None,
     retry: bool,
+    confirm: Callable[[], None] | None,
+    outcome: Outcome,
     connection: Connection,
     console: Console,
 ) -> Embedded:
     """Do what is planned, and commit the snapshot."""
+    outcome.rows = plan.rows
     console.print(
         f"[bold]embed[/bold]    {several(plan.rows, 'sample')} in "
         f"{several(len(plan.samples), 'shard')}, {several(len(plan.modalities), 'modality')} "
@@ -155,7 +179,7 @@ def _embed(
     try:
         write_samples(plan, store=store, run=_tasks(connection))
         if plan.work:
-            _compute(plan, store=store, connection=connection, console=console)
+            _compute(plan, store=store, outcome=outcome, connection=connection, console=console)
         if retry:
             plan = _try_again(plan, store=store, connection=connection, console=console)
         quarantine = count_quarantine(plan, store=store)
@@ -172,12 +196,15 @@ def _embed(
         raise StageError(f"{error}; run again, and only what is not done will be") from error
     if lease is not None:
         lease.check()
+        if confirm is not None:
+            confirm()
     limit = plan.dataset.max_bad_fraction
     if any(item.fraction > limit for item in quarantine.values()):
         store.keep_attempt(snapshot)
         raise BudgetExceeded(quarantine, rows=read_quarantine(store, snapshot), limit=limit)
     committed = store.commit(snapshot)
     bad = sum(item.bad for item in quarantine.values())
+    outcome.on_snapshot(snapshot, quarantined=bad)
     if not plan.work and not retry:
         console.print("         nothing to do: every embedding is in the store")
     if bad:
@@ -223,7 +250,9 @@ def _try_again(plan: Plan, *, store: Store, connection: Connection, console: Con
     return with_patches(plan, results)
 
 
-def _compute(plan: Plan, *, store: Store, connection: Connection, console: Console) -> None:
+def _compute(
+    plan: Plan, *, store: Store, outcome: Outcome, connection: Connection, console: Console
+) -> None:
     from features.job import embed as run_job
 
     begun = time.perf_counter()
@@ -234,6 +263,7 @@ def _compute(plan: Plan, *, store: Store, connection: Connection, console: Conso
         def on_shard(result: ShardResult) -> None:
             nonlocal rows
             rows += result.embedded + result.copied
+            outcome.on_shard(result)
             bar.update(task, advance=1, note=f"{count(rows)} rows")
 
         connection.open()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 
 from features.commit import draft_snapshot
 from features.plan import Plan
+from features.run_lease import Overtaken, RunLease
 from features.snapshot import Snapshot
 from training.candidate import CandidateRecord
 from training.search.walk import Search
@@ -19,6 +23,7 @@ from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several
 from workflows.drift import print_planned_changes
 from workflows.embed import embed
+from workflows.outcome import DeadlinePassed, Outcome
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.plan import check_trainable, plan_embedding, print_work
 from workflows.promotion.outcome import Promotion
@@ -27,6 +32,7 @@ from workflows.repeats import print_repeats, print_untrained
 from workflows.reporting.collect import collect
 from workflows.runs import without_passwords
 from workflows.search import standing
+from workflows.stopping import OutOfTime, stopping
 from workflows.summary import print_summary
 from workflows.tracking import log_report
 from workflows.train import (
@@ -42,33 +48,146 @@ from workflows.verdict_table import print_verdict
 MOST_UNUSED = 12
 """Columns without a use that are named."""
 DEMO_RECIPE = "digits.yaml"
+WAIT_SECONDS = 5.0
+"""How often a run that waits for another looks whether that has ended."""
 
 
-def run(pipeline: Pipeline, *, console: Console) -> Promotion:
-    """Embed, train, promote and report; an unchanged world costs seconds and changes nothing."""
+OnOverlap = Literal["leave", "wait"]
+
+
+class LeftToAnother(Exception):
+    """Another run of the pipeline is at work, and this one was to leave it to that."""
+
+
+def run(
+    pipeline: Pipeline,
+    *,
+    console: Console,
+    on_overlap: OnOverlap = "leave",
+    deadline: float | None = None,
+    outcome: Outcome | None = None,
+) -> Promotion:
+    """Embed, train, promote and report; an unchanged world costs seconds and changes nothing.
+
+    One run of a pipeline changes things at a time (`features.run_lease`): where another is at work,
+    this one waits for its end, or raises LeftToAnother. After `deadline` seconds it ends by
+    DeadlinePassed, on SIGTERM by Terminated; what is done then is kept, and the next run goes on.
+    `outcome` is told how far it comes.
+    """
+    outcome = outcome or Outcome()
+    outcome.pipeline = pipeline.name
     begun = time.perf_counter()
-    with Connection() as connection:
-        embedded = embed(pipeline, connection=connection, console=console, for_training=True)
-        snapshot = embedded.snapshot
-        done = train(pipeline, snapshot=snapshot, connection=connection, console=console)
-    promotion = _promote(
-        pipeline, snapshot=embedded.snapshot, records=done.records, console=console
+    lease = RunLease(
+        pipeline.open_store().storage, pipeline=pipeline.name, what=f"run {pipeline.name}"
     )
-    changed = embedded.changed or done.changed or promotion.changed
-    if changed or not pipeline.report_path.exists():
-        write_report(
-            pipeline,
-            snapshot=embedded.snapshot,
-            records=done.records,
-            searches=done.searches,
-            promotion=promotion,
-        )
-    print_summary(pipeline, records=done.records, promotion=promotion, console=console)
+    try:
+        # The lease is given back first: Ray takes its time to end, and whoever stops a job may not.
+        with stopping(deadline=deadline) as check, Connection() as connection, lease:
+
+            def confirm() -> None:
+                check()
+                lease.confirm()
+
+            while True:
+                _take_turn(lease, on_overlap=on_overlap, outcome=outcome, console=console)
+                try:
+                    promotion, changed = _stages(
+                        pipeline,
+                        connection=connection,
+                        confirm=confirm,
+                        outcome=outcome,
+                        console=console,
+                    )
+                    break
+                except Overtaken:
+                    console.print("         another run has been at work meanwhile; looking again")
+    except OutOfTime:
+        assert deadline is not None, "there is no other way to run out of time"
+        raise DeadlinePassed(
+            f"the deadline of {duration(deadline)} has passed; what is done is kept, and the "
+            "next run goes on from there"
+        ) from None
     if not changed:
+        outcome.status = "unchanged"
         console.print(f"\nNothing to do: unchanged since the last run ({_since(begun)}).")
     else:
+        outcome.status = "refused" if promotion.refused and promotion.changed else "done"
         console.print(f"\nDone in {_since(begun)}.")
     return promotion
+
+
+def _take_turn(
+    lease: RunLease, *, on_overlap: OnOverlap, outcome: Outcome, console: Console
+) -> None:
+    """Return when no other run of the pipeline is at work; LeftToAnother if one is, and so wished.
+
+    The turn itself is taken when there is something to change.
+    """
+    if on_overlap == "leave":
+        who = lease.look()
+        if who is not None:
+            raise LeftToAnother(
+                f"another run is at work, and this one leaves it to that: {who} (`--on-overlap "
+                "wait` would wait for its end)"
+            )
+        return
+    with outcome.stage("wait"):
+        lease.wait(
+            every=WAIT_SECONDS,
+            on_wait=lambda who: console.print(f"[bold]run[/bold]      waiting for {escape(who)}"),
+        )
+
+
+def _stages(
+    pipeline: Pipeline,
+    *,
+    connection: Connection,
+    confirm: Callable[[], None],
+    outcome: Outcome,
+    console: Console,
+) -> tuple[Promotion, bool]:
+    """Stage after stage and the report; whether anything was changed."""
+    with outcome.stage("embed"):
+        embedded = embed(
+            pipeline,
+            connection=connection,
+            console=console,
+            for_training=True,
+            confirm=confirm,
+            outcome=outcome,
+        )
+    snapshot = embedded.snapshot
+    with outcome.stage("train"):
+        done = train(
+            pipeline,
+            snapshot=snapshot,
+            connection=connection,
+            console=console,
+            confirm=confirm,
+            outcome=outcome,
+        )
+    with outcome.stage("promote"):
+        if embedded.changed or done.changed:
+            confirm()
+        promotion = _promote(
+            pipeline, snapshot=snapshot, records=done.records, console=console, confirm=confirm
+        )
+    outcome.promotion = promotion
+    changed = embedded.changed or done.changed or promotion.changed
+    # A mounted ConfigMap cannot be written to; the report is kept in MLflow alone then.
+    writable = os.access(pipeline.folder, os.W_OK)
+    if changed or (writable and not pipeline.report_path.exists()):
+        with outcome.stage("report"), tempfile.TemporaryDirectory() as elsewhere:
+            write_report(
+                pipeline,
+                snapshot=snapshot,
+                records=done.records,
+                searches=done.searches,
+                promotion=promotion,
+                out=None if writable else Path(elsewhere) / pipeline.report_path.name,
+            )
+    print_summary(pipeline, records=done.records, promotion=promotion, console=console)
+    return promotion, changed
 
 
 def run_demo(directory: Path, *, samples: int | None, console: Console) -> Pipeline:
@@ -214,6 +333,7 @@ def _promote(
     records: tuple[CandidateRecord, ...],
     dry_run: bool = False,
     console: Console,
+    confirm: Callable[[], None] | None = None,
 ) -> Promotion:
     place = escape(without_passwords(pipeline.tracking_uri))
     console.print(f"[bold]promote[/bold]  {pipeline.model} at {place}")
@@ -224,6 +344,7 @@ def _promote(
         records=records,
         dry_run=dry_run,
         on_event=lambda text: console.print(f"         {escape(text)}"),
+        confirm=confirm,
     )
     if promotion.verdict is not None and not promotion.earlier:
         print_verdict(promotion.verdict, console=console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from training.search.walk import Search
 from training.tuning.spec import FinetuneSpec
 from workflows.cluster import Connection
 from workflows.console import duration, progress, several
+from workflows.outcome import Outcome
 from workflows.pipeline import Pipeline, StageError
 from workflows.search import described, standing
 
@@ -77,18 +78,33 @@ def _is_of(part: ModalityShards, *, encoder: EncoderSpec) -> bool:
 
 
 def train(
-    pipeline: Pipeline, *, snapshot: Snapshot, connection: Connection, console: Console
+    pipeline: Pipeline,
+    *,
+    snapshot: Snapshot,
+    connection: Connection,
+    console: Console,
+    confirm: Callable[[], None] | None = None,
+    outcome: Outcome | None = None,
 ) -> Trained:
     """Run stage 2.
 
     StageError if not a single candidate could be fitted, or none could be promoted afterwards.
+    `confirm` is called before anything is fitted; it may raise.
     """
     before = standing(pipeline, snapshot=snapshot)
     print_standing(before, workers=pipeline.spec.training.workers, console=console)
     changed = before.next() is not None
     if changed:
         _check_metric(pipeline, snapshot=snapshot)
-        done = _fit(pipeline, snapshot=snapshot, connection=connection, console=console)
+        if confirm is not None:
+            confirm()
+        done = _fit(
+            pipeline,
+            snapshot=snapshot,
+            outcome=outcome or Outcome(pipeline=pipeline.name),
+            connection=connection,
+            console=console,
+        )
         for search in done.searches:
             console.print(f"[bold]search[/bold]   {escape(described(search))}")
     else:
@@ -199,7 +215,12 @@ def _announced(
 
 
 def _fit(
-    pipeline: Pipeline, *, snapshot: Snapshot, connection: Connection, console: Console
+    pipeline: Pipeline,
+    *,
+    snapshot: Snapshot,
+    outcome: Outcome,
+    connection: Connection,
+    console: Console,
 ) -> Standing:
     """Fit all that is not done in one job; where that leaves the pipeline."""
     from training.job import TrainingError, fit
@@ -228,6 +249,7 @@ def _fit(
         def on_progress(update: FitProgress) -> None:
             if update.done:
                 finished.add(update.candidate)
+                outcome.on_fitted(update.candidate, update.failure)
             bar.update(
                 task, completed=len(finished), note=f"{update.candidate}, epoch {update.epoch}"
             )

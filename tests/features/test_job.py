@@ -4,7 +4,7 @@ import pytest
 
 from features.broken_encoder import BrokenEncoder
 from features.encoders import parse_encoder
-from features.job import LOADS, embed, plan_actors
+from features.job import LOADS, SCALES_TO, embed, machines, machines_to_come, plan_actors
 from features.sample_shards import write_samples
 from tests.features.killers import FaultySpec, StillbornSpec
 
@@ -47,6 +47,21 @@ def test_every_gpu_has_an_actor_with_its_share_of_that_machine_s_cpus(nodes, cou
     assert (actors.count, actors.cpus, actors.gpus) == (count, cpus, 1)
     for n in nodes:
         assert cpus * n["GPU"] <= n["CPU"]
+
+
+def test_a_cluster_that_is_down_to_nothing_is_asked_for_what_it_may_grow_to(monkeypatch):
+    """Ray itself knows of the machines that are there, which are none."""
+    monkeypatch.setenv(SCALES_TO, '[{"max": 2, "CPU": 16}, {"max": 8, "CPU": 8, "GPU": 1}]')
+    nodes = machines()
+    assert nodes == 2 * [{"CPU": 16.0}] + 8 * [{"CPU": 8.0, "GPU": 1.0}]
+    actors = plan_actors(nodes, shards=1000)
+    assert (actors.count, actors.cpus, actors.gpus) == (8, 4, 1)
+
+
+@pytest.mark.parametrize("text", ["8", "[8]", '[{"CPU": 8}]', '[{"max": 2, "CPU": "x"}]', "{"])
+def test_what_it_may_grow_to_is_told_as_it_must_be(text):
+    with pytest.raises(OSError, match=r"it lists the machines .* such as \[\{"):
+        machines_to_come(text)
 
 
 @pytest.mark.slow

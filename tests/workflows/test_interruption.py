@@ -1,6 +1,7 @@
 """Stage 1, killed with `kill -9` again and again, ends like a run that nobody touched."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -65,11 +66,11 @@ def nothing_is_left():
             os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
-def start(folder, command="embed", *, module="workflows", file="killed.yaml", ray=None):
+def start(folder, command="embed", *, module="workflows", file="killed.yaml", ray=None, options=()):
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *([command] if command else []), file],
+        [sys.executable, "-m", module, *([command] if command else []), file, *options],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, **({"RAY_ADDRESS": ray} if ray else {})},
         stdout=subprocess.PIPE,
@@ -295,18 +296,35 @@ def test_two_pipelines_that_share_an_encoder_and_rows_beside_a_collector(plain, 
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_a_training_at_once_and_says_how_to_go_on(tmp_path):
+def test_a_spot_notice_or_an_interrupt_ends_a_training_and_says_how_to_go_on(tmp_path):
     folder = make_world(tmp_path / "world")
     text = (folder / "killed.yaml").read_text().replace("seconds: 0.15", "seconds: 0")
     (folder / "killed.yaml").write_text(text)
-    embedding = start(folder)
-    output, _ = embedding.communicate(timeout=400)
-    assert embedding.returncode == 0, output
-    process = start(folder, "train")
-    while not list((folder / "store/train-runs").glob("*/checkpoint_*")):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 130, output
-    assert "run the same command again to go on" in output and "Traceback" not in output
+
+    def checkpoints():
+        return set((folder / "store/train-runs").glob("*/checkpoint_*"))
+
+    def end_in_training(process, by):
+        while not checkpoints() - before:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.05)
+        os.kill(process.pid, by)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 130, output
+        assert "run the same command again to go on" in output and "Traceback" not in output
+        return output
+
+    before = checkpoints()
+    output = end_in_training(start(folder, "run", options=["--json"]), signal.SIGTERM)
+    (line,) = [line for line in output.splitlines() if line.startswith("{")]
+    told = json.loads(line)
+    assert (told["status"], told["exit_code"], told["error"]) == ("terminated", 130, "SIGTERM")
+    store = Store(LocalStorage(folder / "store"))
+    assert told["snapshot"] == store.latest("killed").id, "what was done is kept, and told"
+    assert (told["rows"], told["fitted"], told["champion_after"]) == (ROWS, 0, None)
+    assert told["embedded"] == told["reused"] + told["embedded"] > ROWS
+    assert told["seconds"].keys() == {"embed", "train", "total"}
+    turn = json.loads((folder / "store/locks/killed/00000001.json").read_bytes())
+    assert turn["ended"], "the next run need not wait until the turn lapses"
+    before = checkpoints()
+    end_in_training(start(folder, "train"), signal.SIGINT)

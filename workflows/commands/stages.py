@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workflows.commands.app import GATE_REFUSED, STAGES, PipelineFile, command
+from workflows.commands.ending import Deadline, OnOverlap, told
 from workflows.console import make_console
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ def demo(
     ] = None,
 ) -> None:
     """The main job, on digits spoken, written and drawn in three languages, which it makes."""
+    from workflows.outcome import Outcome
     from workflows.run import run, run_demo
 
     console = make_console()
-    pipeline = run_demo(directory, samples=samples, console=console)
-    exit_by_gate(run(pipeline, console=console))
+    with told(Outcome(), as_json=False, console=console):
+        pipeline = run_demo(directory, samples=samples, console=console)
+        exit_by_gate(run(pipeline, console=console))
 
 
 @command(panel=STAGES, example="sensorium plan pipeline.yaml")
@@ -51,9 +54,10 @@ def embed(
     from workflows.cluster import Connection
     from workflows.embed import embed as run_embed
     from workflows.pipeline import load_pipeline
+    from workflows.stopping import stopping
 
     loaded = load_pipeline(pipeline)
-    with Connection() as connection:
+    with stopping(), Connection() as connection:
         run_embed(loaded, connection=connection, console=make_console(), retry=retry)
 
 
@@ -62,12 +66,13 @@ def train(pipeline: PipelineFile) -> None:
     """Stage 2: fit the candidates that are not yet fitted to the last snapshot."""
     from workflows.cluster import Connection
     from workflows.pipeline import load_pipeline
+    from workflows.stopping import stopping
     from workflows.train import last_snapshot
     from workflows.train import train as run_train
 
     loaded = load_pipeline(pipeline)
     snapshot = last_snapshot(loaded)
-    with Connection() as connection:
+    with stopping(), Connection() as connection:
         run_train(loaded, snapshot=snapshot, connection=connection, console=make_console())
 
 
@@ -86,13 +91,35 @@ def promote(
     exit_by_gate(promotion, dry_run=dry_run)
 
 
-@command(panel=STAGES, example="sensorium run pipeline.yaml")
-def run(pipeline: PipelineFile) -> None:
-    """All three stages and the report; each does only what is not done."""
+@command(panel=STAGES, example="sensorium run pipeline.yaml --deadline 2h --json")
+def run(
+    pipeline: PipelineFile,
+    on_overlap: OnOverlap = "leave",
+    deadline: Deadline = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print what the run came to as one line of JSON, the last; always."
+        ),
+    ] = False,
+) -> None:
+    """All three stages and the report; each does only what is not done.
+
+    One run of a pipeline is at work at a time. SIGTERM ends it like the deadline, with 130.
+    """
+    from workflows.outcome import Outcome
     from workflows.pipeline import load_pipeline
     from workflows.run import run as run_all
+    from workflows.upkeep import parse_duration
 
-    exit_by_gate(run_all(load_pipeline(pipeline), console=make_console()))
+    console, outcome = make_console(), Outcome()
+    with told(outcome, as_json=as_json, console=console):
+        seconds = None if deadline is None else parse_duration(deadline)
+        loaded = load_pipeline(pipeline)
+        promotion = run_all(
+            loaded, console=console, on_overlap=on_overlap, deadline=seconds, outcome=outcome
+        )
+        exit_by_gate(promotion)
 
 
 @command(panel=STAGES, example="sensorium report pipeline.yaml --out /tmp/report.html")

@@ -40,11 +40,16 @@ class Decided:
 
 
 def decide(
-    contest: Contest, *, client: MlflowClient, version: ModelVersion, say: Callable[[str], None]
+    contest: Contest,
+    *,
+    client: MlflowClient,
+    version: ModelVersion,
+    say: Callable[[str], None],
+    confirm: Callable[[], None] = lambda: None,
 ) -> Decided:
     """Compare the winner with the champion of now, and do what follows.
 
-    ChampionMoved, with the verdict kept and nothing moved, if another job moves it meanwhile.
+    `confirm` is called before an alias moves; it may raise. ChampionMoved, with the verdict kept and nothing moved, if another job moves it meanwhile.
     """
     champion = registry.champion_of(client, model=contest.pipeline.model)
     changed = False
@@ -79,7 +84,7 @@ def decide(
             snapshot=contest.snapshot.id,
         )
         found.changed = True
-    _act(contest, client=client, verdict=verdict, found=found)
+    _act(contest, client=client, verdict=verdict, found=found, confirm=confirm)
     return found
 
 
@@ -99,7 +104,14 @@ def known_verdict(
     return registry.read_verdict(client, run=tags["run"], judgement=judgement)
 
 
-def _act(contest: Contest, *, client: MlflowClient, verdict: Verdict, found: Decided) -> None:
+def _act(
+    contest: Contest,
+    *,
+    client: MlflowClient,
+    verdict: Verdict,
+    found: Decided,
+    confirm: Callable[[], None],
+) -> None:
     """Do what a verdict asks for."""
     version, champion = found.version, found.before
     number, tags = number_of(version), tags_of(version)
@@ -125,6 +137,7 @@ def _act(contest: Contest, *, client: MlflowClient, verdict: Verdict, found: Dec
             f"{contest.pipeline.path.name}"
         )
     else:
+        confirm()
         by = who()  # before the alias moves: nothing is to fail after that
         with history.moving(contest.store.storage, model=version.name) as held:
             history.move_champion(client, version=version, champion=champion, held=held)

@@ -45,11 +45,13 @@ def promote(
     raw_rows: RawRows | None = None,
     dry_run: bool = False,
     on_event: OnEvent | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> Promotion:
     """Record all candidates, register the winner, judge it, and move `champion` if it passes.
 
     A champion whose encoders are not the snapshot's answers the rows of the pipeline's table,
-    or those that `raw_rows` gives. A dry run judges, and writes nothing.
+    or those that `raw_rows` gives. A dry run judges, and writes nothing. `confirm` is called
+    before the alias moves; it may raise.
 
     Raises StageError if no candidate was fitted, no test row is labelled, the champion cannot
     be asked (its encoders or the table have changed), or other jobs were quicker again and again.
@@ -67,7 +69,13 @@ def promote(
     with tracking.connected(uri) as client:
         if dry_run:
             return _dry(contest, client=client)
-        return _promote(contest, client=client, records=records, say=on_event or (lambda _: None))
+        return _promote(
+            contest,
+            client=client,
+            records=records,
+            say=on_event or (lambda _: None),
+            confirm=confirm or (lambda: None),
+        )
 
 
 def choose_winner(records: Sequence[CandidateRecord], *, metric: Metric) -> CandidateRecord:
@@ -135,14 +143,19 @@ def _dry(contest: Contest, *, client: MlflowClient | None) -> Promotion:
 
 
 def _promote(
-    contest: Contest, *, client: MlflowClient, records: Sequence[CandidateRecord], say: OnEvent
+    contest: Contest,
+    *,
+    client: MlflowClient,
+    records: Sequence[CandidateRecord],
+    say: OnEvent,
+    confirm: Callable[[], None],
 ) -> Promotion:
     logged = _record(contest, client=client, records=records, say=say)
     version, registered = _register(contest, client=client, logged=logged, say=say)
     changed = logged.changed or registered
     for left in reversed(range(ATTEMPTS)):
         try:
-            found = decide(contest, client=client, version=version, say=say)
+            found = decide(contest, client=client, version=version, say=say, confirm=confirm)
             break
         except ChampionMoved as error:
             if not left:

@@ -147,7 +147,8 @@ def git_commit(folder: Path) -> str:
         except (OSError, subprocess.SubprocessError):
             continue
         return found.stdout.strip()
-    return "unknown"
+    # A job on a cluster has no checkout; `sensorium submit` says of which one it is.
+    return os.environ.get("SENSORIUM_GIT_COMMIT", "unknown")
 
 
 def tag(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:

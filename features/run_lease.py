@@ -1,0 +1,180 @@
+"""One run of a pipeline at a time: a lease in its store, which lapses when its holder dies.
+
+    locks/<pipeline>/00000042.json     who took the 42nd turn, and whether it has ended
+
+A turn is taken by writing the file of the next number, which can be written once (a hard link on a
+disk, `If-None-Match` in S3), so of several that want it one gets it. Its holder writes the file
+again every `seconds / 6`; a turn that was not renewed for `seconds` is of a process that died, and
+the next number is free. Numbers only rise, so a holder that stood still sees that it was passed
+over, and who looked at an old state cannot take what is another's by now. Times are those that the
+storage gives its files, so that no two clocks matter.
+
+To look costs a listing, and a read if there was a turn before: a run that finds nothing to do takes
+no turn, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+
+from features.lease import LeaseLost
+from features.storage import Entry, Storage
+
+FOLDER = "locks"
+LEASE_SECONDS = 180.0
+STALE_PROBE_SECONDS = 3600.0
+_TURN = re.compile(r"(\d{8})\.json")
+
+
+class Overtaken(Exception):
+    """Another run took a turn since the look: what was seen in the store may have changed."""
+
+
+class RunLease:
+    """The turn of one run, from a look to its end. Not to be shared by threads."""
+
+    def __init__(
+        self, storage: Storage, *, pipeline: str, what: str, seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._storage = storage
+        self._folder = f"{FOLDER}/{pipeline}"
+        self._who = f"{what} on {platform.node()}, process {os.getpid()}"
+        self._seconds = seconds
+        self._seen = 0
+        self._turn: int | None = None
+        self._renewed = float("-inf")
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def look(self) -> str | None:
+        """Who has the turn now, for a person; None if it is free. Writes only if it is not."""
+        entries = self._turns()
+        self._seen = max(entries, default=0)
+        if not entries:
+            return None
+        try:
+            body = json.loads(self._storage.read(entries[self._seen].path))
+            ended, who = bool(body["ended"]), str(body["who"])
+        except FileNotFoundError:
+            return self.look()  # a later one has been taken, and this one cleared away
+        except (ValueError, KeyError, TypeError):
+            ended, who = False, entries[self._seen].path
+        if ended or self._now() - entries[self._seen].modified > self._seconds:
+            return None
+        return who
+
+    def wait(self, *, every: float = 5.0, on_wait: Callable[[str], None] | None = None) -> None:
+        """Look until the turn is free. `on_wait` is told for whom it waits, once for each."""
+        told: set[str] = set()
+        while (who := self.look()) is not None:
+            if on_wait and who not in told:
+                on_wait(who)
+            told.add(who)
+            time.sleep(every)
+
+    def confirm(self) -> None:
+        """Take the turn, or make sure that it is still one's own; before anything is changed.
+
+        Overtaken if another has taken it since the look; LeaseLost if it was one's own, and was
+        not renewed in time or has been passed on. A write and a listing, then a listing each time.
+        """
+        if self._turn is None:
+            self._take()
+        else:
+            self._check(self._turn)
+
+    def end(self) -> None:
+        """Give the turn back, if it was taken. Errors of the storage are let pass: it lapses."""
+        if self._turn is None:
+            return
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        with suppress(OSError):
+            self._storage.replace(self._path(self._turn), self._body(ended=True))
+        self._turn = None
+
+    def __enter__(self) -> RunLease:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def _take(self) -> None:
+        turn = self._seen + 1
+        begun = time.monotonic()
+        if not self._storage.write_once(self._path(turn), self._body(ended=False)):
+            raise Overtaken(self._path(turn))
+        # The name is free again where a later turn's holder has cleared it away.
+        entries = self._turns()
+        if max(entries, default=0) != turn:
+            raise Overtaken(self._path(turn))
+        self._turn, self._renewed = turn, begun
+        self._over.clear()
+        self._thread = threading.Thread(target=self._keep, name="run-lease", daemon=True)
+        self._thread.start()
+        with suppress(OSError):
+            self._storage.delete(entry.path for n, entry in entries.items() if n < turn)
+
+    def _check(self, turn: int) -> None:
+        silent = time.monotonic() - self._renewed
+        if silent > self._seconds / 2:
+            raise LeaseLost(
+                f"{self._at(turn)} could not be renewed for {silent:.0f} s, so another run may "
+                "have begun; the store is not to be reached, or the process stood still. Nothing "
+                "further was changed; run again"
+            )
+        last = max(self._turns(), default=0)
+        if last != turn:
+            raise LeaseLost(
+                f"{self._at(turn)} was taken for that of a dead process, and {self._at(last)} came "
+                "after it; nothing further was changed. Run again once that run has ended"
+            )
+
+    def _keep(self) -> None:
+        turn = self._turn
+        assert turn is not None, "the thread is started by who has the turn"
+        while not self._over.wait(self._seconds / 6):
+            begun = time.monotonic()
+            if begun - self._renewed > self._seconds / 2:
+                return  # others may pass over it, and are not to be kept from that
+            with suppress(OSError):  # `confirm` tells, if it lasts
+                self._storage.replace(self._path(turn), self._body(ended=False))
+                self._renewed = begun
+
+    def _turns(self) -> dict[int, Entry]:
+        """The files of turns by their number."""
+        found = {}
+        for entry in self._storage.walk(self._folder):
+            name = _TURN.fullmatch(entry.path.rpartition("/")[2])
+            if name:
+                found[int(name[1])] = entry
+        return found
+
+    def _now(self) -> float:
+        """The storage's clock, in seconds since 1970: a small write, a listing, a deletion."""
+        path = f"{self._folder}/probe-{uuid.uuid4().hex}"
+        self._storage.replace(path, b"")
+        entries = list(self._storage.walk(self._folder))
+        now = next(entry.modified for entry in entries if entry.path == path)
+        probes = [e for e in entries if "/probe-" in e.path]
+        stale = [e.path for e in probes if now - e.modified > STALE_PROBE_SECONDS]
+        self._storage.delete([path, *stale])
+        return now
+
+    def _path(self, turn: int) -> str:
+        return f"{self._folder}/{turn:08}.json"
+
+    def _at(self, turn: int) -> str:
+        return f"{self._storage.root}/{self._path(turn)}"
+
+    def _body(self, *, ended: bool) -> bytes:
+        return json.dumps({"who": self._who, "ended": ended}).encode()

@@ -1,0 +1,161 @@
+"""One run at a time, on a disk and in S3: who gets the turn, who loses it, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from features.lease import LeaseLost
+from features.run_lease import Overtaken, RunLease
+from features.storage import LocalStorage, open_storage
+
+SHORT = 2.0
+"""Seconds of a lease that is to lapse; times in S3 are whole seconds."""
+
+
+def lease(storage, *, what="run", seconds=180.0):
+    return RunLease(storage, pipeline="nightly", what=what, seconds=seconds)
+
+
+def die(held):
+    """What `kill -9` leaves: the turn is taken, and nobody renews it or gives it back."""
+    held._over.set()
+    held._thread.join()
+
+
+def test_the_turn_goes_from_one_to_the_next(storage_root):
+    storage = open_storage(storage_root)
+    first, second = lease(storage, what="first"), lease(storage, what="second")
+    assert first.look() is None
+    first.confirm()
+    assert second.look().startswith("first on ")
+    first.confirm()
+    first.end()
+    assert second.look() is None
+    second.confirm()
+    assert lease(storage).look().startswith("second on ")
+    second.end()
+
+
+def test_a_look_writes_nothing_where_nobody_is_at_work(tmp_path):
+    storage = LocalStorage(tmp_path)
+    assert lease(storage).look() is None
+    assert list(tmp_path.rglob("*")) == []
+    with lease(storage) as held:
+        held.look()
+        held.confirm()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with lease(storage) as idle:
+        assert idle.look() is None
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_of_many_that_looked_at_once_one_gets_it(storage_root):
+    storage = open_storage(storage_root)
+    many = [lease(storage, what=f"run {i}") for i in range(8)]
+    assert [one.look() for one in many] == [None] * 8
+    start, won, overtaken = threading.Barrier(8), [], []
+
+    def take(one):
+        start.wait()
+        try:
+            one.confirm()
+            won.append(one)
+        except Overtaken:
+            overtaken.append(one)
+
+    threads = [threading.Thread(target=take, args=(one,)) for one in many]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and len(overtaken) == 7
+    assert all(one.look() is not None for one in overtaken)
+    won[0].end()
+
+
+def test_whoever_ran_between_a_look_and_a_turn_is_noticed(tmp_path):
+    storage = LocalStorage(tmp_path)
+    early, quick = lease(storage), lease(storage)
+    assert early.look() is None and quick.look() is None
+    quick.confirm()
+    quick.end()
+    with pytest.raises(Overtaken):
+        early.confirm()  # the turn is free, but what it saw in the store may not be true any more
+    assert early.look() is None
+    early.confirm()
+    early.end()
+
+
+def test_the_lease_of_a_dead_holder_lapses_and_its_ghost_changes_nothing(storage_root):
+    storage = open_storage(storage_root)
+    dead, heir = lease(storage, what="dead", seconds=SHORT), lease(storage, seconds=SHORT)
+    dead.look()
+    dead.confirm()
+    die(dead)
+    assert heir.look() is not None, "it may be alive yet"
+    waited = []
+    heir.wait(every=0.2, on_wait=waited.append)
+    assert len(waited) == 1 and waited[0].startswith("dead on ")
+    heir.confirm()
+    with pytest.raises(LeaseLost, match=r"could not be renewed|came after it"):
+        dead.confirm()
+    dead._renewed = time.monotonic()  # a process that was asleep, whose clock stood still
+    with pytest.raises(LeaseLost, match="came after it; nothing further was changed"):
+        dead.confirm()
+    dead.end()
+    heir.confirm()  # what the ghost writes last is of its own number
+    assert lease(storage, seconds=SHORT).look() is not None
+    heir.end()
+
+
+def test_a_number_that_was_cleared_away_is_not_taken_again(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for _ in range(3):
+        with lease(storage) as one:
+            one.look()
+            one.confirm()
+    late = lease(storage)
+    late._seen = 1  # it looked in the first turn, and slept through the second and third
+    with lease(storage) as now:
+        now.look()
+        now.confirm()
+        assert not (tmp_path / "locks/nightly/00000002.json").exists()
+        with pytest.raises(Overtaken):
+            late.confirm()
+        now.confirm()
+
+
+def test_a_living_holder_renews_it(tmp_path):
+    storage = LocalStorage(tmp_path)
+    with lease(storage, seconds=0.6) as held:
+        held.look()
+        held.confirm()
+        path = tmp_path / "locks/nightly/00000001.json"
+        first = path.stat().st_mtime_ns
+        end = time.monotonic() + 30
+        while path.stat().st_mtime_ns == first:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    assert json.loads(path.read_bytes())["ended"] is True
+
+
+def test_a_store_that_cannot_be_reached_ends_the_turn_in_time(tmp_path):
+    storage = LocalStorage(tmp_path)
+    with lease(storage) as held:
+        held.look()
+        held.confirm()
+        held._renewed -= 100  # more than half of its time ago
+        with pytest.raises(LeaseLost, match="could not be renewed for 100 s"):
+            held.confirm()
+
+
+def test_pipelines_do_not_wait_for_one_another(tmp_path):
+    storage = LocalStorage(tmp_path)
+    with lease(storage) as held:
+        held.look()
+        held.confirm()
+        assert RunLease(storage, pipeline="other", what="run").look() is None
