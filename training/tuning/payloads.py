@@ -6,10 +6,10 @@ what the system keeps of that file. What is prepared is kept for the next epoch 
 
 Threads, and neither processes nor Ray Data, because which rows come next is drawn step by step and
 a picture is some 150 kB to pass on, while most of preparing holds no lock: of the 7 ms of a core
-that a JPEG of 640 × 480 takes to become 224 × 224, 70 % are Pillow's decoding and resizing. What is
-left bounds a worker to about 450 new pictures a second however many cores it has, which is more
-than a CPU tunes an encoder with; a GPU that takes more waits in its first epoch, and where they are
-not kept in each: there processes would help.
+that a JPEG of 640 × 480 takes to become 224 × 224, two thirds are Pillow's decoding and resizing.
+The rest bounds a worker to about 450 new pictures a second however many cores it has, which is more
+than a CPU tunes an encoder with; a GPU that takes more waits for them in the first epoch, and in
+each where they are not kept: there processes would help.
 """
 
 from __future__ import annotations
