@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from features.integrity import Integrity, Marks
@@ -36,10 +36,12 @@ def make_plan(
     target: str | tuple[str, ...] | None,
     target_kind: TargetKind = "class",
     store: Store,
+    like: Sequence[str] = (),
     run: Run | None = None,
 ) -> Plan:
     """Compare the table with the store. Writes nothing.
 
+    `like` are names of other datasets in the store that may hold some of the same payloads.
     `run` scans files that have changed beside one another, where there are many. Raises
     SourceError for a table that cannot be what the configuration says.
     """
@@ -55,7 +57,7 @@ def make_plan(
         target_kind=target_kind,
         strata=strata,
     )
-    donors = store.donors(name)
+    donors = [donor for known in (name, *like) for donor in store.donors(known)]
     previous = store.latest(name)
     encoders = {m: feature.encoder.fingerprint() for m, feature in features.items()}
     there = {encoder: store.shards_of(encoder) for encoder in encoders.values()}

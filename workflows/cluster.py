@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+A = TypeVar("A")
 ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -65,6 +67,47 @@ class Connection:
                 logging_level=logging.WARNING,
             )
         self._stack.callback(ray.shutdown)
+
+
+def in_actors(
+    worker: Callable[[A], Callable[[str], str]], argument: A, items: Sequence[str]
+) -> Iterator[str]:
+    """`map` over texts by actors on all CPUs of the cluster, in no order; Ray is connected.
+
+    `worker(argument)` is made once an actor, and lives as long. An actor that dies is made again,
+    and its item given to another.
+    """
+    import pyarrow as pa
+    import ray
+    import ray.data
+
+    if not items:
+        return
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    held = ray.put(argument)
+
+    class Actor:
+        def __init__(self) -> None:
+            self._work = worker(ray.get(held))
+
+        def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
+            return {"result": [self._work(item) for item in batch["item"]]}
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`ray_remote_args")
+        results = ray.data.from_blocks([pa.table({"item": [item]}) for item in items]).map_batches(
+            Actor,
+            batch_size=None,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=min(cpus, len(items))),
+            num_cpus=1,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": -1},
+        )
+    for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from batch["result"]
 
 
 class Meters:

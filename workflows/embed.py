@@ -97,12 +97,41 @@ def embed(
     the payloads in quarantine again, and lists what could be embedded as patches. `confirm` is
     called before anything is changed, and before the snapshot is committed; it may raise.
     """
-    plan = plan_embedding(pipeline, run=_tasks(connection))
-    if for_training:
-        check_trainable(plan, pipeline=pipeline)
-    store = pipeline.open_store()
+
+    def make(run: Run | None) -> Plan:
+        plan = plan_embedding(pipeline, run=run)
+        if for_training:
+            check_trainable(plan, pipeline=pipeline)
+        return plan
+
+    return embed_table(
+        make,
+        store=pipeline.open_store(),
+        retry=retry,
+        confirm=confirm,
+        outcome=outcome or Outcome(pipeline=pipeline.name),
+        connection=connection,
+        console=console,
+    )
+
+
+def embed_table(
+    make: Callable[[Run | None], Plan],
+    *,
+    store: Store,
+    connection: Connection,
+    console: Console,
+    retry: bool = False,
+    confirm: Callable[[], None] | None = None,
+    outcome: Outcome | None = None,
+) -> Embedded:
+    """Stage 1 for a plan that `make` makes, and makes again if what it relies on was deleted.
+
+    As `embed`, which does it for a pipeline.
+    """
+    plan = make(_tasks(connection))
     with _announced(
-        plan, pipeline=pipeline, store=store, retry=retry, confirm=confirm, console=console
+        plan, make=make, store=store, retry=retry, confirm=confirm, console=console
     ) as held:
         plan, lease = held
         return _embed(
@@ -111,7 +140,7 @@ def embed(
             lease=lease,
             retry=retry,
             confirm=confirm,
-            outcome=outcome or Outcome(pipeline=pipeline.name),
+            outcome=outcome or Outcome(pipeline=plan.name),
             connection=connection,
             console=console,
         )
@@ -121,7 +150,7 @@ def embed(
 def _announced(
     plan: Plan,
     *,
-    pipeline: Pipeline,
+    make: Callable[[Run | None], Plan],
     store: Store,
     retry: bool,
     confirm: Callable[[], None] | None,
@@ -147,7 +176,7 @@ def _announced(
             on_wait=lambda who: console.print(f"[bold]embed[/bold]    waiting for {escape(who)}"),
         ) as lease:
             if not is_there(plan, store=store):
-                plan = plan_embedding(pipeline)
+                plan = make(None)
             yield plan, lease
     except OSError as error:
         raise StageError(str(error)) from error

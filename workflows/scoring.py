@@ -29,7 +29,6 @@ from features.encoding import Prepared, Rows, encode_rows
 from features.number_lists import as_numbers
 from features.payloads import open_payload
 from features.store import Store
-from training.answering import embed, fills, predict
 from training.candidate import (
     RECORD_FILE,
     CandidateRecord,
@@ -39,6 +38,7 @@ from training.candidate import (
 )
 from training.task import MultilabelSpec, RegressionSpec, RetrievalSpec, parse_task
 from workflows.inputs import Input, column_names, example_cells, input_from
+from workflows.serving.said import answered, filled, fills_in, refuse_to_guess
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -136,7 +136,8 @@ class SensoriumModel(PythonModel):
         Returns, in the input's order and with its index, the answers of the task (see
         `said`), `missing` (names of the modalities that are not there), of a `filled` candidate
         `filled` (names of those that were drawn from the others; the answer had to do without the
-        rest), and `problems` (why a payload was not used, or None).
+        rest), and `problems` (why a payload was not used, or None). A row of which nothing is known
+        has no answer (None), and its `problems` say so.
 
         Raises ValueError if none of the model's columns is there, TypeError for a value that is
         no payload, and EncoderMismatch if an encoder is not here, or its weights or options are
@@ -168,47 +169,33 @@ class SensoriumModel(PythonModel):
                 embeddings[name], masks[name] = _padded(found, rows=count, dim=item.dim)
             else:
                 embeddings[name] = _stacked(found, rows=count, dim=item.dim)
+        columns: dict[str, list[Any]] = answered(
+            self.fitted(),
+            record=self.record,
+            embeddings=embeddings,
+            presence=presence,
+            masks=masks,
+        )
+        said = [None if not texts else "; ".join(texts) for texts in problems]
+        refuse_to_guess(columns, presence=presence, problems=said)
+        missing = [
+            [name for name in self.inputs if not presence[name][row]] for row in range(count)
+        ]
         return pd.DataFrame(
             {
-                **self._answers(embeddings, presence, masks),
-                "missing": [
-                    [name for name in self.inputs if not presence[name][row]]
-                    for row in range(count)
-                ],
-                **self._filled(presence),
-                # As objects: pandas would turn None among texts into NaN.
-                "problems": pd.Series(
-                    ["; ".join(texts) or None for texts in problems], index=rows.index, dtype=object
-                ),
+                # As objects: pandas would turn None among integers into NaN, and them into floats.
+                **{
+                    name: pd.Series(
+                        values, index=rows.index, dtype=object if None in values else None
+                    )
+                    for name, values in columns.items()
+                },
+                "missing": missing,
+                **filled(self.fitted(), record=self.record, presence=presence),
+                "problems": pd.Series(said, index=rows.index, dtype=object),
             },
             index=rows.index,
         )
-
-    def _filled(self, presence: Mapping[str, np.ndarray]) -> dict[str, list[list[str]]]:
-        """Of a candidate that fills in what is missing: the names of what was, by row."""
-        if not _fills_in(self.record):
-            return {}
-        made = fills(self.fitted(), presence=presence)
-        rows = range(len(next(iter(presence.values()))))
-        return {"filled": [[name for name, found in made.items() if found[row]] for row in rows]}
-
-    def _answers(
-        self,
-        embeddings: Mapping[str, np.ndarray],
-        presence: Mapping[str, np.ndarray],
-        masks: Mapping[str, np.ndarray],
-    ) -> dict[str, list[Any]]:
-        given: dict[str, Any] = {"embeddings": embeddings, "presence": presence, "masks": masks}
-        if self.record.task.get("type") != "retrieval":
-            answers = predict(self.fitted(), record=self.record, **given)
-            return said(answers.reshape(-1, len(self.record.classes)), record=self.record)
-        vectors = embed(self.fitted(), **given)
-        return {
-            "vectors": [
-                {m: x[row].tolist() for m, x in vectors.items() if presence[m][row]}
-                for row in range(len(next(iter(presence.values()))))
-            ]
-        }
 
     def _embed(
         self, name: str, *, values: Sequence[Any], base: str, problems: list[list[str]]
@@ -238,31 +225,43 @@ class SensoriumModel(PythonModel):
         self._proven[name] = [item for item in prepared if item.row in done.values][:1] or proven
         return dict(done.values)
 
+    def encoder_spec(self, name: str) -> EncoderSpec:
+        """A modality's encoder as it is here; EncoderMismatch if the model was fitted to another.
+
+        Nothing is loaded.
+        """
+        item = self.inputs[name]
+        try:
+            # That of an encoder which was tuned with the model starts from its folder.
+            spec = parse_encoder(item.encoder, context={"folder": str(self._folder)})
+            here = spec.fingerprint()
+        except (ValueError, OSError, ImportError) as error:
+            raise EncoderMismatch(
+                f"modality {name!r}: the encoder {item.encoder.get('type')!r} that the "
+                f"model was fitted to is not here: {error}. Put what is lacking back, or "
+                "embed and train again."
+            ) from error
+        if here != item.encoder_fingerprint:
+            raise EncoderMismatch(
+                f"modality {name!r}: the encoder {spec.type!r} here has the fingerprint "
+                f"{here}, but the model was fitted to {item.encoder_fingerprint}: its "
+                "weights, its options or its version have changed since. Scoring would "
+                "be wrong, not only different. Put the weights of that time back, or "
+                "embed and train again."
+            )
+        return spec
+
     def _encoder(self, name: str) -> tuple[EncoderSpec, Encoder]:
         """A modality's encoder, loaded once, if it is the one that the model was fitted to."""
         with self._lock:
             if name not in self._encoders:
-                item = self.inputs[name]
-                try:
-                    # That of an encoder which was tuned with the model starts from its folder.
-                    spec = parse_encoder(item.encoder, context={"folder": str(self._folder)})
-                    here = spec.fingerprint()
-                except (ValueError, OSError, ImportError) as error:
-                    raise EncoderMismatch(
-                        f"modality {name!r}: the encoder {item.encoder.get('type')!r} that the "
-                        f"model was fitted to is not here: {error}. Put what is lacking back, or "
-                        "embed and train again."
-                    ) from error
-                if here != item.encoder_fingerprint:
-                    raise EncoderMismatch(
-                        f"modality {name!r}: the encoder {spec.type!r} here has the fingerprint "
-                        f"{here}, but the model was fitted to {item.encoder_fingerprint}: its "
-                        "weights, its options or its version have changed since. Scoring would "
-                        "be wrong, not only different. Put the weights of that time back, or "
-                        "embed and train again."
-                    )
+                spec = self.encoder_spec(name)
                 self._encoders[name] = (spec, spec.load())
             return self._encoders[name]
+
+    def weights(self) -> bytes:
+        """The weights of the model over embeddings, as safetensors."""
+        return (self._folder / self.record.files["model"]).read_bytes()
 
     def fitted(self) -> nn.Module:
         """The fitted model over embeddings, loaded once."""
@@ -295,6 +294,14 @@ class LoadedModel:
     def fitted(self) -> nn.Module:
         """The fitted model over embeddings."""
         return self._ours.fitted()
+
+    def weights(self) -> bytes:
+        """Its weights, as safetensors."""
+        return self._ours.weights()
+
+    def encoder(self, name: str) -> EncoderSpec:
+        """A modality's encoder; EncoderMismatch if that here is not the one it was fitted to."""
+        return self._ours.encoder_spec(name)
 
     def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Classify raw rows, as any caller of the registered model does."""
@@ -345,33 +352,6 @@ def _padded(
         values[row, : len(value)] = value
         mask[row, : len(value)] = True
     return values, mask
-
-
-def said(answers: np.ndarray, *, record: CandidateRecord) -> dict[str, list[Any]]:
-    """A model's answers `[B, C]` as columns of what is returned.
-
-    Classification: `prediction` (a class as it stood in the table), `confidence` (its
-    probability), `probabilities` (of all classes, in order). Multilabel: `prediction` (a list of
-    the labels whose probability is at least the task's threshold) and `probabilities`. Regression:
-    `prediction` (a number, or a list of them if there are several) and `values` (always a list).
-    (A retrieval's model gives `vectors` instead: per present modality a unit vector of the space.)
-    """
-    task, names = parse_task(record.task), list(record.classes)
-    lists = [row.tolist() for row in answers]
-    if isinstance(task, RegressionSpec):
-        numbers = [row[0] for row in lists] if len(names) == 1 else lists
-        return {"prediction": numbers, "values": lists}
-    if isinstance(task, MultilabelSpec):
-        held = [
-            [n for n, p in zip(names, row, strict=True) if p >= task.threshold] for row in lists
-        ]
-        return {"prediction": held, "probabilities": lists}
-    best = answers.argmax(axis=1) if len(answers) else np.empty(0, dtype=np.int64)
-    return {
-        "prediction": [names[i] for i in best],
-        "confidence": [float(p[i]) for p, i in zip(answers, best, strict=True)],
-        "probabilities": lists,
-    }
 
 
 def answer_columns(record: CandidateRecord) -> list[Any]:
@@ -435,11 +415,6 @@ def _cell(value: Any, *, column: str, columns: PayloadColumns) -> Any:
     )
 
 
-def _fills_in(record: CandidateRecord) -> bool:
-    """Whether a candidate draws what is missing from what is there."""
-    return record.spec.get("type") == "filled"
-
-
 def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
     """One optional column per modality.
 
@@ -457,7 +432,7 @@ def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
             [
                 *answer_columns(record),
                 ColSpec(Array(DataType.string), "missing"),
-                *([ColSpec(Array(DataType.string), "filled")] if _fills_in(record) else []),
+                *([ColSpec(Array(DataType.string), "filled")] if fills_in(record) else []),
                 ColSpec(DataType.string, "problems", required=False),
             ]
         ),

@@ -25,6 +25,7 @@ from features.storage import LocalStorage
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from workflows.pipeline import Pipeline, load_pipeline
+from workflows.promotion.promote import promote
 
 ROWS = 240
 YAML = """
@@ -199,3 +200,23 @@ def mlflow_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copyfile(empty_database, path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def champion_uri(
+    fitted_shapes: Shapes, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """A tracking URI whose model `shapes` has a champion."""
+    path = tmp_path_factory.mktemp("champion") / "mlflow.db"
+    path.write_bytes(empty_database.read_bytes())
+    uri = f"sqlite:///{path}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        done = promote(
+            pipeline=fitted_shapes.pipeline,
+            store=fitted_shapes.store,
+            snapshot=fitted_shapes.snapshot,
+            records=fitted_shapes.records,
+        )
+    assert done.promoted and done.winner == "early"
+    return uri

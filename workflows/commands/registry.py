@@ -184,7 +184,7 @@ def _print_users(
     from workflows.promotion.lineage import lineage_of, users_of
     from workflows.tracking import connected
 
-    with connected(_tracking_uri(tracking)) as client:
+    with connected(tracking_uri(tracking)) as client:
         found = [
             lineage_of(client, version=version)
             for version in users_of(client, snapshot=snapshot, encoder=encoder)
@@ -222,12 +222,13 @@ def _registered(which: str, *, tracking: str | None) -> Iterator[Registered]:
             storage = pipeline.open_store().storage
             yield Registered(client=client, model=pipeline.model, storage=storage)
         return
-    with connected(_tracking_uri(tracking)) as client:
-        _refuse_unknown(client, name=which)
+    with connected(tracking_uri(tracking)) as client:
+        refuse_unknown(client, name=which)
         yield Registered(client=client, model=which, storage=None)
 
 
-def _refuse_unknown(client: MlflowClient, *, name: str) -> None:
+def refuse_unknown(client: MlflowClient, *, name: str) -> None:
+    """StageError, with what there is, for a model that is not registered."""
     from features.fingerprint import nearest_hint
     from workflows.pipeline import StageError
 
@@ -240,7 +241,7 @@ def _refuse_unknown(client: MlflowClient, *, name: str) -> None:
         )
 
 
-def _tracking_uri(given: str | None) -> str:
+def tracking_uri(given: str | None) -> str:
     """Where MLflow is, if no pipeline says it; ConfigurationError if nothing does."""
     import os
 

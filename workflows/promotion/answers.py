@@ -5,7 +5,7 @@ A champion is asked again each time; numbers of the day it was promoted are of o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from features.store import Store
 from features.stored_embeddings import read_embeddings
 from training.answering import embed, predict, ranks
 from training.candidate import CandidateRecord, load_model, read_predictions
+from training.held import in_parts
 from training.task import ClassificationSpec, RegressionSpec, parse_task
 from workflows.pipeline import StageError
 from workflows.promotion.compare import Predictions
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workflows.scoring import LoadedModel
-
-ANSWERED_ROWS = 1024
-"""Rows that a model answers at a time."""
 
 
 def stored_predictions(store: Store, *, record: CandidateRecord) -> Predictions:
@@ -53,7 +51,7 @@ def challenger_alone(
     """A candidate's answers to rows of its snapshot from some modalities alone."""
     held = {name: read_embeddings(store, snapshot, modality=name) for name in record.modalities}
     model = load_model(store, record.fingerprint)
-    parts = _parts(held, rows=rows, alone=present)
+    parts = in_parts(held, rows=rows, alone=present)
     answers = [predict(model, record=record, **part) for part in parts]
     return Predictions(rows=rows, answers=np.concatenate(answers))
 
@@ -95,7 +93,7 @@ class Champion:
         if self._of_snapshot and retrieval:
             found = self._found_ranks()
         elif self._of_snapshot:
-            parts = _parts(self._held, rows=self._rows, alone=alone)
+            parts = in_parts(self._held, rows=self._rows, alone=alone)
             fitted = self._model.fitted()
             found = np.concatenate([predict(fitted, record=record, **part) for part in parts])
         elif retrieval:
@@ -106,7 +104,9 @@ class Champion:
             )
         else:
             said = self._model.predict(self._raw(alone))
-            found = np.array(said[parse_task(record.task).answer_column].tolist())
+            lists = said[parse_task(record.task).answer_column].tolist()
+            unknown = self._of_nothing if None in lists else None
+            found = np.array([unknown if values is None else values for values in lists])
         return Predictions(
             rows=self._rows, answers=aligned(found, record=record, names=self._names)
         )
@@ -117,6 +117,24 @@ class Champion:
             name: read_embeddings(self._store, self._snapshot, modality=name)
             for name in self._model.inputs
         }
+
+    @cached_property
+    def _of_nothing(self) -> list[float]:
+        """What it answers to a row of which nothing is known: such a row counts, too."""
+        record, inputs = self._model.record, self._model.inputs
+        sequences = {m for m in inputs if record.modalities[m].get("sequence")}
+        answers = predict(
+            self._model.fitted(),
+            record=record,
+            embeddings={
+                m: np.zeros((1, 1, item.dim) if m in sequences else (1, item.dim), np.float32)
+                for m, item in inputs.items()
+            },
+            presence={m: np.zeros(1, bool) for m in inputs},
+            masks={m: np.zeros((1, 1), bool) for m in sequences},
+        )
+        values: list[float] = answers[0].tolist()
+        return values
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
@@ -184,7 +202,7 @@ def _ranks(
 ) -> np.ndarray:
     """A retrieval's answers: each is a rank among all the rows."""
     vectors, presence = [], []
-    for part in _parts(held, rows=rows):
+    for part in in_parts(held, rows=rows):
         vectors.append(embed(model.fitted(), **part))
         presence.append(part["presence"])
     return ranks(
@@ -192,34 +210,3 @@ def _ranks(
         presence={name: np.concatenate([part[name] for part in presence]) for name in held},
         payloads=payloads,
     )
-
-
-def _parts(
-    held: Mapping[str, Embeddings], *, rows: np.ndarray, alone: Collection[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """What a model is asked, some rows at a time; as if all but some modalities were missing."""
-    for start in range(0, max(1, len(rows)), ANSWERED_ROWS):
-        part = _taken(held, rows=rows[start : start + ANSWERED_ROWS])
-        if alone is not None:
-            part["presence"] = {m: x & (m in alone) for m, x in part["presence"].items()}
-        yield part
-
-
-def _taken(held: Mapping[str, Embeddings], *, rows: np.ndarray) -> dict[str, Any]:
-    """The embeddings of some rows, whether each is present, and the masks of sequences."""
-    embeddings, presence, masks = {}, {}, {}
-    for name, found in held.items():
-        present = np.isin(rows, found.rows)
-        presence[name] = present
-        places = np.searchsorted(found.rows, rows[present])
-        if found.lengths is None:
-            embeddings[name] = np.zeros((len(rows), found.values.shape[1]), np.float32)
-            embeddings[name][present] = found.values[places]
-            continue
-        values, steps = found.padded(places)
-        shape = (len(rows), max(1, steps.shape[1]))
-        embeddings[name] = np.zeros((*shape, found.values.shape[1]), np.float32)
-        masks[name] = np.zeros(shape, bool)
-        if len(places):
-            embeddings[name][present], masks[name][present] = values, steps
-    return {"embeddings": embeddings, "presence": presence, "masks": masks}

@@ -49,7 +49,8 @@ def decide(
 ) -> Decided:
     """Compare the winner with the champion of now, and do what follows.
 
-    `confirm` is called before an alias moves; it may raise. ChampionMoved, with the verdict kept and nothing moved, if another job moves it meanwhile.
+    `confirm` is called before an alias moves; it may raise. ChampionMoved, with the verdict kept
+    and nothing moved, if another job moves it meanwhile.
     """
     champion = registry.champion_of(client, model=contest.pipeline.model)
     changed = False
