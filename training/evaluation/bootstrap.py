@@ -19,7 +19,7 @@ LEAST_RESAMPLES = 100
 DRAWS = 2**25
 """Of how many rows and outputs, over all resamples, a metric that is no mean is computed; more
 rows are resampled less often, down to `LEAST_RESAMPLES`."""
-BLOCK_DRAWS = 2**22
+BLOCK_DRAWS = 2**20
 """Row numbers drawn at once, at most: what bounds the memory."""
 
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
 from training.evaluation.resampling import (
     Resamples,
-    average_precision,
     class_counts,
     f1_of_counts,
     hits_at,
@@ -32,7 +32,6 @@ from training.evaluation.resampling import (
     r2_of_errors,
     recall_of_counts,
     recall_of_hits,
-    roc_area,
     scaled_errors,
     spearman_of_ranks,
     squared_errors,
@@ -225,7 +224,7 @@ AUROC = Metric(
     name="auroc",
     title="AUROC",
     library=_roc,
-    resampled=partial(mean_areas, area=roc_area),
+    resampled=partial(mean_areas, area=attrgetter("roc")),
     applies=_few,
 )
 """Area under the ROC curve, one against the rest, mean over the classes or labels."""
@@ -233,7 +232,7 @@ AUPRC = Metric(
     name="auprc",
     title="average precision",
     library=_precision,
-    resampled=partial(mean_areas, area=average_precision),
+    resampled=partial(mean_areas, area=attrgetter("precision")),
     applies=_few,
 )
 """Area under the precision–recall curve as average precision, mean over the classes or labels."""
@@ -328,6 +327,7 @@ def _value_of_means(
 
 
 def _multilabel(threshold: float) -> tuple[Metric, ...]:
+    # One and the same for both, so that it is worked out once.
     counts = partial(label_counts, threshold=threshold)
     return (
         AUPRC,
