@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,27 @@ def task_table() -> Callable[..., EmbeddingTable]:
 @pytest.fixture
 def table(make_table: Callable[..., EmbeddingTable]) -> EmbeddingTable:
     return make_table()
+
+
+@pytest.fixture
+def watched() -> Callable[[], AbstractContextManager[list[int]]]:
+    """A block in which the sizes of all tensors are listed that torch makes."""
+
+    @contextmanager
+    def watch() -> Iterator[list[int]]:
+        sizes: list[int] = []
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, arguments=(), options=None):
+                result = function(*arguments, **(options or {}))
+                parts = result if isinstance(result, tuple | list) else [result]
+                sizes.extend(x.numel() for x in parts if isinstance(x, torch.Tensor))
+                return result
+
+        with Watch():
+            yield sizes
+
+    return watch
 
 
 @pytest.fixture(autouse=True)

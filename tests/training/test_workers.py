@@ -118,6 +118,18 @@ def test_a_worker_without_a_row_takes_part_in_the_step(one, two, name) -> None:
     assert_close(two[0]["without rows"][name], one["without rows"][name], tolerance=1e-4)
 
 
+def test_each_worker_ranks_a_part_of_the_rows_among_all(one, two) -> None:
+    expected, ranks = one["ranked"], np.array(one["ranked"]["ranks"])
+    assert {len(expected["rows"])} == {len(ranks)} == {90}
+    assert 0 < expected["metrics"]["test"]["recall_at_10"] < 1
+    assert two[0]["ranked"] == two[1]["ranked"]
+    assert two[0]["ranked"]["rows"] == expected["rows"]
+    # A batch of other rows rounds otherwise, which may set a rank or two one place apart.
+    found = np.array(two[0]["ranked"]["ranks"])
+    assert ((found == -1) == (ranks == -1)).all() and (ranks == -1).any()
+    assert np.abs(found - ranks).max() <= 1 and (found != ranks).mean() < 0.02
+
+
 def test_candidates_in_one_pass_are_those_of_one_worker(one, two) -> None:
     expected = one["stack"]
     assert expected["failed"] == [False, False, True]

@@ -146,13 +146,13 @@ def _evaluate_ranks(
         present = torch.stack([table.index[m][rows] >= 0 for m in names], dim=1)
         none = torch.full_like(rows, ABSENT)
         numbers = [table.payloads[m][rows] if m in table.payloads else none for m in names]
-        ranks.append(
-            ranks_of(
-                vectors,
-                presence_NM=present.to(vectors.device),
-                payloads_NM=torch.stack(numbers, dim=1),
-            )
+        own = ranks_of(
+            vectors,
+            presence_NM=present.to(vectors.device),
+            payloads_NM=torch.stack(numbers, dim=1),
+            asking=worker_slice(len(rows), rank=worker_rank(), workers=worker_count()),
         )
+        ranks.append(gather_rows(own.to(vectors.device)).rows.cpu())
     rows = torch.cat(parts)
     return Predictions(
         task=table.task,
