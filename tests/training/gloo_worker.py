@@ -43,7 +43,7 @@ from training.produce import produce_together  # noqa: E402
 from training.task import ClassificationSpec, RetrievalSpec, parse_task  # noqa: E402
 from training.tasks import read_targets  # noqa: E402
 from training.training_spec import TrainingSpec  # noqa: E402
-from training.workers import gather_rows, sum_over_workers, worker_rank  # noqa: E402
+from training.workers import gather_at_first, gather_rows, sum_over_workers, worker_rank  # noqa: E402
 
 CONTRASTIVE = {
     # Rows of the first of two workers, out of 13.
@@ -301,8 +301,8 @@ def unreached_parameter() -> dict[str, Any]:
 def gathered(*, rank: int) -> dict[str, Any]:
     """Rows joined from workers that hold 3 and none."""
     own = torch.arange(6.0).view(3, 2) if rank == 0 else torch.empty(0, 2)
-    found = gather_rows(own)
-    return {"rows": found.rows.tolist(), "first": found.first}
+    found, at_first = gather_rows(own), gather_at_first(own + 0)
+    return {"rows": found.rows.tolist(), "first": found.first, "at first": at_first.tolist()}
 
 
 def agreed(*, rank: int) -> list[bool]:

@@ -158,8 +158,8 @@ def test_all_workers_give_up_together_and_say_the_same(one, two) -> None:
 def test_rows_are_joined_in_the_workers_order_though_one_has_none(two) -> None:
     rows = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
     assert [worker["gathered"] for worker in two] == [
-        {"rows": rows, "first": 0},
-        {"rows": rows, "first": 3},
+        {"rows": rows, "first": 0, "at first": rows},
+        {"rows": rows, "first": 3, "at first": []},
     ]
 
 

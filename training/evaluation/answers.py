@@ -22,7 +22,7 @@ from training.evaluation.bootstrap import metric_intervals
 from training.evaluation.metrics import Metric, metrics_of
 from training.evaluation.ranks import ranks_of
 from training.tasks import Retrieval, Task
-from training.workers import gather_rows, worker_count, worker_rank
+from training.workers import gather_at_first, gather_rows, worker_count, worker_rank
 
 EVALUATION_SPLITS = ("validation", "test")
 BATCH_ROWS = 1024
@@ -173,10 +173,12 @@ def map_rows(
     rows: Tensor,
     modalities: Sequence[str],
     device: torch.device | str = "cpu",
+    at_first: bool = False,
 ) -> Tensor:
     """What a function of a batch `[B]` → `[B, ...]` gives for the rows, divided over the workers.
 
-    No row is left out or counted twice; every worker gets all `[R, ...]`.
+    No row is left out or counted twice; every worker gets all `[R, ...]`, or, `at_first`, the first
+    worker does and the others get none.
     """
     model.eval()
     own = rows[worker_slice(len(rows), rank=worker_rank(), workers=worker_count())]
@@ -186,7 +188,8 @@ def map_rows(
     answers = [
         function(table.batch(block, modalities=modalities, device=device)) for block in blocks
     ]
-    return gather_rows(torch.cat(answers)).rows
+    own_answers = torch.cat(answers)
+    return gather_at_first(own_answers) if at_first else gather_rows(own_answers).rows
 
 
 def _lists(values: np.ndarray) -> pa.Array:
