@@ -61,7 +61,9 @@ def run(pipeline: Pipeline, *, console: Console) -> Promotion:
             searches=done.searches,
             promotion=promotion,
         )
-    print_summary(pipeline, records=done.records, promotion=promotion, console=console)
+    print_summary(
+        pipeline, snapshot=snapshot, records=done.records, promotion=promotion, console=console
+    )
     if not changed:
         console.print(f"\nNothing to do: unchanged since the last run ({_since(begun)}).")
     else:

@@ -89,11 +89,13 @@ def write_store(
     shard_rows: int = 100,
     patched: bool = False,
     contiguous: bool = True,
+    groups: bool = False,
 ) -> Snapshot:
     """Write the columns as a store, through the store's own writers, and commit a snapshot.
 
     If it is `patched`, every third embedding of a shard stands in a patch. If it is not
-    `contiguous`, its footers do not say that vectors can be read without being decoded.
+    `contiguous`, its footers do not say that vectors can be read without being decoded. With
+    `groups`, every 20 rows are one.
     """
     store = Store(LocalStorage(folder))
     rows = len(columns["sample_ids"])
@@ -107,6 +109,9 @@ def write_store(
                 "target.label": columns["labels"][part],
             }
         )
+        if groups:
+            names = [f"group {row // 20}" for row in range(part.start, part.stop)]
+            table = table.append_column("group", pa.array(names))
         body = parquet_bytes(table).to_pybytes()
         shard = SampleShard(
             fingerprint=hashlib.blake2b(body, digest_size=16).hexdigest(),
@@ -173,6 +178,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
         shard_rows: int = 100,
         patched: bool = False,
         contiguous: bool = True,
+        groups: bool = False,
         **options: Any,
     ) -> tuple[Store, Snapshot]:
         folder = tmp_path / name
@@ -182,6 +188,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
             shard_rows=shard_rows,
             patched=patched,
             contiguous=contiguous,
+            groups=groups,
         )
         return Store(LocalStorage(folder)), snapshot
 

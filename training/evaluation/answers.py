@@ -43,6 +43,8 @@ class Predictions:
     """Probabilities float32 `[R, C]` or `[R, K]`, or numbers float64 `[R, K]`."""
     without: Mapping[str, np.ndarray]
     """Per modality, if there are several: answers with it taken away from every row."""
+    groups: np.ndarray | None = None
+    """int64 `[R]`: equal for rows of one group of the split, if there are such."""
 
     def table(self) -> pa.Table:
         """The predictions as they are stored; see `training.candidate.read_predictions`."""
@@ -73,7 +75,12 @@ class Predictions:
     def _intervals(self, chosen: np.ndarray) -> dict[str, list[float]]:
         targets, answers = self.targets[chosen], self.answers[chosen]
         applying = self._applying()
-        found = metric_intervals(list(applying.values()), targets=targets, answers=answers)
+        found = metric_intervals(
+            list(applying.values()),
+            targets=targets,
+            answers=answers,
+            groups=None if self.groups is None else self.groups[chosen],
+        )
         return {
             name: [interval.low, interval.high]
             for name, interval in zip(applying, found, strict=True)
@@ -121,6 +128,7 @@ def evaluate(
         targets=table.task.truths(table.targets[rows]).numpy(),
         answers=answer(),
         without={m: answer(m) for m in modalities} if len(modalities) > 1 else {},
+        groups=None if table.groups is None else table.groups[rows.numpy()],
     )
 
 
@@ -161,6 +169,7 @@ def _evaluate_ranks(
         targets=table.task.truths(rows).numpy(),
         answers=torch.cat(ranks).numpy(),
         without={},
+        groups=None if table.groups is None else table.groups[rows.numpy()],
     )
 
 

@@ -88,6 +88,9 @@ class FrozenRows:
     """Per slice column, each row's value, text `[N]`."""
     missing: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Per modality, whether a row lacks it (no payload, or a bad one), bool `[N]`."""
+    drawn: np.ndarray | None = None
+    """The group of the split that a row is of, int64 `[N]`, if there are such: they are resampled
+    as a whole."""
 
     def groups(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every slice and every missing modality that occurs: its name, its rows as bool `[N]`."""
@@ -229,6 +232,7 @@ def judge(
             theirs=None if theirs is None else theirs[chosen],
             metric=metric,
             confidence=spec.confidence,
+            groups=None if frozen.drawn is None else frozen.drawn[chosen],
         )
 
     overall = compare(metric.name, np.ones(len(mine), dtype=bool))
@@ -244,7 +248,13 @@ def judge(
         conditions.append(_floor(overall, floor=spec.floor, metric=metric))
     if spec.max_slice_drop is not None and theirs is not None:
         conditions += [_drop(item, spec=spec) for item in breakdown]
-    own = metric_interval(metric, targets=frozen.targets, answers=mine, confidence=spec.confidence)
+    own = metric_interval(
+        metric,
+        targets=frozen.targets,
+        answers=mine,
+        confidence=spec.confidence,
+        groups=frozen.drawn,
+    )
     return Verdict(
         passed=all(condition.passed for condition in conditions),
         confidence=spec.confidence,
@@ -278,13 +288,16 @@ def _compare(
     theirs: np.ndarray | None,
     metric: Metric,
     confidence: float,
+    groups: np.ndarray | None,
 ) -> Comparison | None:
     """Both models on some rows; None if these do not define the metric or its interval."""
     reached = metric.value(targets, mine)
     if theirs is None:
         found = Comparison(name=name, rows=len(targets), challenger=reached)
         return found if math.isfinite(reached) else None
-    gain = paired_metric(metric, targets=targets, a=mine, b=theirs, confidence=confidence)
+    gain = paired_metric(
+        metric, targets=targets, a=mine, b=theirs, confidence=confidence, groups=groups
+    )
     if not (math.isfinite(gain.mean) and math.isfinite(gain.low)):
         return None
     return Comparison(
