@@ -157,6 +157,21 @@ def test_a_probe_and_neighbours_hold_no_more_than_a_stated_number_of_rows(
     assert fewer["test"] > 0.7
 
 
+def test_workers_wait_for_a_probe_in_a_group_of_patience(named, monkeypatch) -> None:
+    table, model = named
+    group, waited = object(), []
+    monkeypatch.setattr("training.evaluation.space.agreement_group", lambda: group)
+    monkeypatch.setattr("training.evaluation.space.dist.destroy_process_group", waited.append)
+
+    def of_first_worker(value, *, group):
+        waited.append(group)
+        return value
+
+    monkeypatch.setattr("training.evaluation.space.of_first_worker", of_first_worker)
+    fit_probe(model, table=table, modalities=list(table.index))
+    assert waited == [group, group]
+
+
 def test_a_space_is_told_of_by_the_recalls_that_a_retrieval_is_judged_by(named) -> None:
     table, model = named
     found = retrieval(model, table=table, modalities=list(table.index))
