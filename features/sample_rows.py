@@ -64,8 +64,11 @@ class SampleColumns:
     def identity(self) -> str:
         """The hash of all that decides rows and boundaries, but for the table itself."""
         dataset = self.dataset
+        # Scans of before groups were kept are right for all other tables.
+        grouped = dataset.split.column is None and dataset.split.keeps_group(id=dataset.id)
         return fingerprint(
             {
+                **({"keeps": "group"} if grouped else {}),
                 "version": VERSION,
                 "id": dataset.id,
                 "split": dataset.split,
@@ -86,7 +89,7 @@ class SampleColumns:
         """Rows of samples, given these columns of some rows of the table.
 
         Their columns are `sample_id`, `split`, `target.<column>`, `slice.<column>`, `group` (if
-        it is only to be looked at) and `key.<modality>`. Raises SourceError for a null id and an
+        it is not the id) and `key.<modality>`. Raises SourceError for a null id and an
         unknown split; `first_row` and `file` are where they stand, for its message.
         """
         dataset = self.dataset
@@ -98,7 +101,8 @@ class SampleColumns:
             columns[f"target.{name}"] = _TARGETS[self.target_kind](table[name], name=name)
         for name in dataset.slices:
             columns[f"slice.{name}"] = as_text(table[name], name=name)
-        if dataset.split.column is not None and dataset.split.group is not None:
+        if dataset.split.keeps_group(id=dataset.id):
+            assert dataset.split.group is not None
             columns["group"] = as_text(table[dataset.split.group], name=dataset.split.group)
         in_files = False
         for modality, read in self.payloads.items():

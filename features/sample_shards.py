@@ -55,9 +55,9 @@ class SampleReader:
     def marks(self, shards: Sequence[SampleShard]) -> Iterator[Marks]:
         """The marks of each shard, several read ahead."""
         modalities = list(self._columns.payloads)
-        split = self._columns.dataset.split
+        dataset = self._columns.dataset
         names = ["sample_id", "split", *(f"key.{m}" for m in modalities)]
-        names += ["group"] if split.column is not None and split.group is not None else []
+        names += ["group"] if dataset.split.keeps_group(id=dataset.id) else []
         names += [f"target.{name}" for name in self._columns.targets]
 
         def stored(shard: SampleShard) -> Marks | None:

@@ -130,3 +130,16 @@ def sample_fingerprint(rows: pa.Table) -> str:
     """The fingerprint of the sample shard that holds these rows, and nothing else."""
     digests = {name: _column_digest(rows[name]) for name in rows.column_names}
     return fingerprint({"columns": digests, "types": [str(t) for t in rows.schema.types]})
+
+
+def groups_of(samples: pa.Table) -> np.ndarray | None:
+    """The number of each row's group, int64 `[N]`, equal for rows that share one; None if the
+    samples keep none. A row without a group is one by itself.
+    """
+    if "group" not in samples.column_names:
+        return None
+    codes = plain_array(samples["group"]).dictionary_encode().indices
+    found = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    lacking = np.flatnonzero(found < 0)
+    found[lacking] = found.max(initial=-1) + 1 + np.arange(len(lacking))
+    return found

@@ -43,6 +43,12 @@ class SplitSpec(Spec):
     test: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
     """Expected share of groups in the test split (with `group`)."""
 
+    def keeps_group(self, *, id: str) -> bool:
+        """Whether samples keep their group, for resampling and to see whether it is divided; one
+        that is the id itself needs no second column.
+        """
+        return self.group is not None and (self.column is not None or self.group != id)
+
     @pydantic.model_validator(mode="after")
     def _one_way(self) -> Self:
         if self.column is None and self.group is None:

@@ -75,7 +75,7 @@ class CandidateRecord:
     alignment of classes `neighbour_accuracy` and, where it is asked for,
     `zero_shot_accuracy.<modality>`."""
     retrieval: Sequence[Mapping[str, Any]] | None
-    """Of an alignment, for each modality to each other; see `evaluate_space.retrieval`."""
+    """Of an alignment, for each modality to each other; see `training.evaluation.space`."""
     intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Per split and metric: the ends of its interval at 95 % confidence."""
     target_scale: Mapping[str, Sequence[float]] | None = None

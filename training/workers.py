@@ -50,12 +50,12 @@ def worker_count(group: Group = None) -> int:
     return dist.get_world_size(group) if _distributed() else 1
 
 
-def of_first_worker(value: T) -> T:
+def of_first_worker(value: T, *, group: Group = None) -> T:
     """What the first worker has, on every worker; no one goes on before the first has come here."""
-    if worker_count() == 1:
+    if worker_count(group) == 1:
         return value
     agreed: list[Any] = [value]
-    dist.broadcast_object_list(agreed, src=0)
+    dist.broadcast_object_list(agreed, src=0, group=group)
     return cast(T, agreed[0])
 
 
@@ -153,6 +153,23 @@ def gather_rows(x_B: Tensor, *, group: Group = None) -> Gathered:
     sizes = gather_sizes(len(x_B), device=x_B.device, group=group)
     first = sum(sizes[: worker_rank(group)])
     return Gathered(rows=_GatherRows.apply(x_B, sizes, first, group), first=first)
+
+
+def gather_at_first(x_B: Tensor) -> Tensor:
+    """The rows `[B, ...]` of all workers joined on the first, `[G, ...]`; on the others none.
+
+    Not differentiated. No worker but the first holds more than the largest part.
+    """
+    if worker_count() == 1:
+        return x_B
+    sizes = gather_sizes(len(x_B), device=x_B.device)
+    padded = x_B.new_zeros(max(sizes), *x_B.shape[1:])
+    padded[: len(x_B)] = x_B
+    parts = [torch.empty_like(padded) for _ in sizes] if worker_rank() == 0 else None
+    dist.gather(padded, parts, dst=0)
+    if parts is None:
+        return x_B[:0]
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 class _GatherRows(torch.autograd.Function):

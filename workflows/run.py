@@ -186,7 +186,9 @@ def _stages(
                 promotion=promotion,
                 out=None if writable else Path(elsewhere) / pipeline.report_path.name,
             )
-    print_summary(pipeline, records=done.records, promotion=promotion, console=console)
+    print_summary(
+        pipeline, snapshot=snapshot, records=done.records, promotion=promotion, console=console
+    )
     return promotion, changed
 
 

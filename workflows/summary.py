@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from features.samples import groups_of
+from features.snapshot import Snapshot
 from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.metrics import Metric
 from workflows.console import count, duration, table
@@ -26,6 +28,7 @@ from workflows.runs import without_passwords
 def print_summary(
     pipeline: Pipeline,
     *,
+    snapshot: Snapshot,
     records: Sequence[CandidateRecord],
     promotion: Promotion,
     console: Console,
@@ -33,12 +36,14 @@ def print_summary(
     """The candidates, what fusion gains, the champion, and where to look further."""
     confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
     store = pipeline.open_store()
+    groups = groups_of(store.read_samples(snapshot, columns=["sample_id", "group"]))
     tested = {
         record.name: Answers.from_table(
             read_predictions(store, record.fingerprint),
             split="test",
             task=pipeline.spec.task,
             metric=metric,
+            groups=groups,
         )
         for record in records
         if record.status == "fitted"

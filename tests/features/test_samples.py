@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from features.columns import PayloadColumns
 from features.payload_keys import payload_key
 from features.sample_rows import SampleColumns
+from features.samples import groups_of
 from features.scan import Scanner, read_rows
 from features.sources import RowReader, SourceError, open_source
 from features.spec import DatasetSpec, ShardSize, SplitSpec
@@ -188,3 +190,22 @@ def test_inline_payloads_stand_for_themselves(tmp_path):
     assert payload_key(b"x", columns=PHOTO, folder=folder) != payload_key(
         b"y", columns=PHOTO, folder=folder
     )
+
+
+def test_samples_keep_the_group_that_a_hash_divides_them_by(tmp_path):
+    table = frame()
+    table["speaker"] = [f"speaker {i // 7}" for i in range(len(table))]
+    _, shards = scan(table, tmp_path, split={"group": "speaker"})
+    kept = pa.concat_tables([rows for _, rows in shards])
+    assert kept["group"].to_pylist() == table["speaker"].tolist()
+    numbers = groups_of(kept)
+    assert len(set(numbers)) == table["speaker"].nunique()
+    assert (np.diff(numbers)[np.arange(1, len(table)) % 7 > 0] == 0).all()
+    # An id that is a group of its own says nothing more.
+    _, shards = scan(table, tmp_path, split={"group": "id"})
+    assert groups_of(pa.concat_tables([rows for _, rows in shards])) is None
+
+
+def test_a_row_without_a_group_is_one_by_itself():
+    numbers = groups_of(pa.table({"group": ["a", None, "b", None, "a"]}))
+    assert numbers[0] == numbers[4] and len(set(numbers.tolist())) == 4

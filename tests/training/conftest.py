@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,13 @@ def write_store(
     shard_rows: int = 100,
     patched: bool = False,
     contiguous: bool = True,
+    groups: bool = False,
 ) -> Snapshot:
     """Write the columns as a store, through the store's own writers, and commit a snapshot.
 
     If it is `patched`, every third embedding of a shard stands in a patch. If it is not
-    `contiguous`, its footers do not say that vectors can be read without being decoded.
+    `contiguous`, its footers do not say that vectors can be read without being decoded. With
+    `groups`, every 20 rows are one.
     """
     store = Store(LocalStorage(folder))
     rows = len(columns["sample_ids"])
@@ -106,6 +109,9 @@ def write_store(
                 "target.label": columns["labels"][part],
             }
         )
+        if groups:
+            names = [f"group {row // 20}" for row in range(part.start, part.stop)]
+            table = table.append_column("group", pa.array(names))
         body = parquet_bytes(table).to_pybytes()
         shard = SampleShard(
             fingerprint=hashlib.blake2b(body, digest_size=16).hexdigest(),
@@ -172,6 +178,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
         shard_rows: int = 100,
         patched: bool = False,
         contiguous: bool = True,
+        groups: bool = False,
         **options: Any,
     ) -> tuple[Store, Snapshot]:
         folder = tmp_path / name
@@ -181,6 +188,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Store, Snapshot]]:
             shard_rows=shard_rows,
             patched=patched,
             contiguous=contiguous,
+            groups=groups,
         )
         return Store(LocalStorage(folder)), snapshot
 
@@ -255,6 +263,27 @@ def task_table() -> Callable[..., EmbeddingTable]:
 @pytest.fixture
 def table(make_table: Callable[..., EmbeddingTable]) -> EmbeddingTable:
     return make_table()
+
+
+@pytest.fixture
+def watched() -> Callable[[], AbstractContextManager[list[int]]]:
+    """A block in which the sizes of all tensors are listed that torch makes."""
+
+    @contextmanager
+    def watch() -> Iterator[list[int]]:
+        sizes: list[int] = []
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, arguments=(), options=None):
+                result = function(*arguments, **(options or {}))
+                parts = result if isinstance(result, tuple | list) else [result]
+                sizes.extend(x.numel() for x in parts if isinstance(x, torch.Tensor))
+                return result
+
+        with Watch():
+            yield sizes
+
+    return watch
 
 
 @pytest.fixture(autouse=True)

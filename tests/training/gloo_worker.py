@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -41,10 +42,10 @@ from training.losses.contrastive import info_nce  # noqa: E402
 from training.losses.task import cross_entropy  # noqa: E402
 from training.models.shared_space import SharedSpace  # noqa: E402
 from training.produce import produce_together  # noqa: E402
-from training.task import ClassificationSpec, parse_task  # noqa: E402
+from training.task import ClassificationSpec, RetrievalSpec, parse_task  # noqa: E402
 from training.tasks import read_targets  # noqa: E402
 from training.training_spec import TrainingSpec  # noqa: E402
-from training.workers import gather_rows, sum_over_workers, worker_rank  # noqa: E402
+from training.workers import gather_at_first, gather_rows, sum_over_workers, worker_rank  # noqa: E402
 
 CONTRASTIVE = {
     # Rows of the first of two workers, out of 13.
@@ -231,6 +232,23 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def ranked() -> dict[str, Any]:
+    """What a retrieval task answers and is worth, of a space as it is before it is fitted."""
+    options = {**make_columns(), "labels": {}, "task": RetrievalSpec()}
+    payloads = {"photo": torch.arange(240) // 3}
+    table = table_of(**options, payloads=payloads)
+    spec = parse_candidate({"type": "alignment", "width": 16, "dim": 8})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = spec.build(inputs=table.inputs(tuple(table.index)), outputs=0)
+    answers = evaluate(model, table=table, modalities=list(table.index))
+    return {
+        "rows": answers.rows.tolist(),
+        "ranks": [[-1.0 if np.isnan(r) else r for r in row] for row in answers.answers.tolist()],
+        "metrics": answers.metrics(),
+    }
+
+
 def stack() -> dict[str, Any]:
     """Three candidates in one pass, one of which fails, and resumed from within an epoch."""
     table = table_of(**make_columns())
@@ -293,8 +311,8 @@ def unreached_parameter() -> dict[str, Any]:
 def gathered(*, rank: int) -> dict[str, Any]:
     """Rows joined from workers that hold 3 and none."""
     own = torch.arange(6.0).view(3, 2) if rank == 0 else torch.empty(0, 2)
-    found = gather_rows(own)
-    return {"rows": found.rows.tolist(), "first": found.first}
+    found, at_first = gather_rows(own), gather_at_first(own + 0)
+    return {"rows": found.rows.tolist(), "first": found.first, "at first": at_first.tolist()}
 
 
 def agreed(*, rank: int) -> list[bool]:
@@ -318,6 +336,7 @@ def run(part: Callable[[int, int], slice], *, rank: int) -> dict[str, Any]:
         },
         "fits": {name: fit(options) for name, options in FITS.items()},
         "without rows": {name: fit_without_rows(options) for name, options in FITS.items()},
+        "ranked": ranked(),
         "failure": failure(),
         "stack": stack(),
         "called": called(),

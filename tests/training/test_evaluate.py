@@ -11,8 +11,10 @@ from sklearn.linear_model import LogisticRegression
 
 from features.shard import Embeddings
 from training.built_in import parse_candidate
-from training.data.table import EmbeddingTable, table_of
+from training.data.table import EmbeddingTable, load_table, table_of
 from training.evaluation.answers import evaluate, map_rows
+from training.evaluation.bootstrap import metric_interval
+from training.evaluation.metrics import metrics_of
 from training.evaluation.probes import STRENGTHS, best_probe
 from training.evaluation.space import fit_probe, retrieval
 from training.fitting.loop import Fit, fit_candidate
@@ -73,6 +75,25 @@ def test_metrics_are_those_of_scikit_learn_per_split(table) -> None:
         intervals = answers.intervals()[split]
         assert set(intervals) == set(metrics[split]) - {"rows"}
         assert all(low <= metrics[split][m] <= high for m, (low, high) in intervals.items())
+
+
+def test_intervals_are_those_of_the_groups_of_the_split(make_store) -> None:
+    store, snapshot = make_store(groups=True)
+    task = ClassificationSpec(target="label")
+    table = load_table(store, snapshot, task=task, modalities=["photo"])
+    answers = evaluate(
+        fit(table, type="single", modality="photo").model, table=table, modalities=["photo"]
+    )
+    assert answers.groups is not None
+    assert (answers.groups == answers.rows // 20).all()
+    chosen = answers.splits == "test"
+    expected = metric_interval(
+        metrics_of(task)["accuracy"],
+        targets=answers.targets[chosen],
+        answers=answers.answers[chosen],
+        groups=answers.rows[chosen] // 20,
+    )
+    assert answers.intervals()["test"]["accuracy"] == [expected.low, expected.high]
 
 
 def test_one_modality_is_not_taken_away_and_two_classes_have_no_top_3(columns) -> None:

@@ -15,8 +15,10 @@ from training.data.table import EmbeddingTable, table_of
 from training.evaluation.class_names import EmbeddedNames
 from training.evaluation.metrics import metrics_of
 from training.evaluation.neighbours import nearest_neighbours
+from training.evaluation.probes import best_probe
 from training.evaluation.space import (
     class_vectors,
+    fit_probe,
     neighbour_accuracy,
     retrieval,
     zero_shot_accuracy,
@@ -122,6 +124,52 @@ def test_accuracy_of_the_neighbours_is_that_of_scikit_learn(named) -> None:
     for split in ("validation", "test"):
         assert found[split] == pytest.approx(theirs.score(*joint(split)), abs=0.01)
     assert found["test"] > 0.8
+
+
+def test_a_probe_and_neighbours_hold_no_more_than_a_stated_number_of_rows(
+    named, monkeypatch, caplog
+) -> None:
+    table, model = named
+    held: list[int] = []
+
+    def watched(task, *, train, validation):
+        held.extend([len(train[0]), len(validation[0])])
+        return best_probe(task, train=train, validation=validation)
+
+    def voted(queries, *, known_NS, **options):
+        held.append(len(known_NS))
+        return nearest_neighbours(queries, known_NS=known_NS, **options)
+
+    monkeypatch.setattr("training.evaluation.space.best_probe", watched)
+    fit_probe(model, table=table, modalities=list(table.index))
+    assert held[0] > 300 and not caplog.records
+    monkeypatch.setattr("training.evaluation.space.MOST_VALUES", 8 * 50)
+    fitted = []
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            fit_probe(model, table=table, modalities=list(table.index))
+            fitted.append(model.probe_weight_CS.clone())
+        monkeypatch.setattr("training.evaluation.space.nearest_neighbours", voted)
+        fewer = neighbour_accuracy(model, table=table, modalities=list(table.index))
+    assert set(held[2:]) == {50} and len(held) > 6
+    assert torch.equal(fitted[0], fitted[1])
+    assert f"50 of the {held[0]} labelled train rows" in caplog.text
+    assert fewer["test"] > 0.7
+
+
+def test_workers_wait_for_a_probe_in_a_group_of_patience(named, monkeypatch) -> None:
+    table, model = named
+    group, waited = object(), []
+    monkeypatch.setattr("training.evaluation.space.agreement_group", lambda: group)
+    monkeypatch.setattr("training.evaluation.space.dist.destroy_process_group", waited.append)
+
+    def of_first_worker(value, *, group):
+        waited.append(group)
+        return value
+
+    monkeypatch.setattr("training.evaluation.space.of_first_worker", of_first_worker)
+    fit_probe(model, table=table, modalities=list(table.index))
+    assert waited == [group, group]
 
 
 def test_a_space_is_told_of_by_the_recalls_that_a_retrieval_is_judged_by(named) -> None:

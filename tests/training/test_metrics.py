@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import sklearn.metrics
 import torch
 import torchmetrics.functional as theirs
 
-from training.evaluation.bootstrap import metric_interval, paired_metric
+from training.evaluation.bootstrap import metric_interval, metric_intervals, paired_metric
 from training.evaluation.metrics import Metric, metrics_of
 from training.evaluation.resampling import Resamples
 from training.task import ClassificationSpec, MultilabelSpec, RegressionSpec, RetrievalSpec
@@ -238,3 +239,23 @@ def test_recall_is_the_share_of_known_ranks_below_k() -> None:
     assert found["recall_at_1"].value(targets, ranks) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found["recall_at_5"].value(targets, ranks) == 1.0
     assert math.isnan(found["recall_at_1"].value(targets, np.full((3, 3), np.nan)))
+
+
+@pytest.mark.parametrize("kind", ["labels", "classes"])
+def test_memory_of_intervals_does_not_grow_with_labels_or_classes(kind) -> None:
+    rng = np.random.default_rng(6)
+    if kind == "labels":
+        targets, answers = rng.random((1500, 40)) < 0.5, rng.random((1500, 40), np.float32)
+        metrics = [MULTILABEL[name] for name in ("auprc", "auroc", "f1")]
+    else:
+        targets, answers = rng.integers(1000, size=3000), rng.random((3000, 1000), np.float32)
+        metrics = [CLASSIFICATION["f1"], CLASSIFICATION["balanced_accuracy"]]
+    tracemalloc.start()
+    try:
+        found = metric_intervals(metrics, targets=targets, answers=answers)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(interval.low <= interval.mean for interval in found)
+    # Curves of all labels at once take 230 MiB, and counts of all classes, as a matrix, 69.
+    assert peak < 48 * 2**20

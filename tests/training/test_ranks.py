@@ -8,14 +8,16 @@ from training.evaluation.retrieval import retrieve
 
 
 @pytest.mark.parametrize("numbered", [False, True])
-def test_ranks_are_those_of_the_recall(monkeypatch, numbered) -> None:
-    monkeypatch.setattr("training.evaluation.ranks.BLOCK", 7)
+def test_ranks_are_those_of_the_recall(numbered) -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(60, 1, 4, generator=generator)
     vectors = base + torch.randn(60, 3, 4, generator=generator)
     presence = torch.rand(60, 3, generator=generator) < 0.8
     payloads = torch.randint(-1, 20, (60, 3), generator=generator) if numbered else None
-    ranks = ranks_of(vectors, presence_NM=presence, payloads_NM=payloads)
+    options = {"presence_NM": presence, "payloads_NM": payloads, "block_scores": 7 * 60}
+    ranks = ranks_of(vectors, **options)
+    parts = [ranks_of(vectors, **options, asking=slice(a, b)) for a, b in ((0, 17), (17, 60))]
+    assert torch.equal(torch.cat(parts).nan_to_num(-1), ranks.nan_to_num(-1))
     pairs = pairs_of(["a", "b", "c"])
     assert ranks.shape == (60, len(pairs))
     for column, (query, answer) in enumerate(pairs):
@@ -35,3 +37,13 @@ def test_ranks_are_those_of_the_recall(monkeypatch, numbered) -> None:
             assert (ranks[both, column] < k).double().mean() == pytest.approx(found.recall[k])
     collapsed = ranks_of(torch.ones(9, 2, 4), presence_NM=torch.ones(9, 2, dtype=torch.bool))
     assert (collapsed == 8).all()
+
+
+def test_the_matrix_of_all_pairs_is_never_held(watched) -> None:
+    rows = 500
+    vectors = torch.randn(rows, 2, 4, generator=torch.Generator().manual_seed(0))
+    options = {"presence_NM": torch.ones(rows, 2, dtype=torch.bool), "block_scores": 20_000}
+    with watched() as sizes:
+        ranks = ranks_of(vectors, payloads_NM=torch.arange(2 * rows).view(rows, 2) // 4, **options)
+    assert ranks.shape == (rows, 2)
+    assert max(sizes) <= 20_000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from training.evaluation.bootstrap import LEAST_RESAMPLES, paired_resamples
+from training.evaluation.bootstrap import LEAST_RESAMPLES, metric_interval, paired_resamples
 from training.evaluation.metrics import metrics_of
 from training.evaluation.significance import bootstrap_p, difference, holm, mcnemar
 from training.task import ClassificationSpec, RegressionSpec
@@ -110,3 +110,40 @@ def test_a_p_beyond_what_can_be_counted_is_students() -> None:
     assert np.log10(found) == pytest.approx(np.log10(expected), abs=0.7)
     # What is drawn from a single unit says nothing beyond the draws.
     assert bootstrap_p(1.0, np.ones(99), units=1) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy"])
+def test_rows_of_one_group_are_drawn_together(name) -> None:
+    rng = np.random.default_rng(5)
+    metric, groups = CLASSIFICATION[name], np.repeat(rng.permutation(24), 30)
+    targets = rng.integers(2, size=720)
+    # A model answers all rows of a speaker, or none.
+    right = (rng.random((2, 24)) < [[0.8], [0.6]])[:, groups]
+    a, b = (np.eye(2)[np.where(r, targets, 1 - targets)] for r in right)
+    options = {"targets": targets, "groups": groups}
+    found = metric_interval(metric, answers=a, **options)
+    alone = metric_interval(metric, targets=targets, answers=a)
+    assert found.mean == alone.mean
+    shares = right[0].reshape(24, 30).mean(axis=1)
+    drawn = shares[rng.integers(24, size=(4000, 24))].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06)
+    assert found.high - found.low > 3 * (alone.high - alone.low)
+    apart, together = (
+        difference(metric, targets=targets, a=a, b=b),
+        difference(metric, a=a, b=b, **options),
+    )
+    assert apart.p < 1e-3 < 0.05 < together.p
+    assert together.test == "paired bootstrap of groups"
+    assert together.gain.low < apart.gain.low
+
+
+def test_groups_of_one_row_each_are_rows_and_one_group_tells_of_its_rows() -> None:
+    rng = np.random.default_rng(6)
+    targets = rng.integers(2, size=60)
+    answers = np.eye(2)[np.where(rng.random(60) < 0.8, targets, 1 - targets)]
+    for metric in (ACCURACY, CLASSIFICATION["f1"]):
+        plain = metric_interval(metric, targets=targets, answers=answers)
+        for groups in (rng.permutation(60) * 7, np.full(60, 3)):
+            found = metric_interval(metric, targets=targets, answers=answers, groups=groups)
+            assert found == plain

@@ -129,6 +129,18 @@ def test_a_worker_without_a_row_takes_part_in_the_step(one, two, name) -> None:
     assert_close(two[0]["without rows"][name], one["without rows"][name], tolerance=1e-4)
 
 
+def test_each_worker_ranks_a_part_of_the_rows_among_all(one, two) -> None:
+    expected, ranks = one["ranked"], np.array(one["ranked"]["ranks"])
+    assert {len(expected["rows"])} == {len(ranks)} == {90}
+    assert 0 < expected["metrics"]["test"]["recall_at_10"] < 1
+    assert two[0]["ranked"] == two[1]["ranked"]
+    assert two[0]["ranked"]["rows"] == expected["rows"]
+    # A batch of other rows rounds otherwise, which may set a rank or two one place apart.
+    found = np.array(two[0]["ranked"]["ranks"])
+    assert ((found == -1) == (ranks == -1)).all() and (ranks == -1).any()
+    assert np.abs(found - ranks).max() <= 1 and (found != ranks).mean() < 0.02
+
+
 def test_candidates_in_one_pass_are_those_of_one_worker(one, two) -> None:
     expected = one["stack"]
     assert expected["failed"] == [False, False, True]
@@ -157,8 +169,8 @@ def test_all_workers_give_up_together_and_say_the_same(one, two) -> None:
 def test_rows_are_joined_in_the_workers_order_though_one_has_none(two) -> None:
     rows = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
     assert [worker["gathered"] for worker in two] == [
-        {"rows": rows, "first": 0},
-        {"rows": rows, "first": 3},
+        {"rows": rows, "first": 0, "at first": rows},
+        {"rows": rows, "first": 3, "at first": []},
     ]
 
 

@@ -365,3 +365,14 @@ def test_a_verdict_of_the_time_of_accuracy_alone_can_be_read() -> None:
     names = {"score": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     before = {names.get(name, name): item for name, item in value.items() if name != "metric"}
     assert Verdict.from_json(json.dumps(before)) == verdict
+
+
+def test_rows_of_one_group_are_no_more_evidence_than_the_group() -> None:
+    # Of 12 speakers with 40 rows each, the challenger is better for 7 and worse for 5.
+    mine = np.repeat([1, 0], [7 * 40, 5 * 40])
+    theirs = 1 - mine
+    assert verdict_of(mine, theirs).passed
+    frozen = rows(480, drawn=np.repeat(np.arange(12), 40))
+    verdict = verdict_of(mine, theirs, frozen=frozen)
+    assert not verdict.passed
+    assert verdict.low < 0.4 < verdict.high

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from features.samples import groups_of
 from features.shard import Embeddings
 from features.snapshot import Snapshot
 from features.spec import SPLITS
@@ -65,6 +66,8 @@ class EmbeddingTable:
     payloads: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Per modality int64 `[N]`, if payloads are told apart: equal numbers for rows that hold the
     same payload, -1 for those without one."""
+    groups: np.ndarray | None = None
+    """int64 `[N]`: equal for rows of one group of the split, if there are such."""
     _known: dict[str, InputSpec] = field(default_factory=dict, init=False, repr=False)
     """The inputs that have been computed; of these very vectors, rows and splits."""
 
@@ -265,13 +268,14 @@ def load_table(
     nothing to learn.
     """
     columns = [f"target.{name}" for name in task.targets]
-    samples = store.read_samples(snapshot, columns=["sample_id", "split", *columns])
+    samples = store.read_samples(snapshot, columns=["sample_id", "split", "group", *columns])
     return table_of(
         payloads=read_payload_numbers(
             store, snapshot, modalities=modalities if numbered is None else numbered
         ),
         sample_ids=samples["sample_id"],
         split=samples["split"],
+        groups=groups_of(samples),
         labels={name: samples[f"target.{name}"] for name in task.targets},
         embeddings=read_vectors(
             store, snapshot, modalities=modalities, memory=memory, window=window, device=device
@@ -290,6 +294,7 @@ def table_of(
     embeddings: Mapping[str, Embeddings | PlacedVectors],
     task: TaskSpec | None = None,
     shards: Sequence[int] | None = None,
+    groups: np.ndarray | None = None,
 ) -> EmbeddingTable:
     """A table of columns in row order and embeddings with their row numbers.
 
@@ -322,6 +327,7 @@ def table_of(
         split=splits,
         task=targets.task,
         shards=None if shards is None else torch.as_tensor(shards),
+        groups=groups,
     )
 
 

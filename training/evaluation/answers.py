@@ -22,7 +22,7 @@ from training.evaluation.bootstrap import metric_intervals
 from training.evaluation.metrics import Metric, metrics_of
 from training.evaluation.ranks import ranks_of
 from training.tasks import Retrieval, Task
-from training.workers import gather_rows, worker_count, worker_rank
+from training.workers import gather_at_first, gather_rows, worker_count, worker_rank
 
 EVALUATION_SPLITS = ("validation", "test")
 BATCH_ROWS = 1024
@@ -43,6 +43,8 @@ class Predictions:
     """Probabilities float32 `[R, C]` or `[R, K]`, or numbers float64 `[R, K]`."""
     without: Mapping[str, np.ndarray]
     """Per modality, if there are several: answers with it taken away from every row."""
+    groups: np.ndarray | None = None
+    """int64 `[R]`: equal for rows of one group of the split, if there are such."""
 
     def table(self) -> pa.Table:
         """The predictions as they are stored; see `training.candidate.read_predictions`."""
@@ -73,7 +75,12 @@ class Predictions:
     def _intervals(self, chosen: np.ndarray) -> dict[str, list[float]]:
         targets, answers = self.targets[chosen], self.answers[chosen]
         applying = self._applying()
-        found = metric_intervals(list(applying.values()), targets=targets, answers=answers)
+        found = metric_intervals(
+            list(applying.values()),
+            targets=targets,
+            answers=answers,
+            groups=None if self.groups is None else self.groups[chosen],
+        )
         return {
             name: [interval.low, interval.high]
             for name, interval in zip(applying, found, strict=True)
@@ -121,6 +128,7 @@ def evaluate(
         targets=table.task.truths(table.targets[rows]).numpy(),
         answers=answer(),
         without={m: answer(m) for m in modalities} if len(modalities) > 1 else {},
+        groups=None if table.groups is None else table.groups[rows.numpy()],
     )
 
 
@@ -146,13 +154,13 @@ def _evaluate_ranks(
         present = torch.stack([table.index[m][rows] >= 0 for m in names], dim=1)
         none = torch.full_like(rows, ABSENT)
         numbers = [table.payloads[m][rows] if m in table.payloads else none for m in names]
-        ranks.append(
-            ranks_of(
-                vectors,
-                presence_NM=present.to(vectors.device),
-                payloads_NM=torch.stack(numbers, dim=1),
-            )
+        own = ranks_of(
+            vectors,
+            presence_NM=present.to(vectors.device),
+            payloads_NM=torch.stack(numbers, dim=1),
+            asking=worker_slice(len(rows), rank=worker_rank(), workers=worker_count()),
         )
+        ranks.append(gather_rows(own.to(vectors.device)).rows.cpu())
     rows = torch.cat(parts)
     return Predictions(
         task=table.task,
@@ -161,6 +169,7 @@ def _evaluate_ranks(
         targets=table.task.truths(rows).numpy(),
         answers=torch.cat(ranks).numpy(),
         without={},
+        groups=None if table.groups is None else table.groups[rows.numpy()],
     )
 
 
@@ -173,10 +182,12 @@ def map_rows(
     rows: Tensor,
     modalities: Sequence[str],
     device: torch.device | str = "cpu",
+    at_first: bool = False,
 ) -> Tensor:
     """What a function of a batch `[B]` → `[B, ...]` gives for the rows, divided over the workers.
 
-    No row is left out or counted twice; every worker gets all `[R, ...]`.
+    No row is left out or counted twice; every worker gets all `[R, ...]`, or, `at_first`, the first
+    worker does and the others get none.
     """
     own = rows[worker_slice(len(rows), rank=worker_rank(), workers=worker_count())]
     table.expect(own, modalities=modalities)
@@ -184,6 +195,7 @@ def map_rows(
         lambda numbers: function(table.batch(rows[numbers], modalities=modalities, device=device)),
         count=len(rows),
         model=model,
+        at_first=at_first,
     )
 
 
@@ -194,6 +206,7 @@ def map_blocks(
     count: int,
     model: nn.Module,
     block: int | None = None,
+    at_first: bool = False,
 ) -> Tensor:
     """What a function of numbers int64 `[B]` → `[B, ...]` gives for those below `count`.
 
@@ -203,7 +216,8 @@ def map_blocks(
     own = torch.arange(count)[worker_slice(count, rank=worker_rank(), workers=worker_count())]
     # An empty part still runs once, for the shape of what it gives.
     blocks = own.split(block or BATCH_ROWS) if len(own) else (own,)
-    return gather_rows(torch.cat([function(numbers) for numbers in blocks])).rows
+    found = torch.cat([function(numbers) for numbers in blocks])
+    return gather_at_first(found) if at_first else gather_rows(found).rows
 
 
 def lists(values: np.ndarray) -> pa.Array:

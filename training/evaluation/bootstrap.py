@@ -19,7 +19,7 @@ LEAST_RESAMPLES = 100
 DRAWS = 2**25
 """Of how many rows and outputs, over all resamples, a metric that is no mean is computed; more
 rows are resampled less often, down to `LEAST_RESAMPLES`."""
-BLOCK_DRAWS = 2**22
+BLOCK_DRAWS = 2**20
 """Row numbers drawn at once, at most: what bounds the memory."""
 
 
@@ -48,11 +48,17 @@ def expanded(confidence: float, *, rows: int) -> float:
 
 
 def bootstrap_interval(
-    values: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    values: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> Interval:
-    """Interval of the mean of `[N]` independent values: the bootstrap's percentiles.
+    """Interval of the mean of `[N]` values: the bootstrap's percentiles.
 
-    Equal for equal arguments. ValueError for no values or one that is not finite.
+    Of values of `groups` `[N]`, see `metric_interval`. Equal for equal arguments. ValueError for no
+    values or one that is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
@@ -61,7 +67,7 @@ def bootstrap_interval(
         raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} of the values are not finite")
     if not 0 < confidence < 1:
         raise ValueError(f"a confidence lies between 0 and 1; {confidence} does not")
-    means = _resampled_means(array, resamples=resamples, seed=seed)
+    means = _resampled_means(array, resamples=resamples, seed=seed, groups=groups)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean=float(array.mean()), low=float(low), high=float(high))
@@ -90,8 +96,12 @@ def metric_interval(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> Interval:
     """The metric of answers to rows, with its interval; see `Metric` for the shapes.
+
+    `groups` `[N]` are equal for rows that are not independent: whole groups are drawn, as in
+    Davison and Hinkley (1997), section 3.8, if there are several.
 
     A resample in which the metric is not defined (of one class alone, say) is left out; where
     all are, the interval is NaN.
@@ -103,6 +113,7 @@ def metric_interval(
         confidence=confidence,
         resamples=resamples,
         seed=seed,
+        groups=groups,
     )
     return interval
 
@@ -115,6 +126,7 @@ def metric_intervals(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> list[Interval]:
     """As `metric_interval`, of several: what they need of a resample is worked out once.
 
@@ -123,7 +135,8 @@ def metric_intervals(
     further = [number for number, metric in enumerate(metrics) if metric.rows is None]
     found: dict[int, list[np.ndarray]] = {number: [] for number in further}
     if further:
-        for counts in _resamples(answers.shape, resamples=resamples, seed=seed):
+        drawn = _resamples(answers.shape, resamples=resamples, seed=seed, groups=groups)
+        for counts in drawn:
             block = Resamples(targets=targets, answers=answers, counts_RN=counts)
             for number in further:
                 found[number].append(_resampled(metrics[number], block))
@@ -137,7 +150,9 @@ def metric_intervals(
         else:
             rows = metric.rows(targets, answers)
             intervals.append(
-                bootstrap_interval(rows, confidence=confidence, resamples=resamples, seed=seed)
+                bootstrap_interval(
+                    rows, confidence=confidence, resamples=resamples, seed=seed, groups=groups
+                )
             )
     return intervals
 
@@ -151,12 +166,15 @@ def paired_metric(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> Interval:
     """By how much the answers `a` are better than `b`, which are of the same rows; paired.
 
     That is metric(a) − metric(b), or the other way round where less is better.
     """
-    values = paired_resamples(metric, targets=targets, a=a, b=b, resamples=resamples, seed=seed)
+    values = paired_resamples(
+        metric, targets=targets, a=a, b=b, resamples=resamples, seed=seed, groups=groups
+    )
     gain = paired_gain(metric, targets=targets, a=a, b=b)
     return percentile_interval(gain, values, confidence=confidence)
 
@@ -176,16 +194,17 @@ def paired_resamples(
     b: np.ndarray,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """By how much the answers `a` are better than `b` in each of many resamples, float64 `[R]`."""
     if a.shape != b.shape:
         raise ValueError(f"paired answers must be of the same rows: {a.shape}, {b.shape}")
     if metric.rows is not None:
         gains = _row_gains(metric, targets, a, b)
-        return _resampled_means(gains, resamples=resamples, seed=seed)
+        return _resampled_means(gains, resamples=resamples, seed=seed, groups=groups)
     sign = 1 if metric.higher_is_better else -1
     found = []
-    for counts in _resamples(a.shape, resamples=resamples, seed=seed):
+    for counts in _resamples(a.shape, resamples=resamples, seed=seed, groups=groups):
         first, second = (
             _resampled(metric, Resamples(targets=targets, answers=answers, counts_RN=counts))
             for answers in (a, b)
@@ -205,16 +224,37 @@ def _resampled(metric: Metric, resamples: Resamples) -> np.ndarray:
     return metric.resampled(resamples)
 
 
-def _resamples(shape: tuple[int, ...], *, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _resamples(
+    shape: tuple[int, ...], *, resamples: int, seed: int, groups: np.ndarray | None
+) -> Iterator[np.ndarray]:
     """How often each row is in each resample, float64 `[block, N]`, block by block."""
     rows, outputs = shape[0], int(np.prod(shape[1:]))
     resamples = min(resamples, max(LEAST_RESAMPLES, DRAWS // max(1, rows * outputs)))
+    units = drawn_units(groups)
+    count = rows if units is None else int(units.max()) + 1
+    for counts_RU in _counts(count, rows=rows, resamples=resamples, seed=seed):
+        yield counts_RU if units is None else counts_RU[:, units]
+
+
+def _counts(units: int, *, rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each unit is drawn, float64 `[block, U]`, of as many blocks as rows ask for."""
     rng = np.random.default_rng(seed)
     block = max(1, BLOCK_DRAWS // rows)
     for start in range(0, resamples, block):
         count = min(block, resamples - start)
-        drawn = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(float)
+        drawn = rng.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
+        found = np.bincount(drawn.ravel(), minlength=count * units)
+        yield found.reshape(count, units).astype(float)
+
+
+def drawn_units(groups: np.ndarray | None) -> np.ndarray | None:
+    """The unit of each row `[N]`, counted from 0, that is drawn as a whole; None for the rows
+    themselves: where each is a group, or all are one, of which nothing is known but its rows.
+    """
+    if groups is None:
+        return None
+    found, units = np.unique(groups, return_inverse=True)
+    return None if len(found) in (1, len(groups)) else units
 
 
 def percentile_interval(value: float, values: np.ndarray, *, confidence: float) -> Interval:
@@ -227,8 +267,16 @@ def percentile_interval(value: float, values: np.ndarray, *, confidence: float) 
     return Interval(mean=value, low=float(low), high=float(high))
 
 
-def _resampled_means(values: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Means of `resamples` draws of N out of the N values, with replacement."""
+def _resampled_means(
+    values: np.ndarray, *, resamples: int, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Means of `resamples` draws of N out of the N values, with replacement; or of all groups."""
+    units = drawn_units(groups)
+    if units is not None:
+        sums_U, sizes_U = np.bincount(units, weights=values), np.bincount(units)
+        options = {"rows": len(sums_U), "resamples": resamples, "seed": seed}
+        blocks = _counts(len(sums_U), **options)
+        return np.concatenate([counts @ sums_U / (counts @ sizes_U) for counts in blocks])
     rng = np.random.default_rng(seed)
     distinct, counts = np.unique(values, return_counts=True)
     if distinct.size * 4 <= values.size:

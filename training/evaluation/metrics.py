@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
 from training.evaluation.resampling import (
     Resamples,
-    average_precision,
     calibration_gaps,
     class_counts,
     error_of_gaps,
@@ -35,7 +35,6 @@ from training.evaluation.resampling import (
     r2_of_errors,
     recall_of_counts,
     recall_of_hits,
-    roc_area,
     scaled_errors,
     spearman_of_ranks,
     squared_errors,
@@ -264,7 +263,7 @@ AUROC = Metric(
     name="auroc",
     title="AUROC",
     library=_roc,
-    resampled=partial(mean_areas, area=roc_area),
+    resampled=partial(mean_areas, area=attrgetter("roc")),
     applies=_few,
     of=f"{MOST_CLASSES} classes or labels at most",
 )
@@ -273,7 +272,7 @@ AUPRC = Metric(
     name="auprc",
     title="average precision",
     library=_precision,
-    resampled=partial(mean_areas, area=average_precision),
+    resampled=partial(mean_areas, area=attrgetter("precision")),
     applies=_few,
     of=f"{MOST_CLASSES} classes or labels at most",
 )
@@ -360,6 +359,7 @@ def _recall(k: int) -> Metric:
 
 
 def _multilabel(threshold: float) -> tuple[Metric, ...]:
+    # One and the same for both, so that it is worked out once.
     counts = partial(label_counts, threshold=threshold)
     return (
         AUPRC,

@@ -12,7 +12,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-BLOCK = 1024
+from training.evaluation.retrieval import BLOCK_SCORES, ranked
 
 
 def pairs_of(modalities: Sequence[str]) -> list[tuple[str, str]]:
@@ -21,34 +21,40 @@ def pairs_of(modalities: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def ranks_of(
-    vectors_NMS: Tensor, *, presence_NM: Tensor, payloads_NM: Tensor | None = None
+    vectors_NMS: Tensor,
+    *,
+    presence_NM: Tensor,
+    payloads_NM: Tensor | None = None,
+    asking: slice = slice(None),
+    block_scores: int = BLOCK_SCORES,
 ) -> Tensor:
     """Per row and directed pair, how many wrong rows are as near to the query as a right one, or
     nearer.
 
-    float32 `[N, P]`, counted from 0, NaN where a row lacks one of the two. The gallery of a pair is
-    all the rows that have both. Right are the row itself and, if payloads are numbered, int64 `[N,
-    M]` with a negative number for none, those that hold the same one in either modality: as
-    `training.evaluation.retrieval.retrieve` has it. A tie counts against the query, so that a space
-    which has collapsed to one point finds nothing. Memory is `BLOCK` × N at a time.
+    float32 `[N, P]`, counted from 0, NaN where a row lacks one of the two; of the rows `asking`
+    alone, if they are some of the N. The gallery of a pair is all the rows that have both. Right
+    are the row itself and, if payloads are numbered, int64 `[N, M]` with a negative number for
+    none, those that hold the same one in either modality. The ranks are those of
+    `training.evaluation.retrieval`, and so is the memory.
     """
+    first, stop, _ = asking.indices(len(vectors_NMS))
     columns = []
     for query, answer in permutations(range(vectors_NMS.shape[1]), 2):
-        rows = (presence_NM[:, query] & presence_NM[:, answer]).nonzero()[:, 0]
-        ranks_N = torch.full((len(vectors_NMS),), torch.nan)
-        gallery = vectors_NMS[rows, answer].float()
-        held = [torch.arange(len(rows), device=rows.device)]
+        both_N = presence_NM[:, query] & presence_NM[:, answer]
+        rows = both_N.nonzero()[:, 0]
+        before, own = int(both_N[:first].sum()), int(both_N[first:stop].sum())
+        numbers = [torch.arange(len(rows), device=rows.device)]
         if payloads_NM is not None:
-            held += [
-                payloads_NM[rows.to(payloads_NM.device), m].to(rows.device) for m in (query, answer)
-            ]
-        for start in range(0, len(rows), BLOCK):
-            own = torch.arange(start, min(start + BLOCK, len(rows)), device=rows.device)
-            scores = vectors_NMS[rows[own], query].float() @ gallery.T
-            right = torch.zeros_like(scores, dtype=torch.bool)
-            for numbers in held:
-                right |= (numbers[own, None] == numbers) & (numbers[own, None] >= 0)
-            best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-            ranks_N[rows[own].cpu()] = ((scores >= best) & ~right).sum(dim=1).float().cpu()
-        columns.append(ranks_N)
+            there = rows.to(payloads_NM.device)
+            numbers += [payloads_NM[there, m].to(rows.device) for m in (query, answer)]
+        ranks_A = torch.full((stop - first,), torch.nan)
+        rank_Q, _, _ = ranked(
+            vectors_NMS[rows, query].float(),
+            gallery_NS=vectors_NMS[rows, answer].float(),
+            numbers_NI=torch.stack(numbers, dim=1),
+            asking=slice(before, before + own),
+            block_scores=block_scores,
+        )
+        ranks_A[both_N[first:stop].cpu()] = (rank_Q - 1).float().cpu()
+        columns.append(ranks_A)
     return torch.stack(columns, dim=1)

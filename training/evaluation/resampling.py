@@ -10,14 +10,17 @@ with equal scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
 CALIBRATION_BINS = 15
 """As in Guo et al. 2017."""
+Columns: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray | Ones]"
+"""Of targets and answers `[N, …]`, columns `[N, M]` whose means a metric is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,45 +32,90 @@ class Resamples:
     counts_RN: np.ndarray
     """float64: how often each row is in each resample."""
 
+    _means: dict[Columns, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    def means(self, columns: Columns) -> np.ndarray:
+        """float64 `[R, M]`: the means over each resample of columns of the rows `[N, M]`."""
+        if columns not in self._means:
+            found = columns(self.targets, self.answers)
+            counts_RN = self.counts_RN
+            sums_RM = found.sums(counts_RN) if isinstance(found, Ones) else counts_RN @ found
+            self._means[columns] = sums_RM / self.counts_RN.sum(axis=1, keepdims=True)
+        return self._means[columns]
+
     @cached_property
-    def positive_rows(self) -> Sequence[PositiveRows]:
-        """Of each class or label; of two classes of the second alone."""
+    def areas(self) -> Areas:
+        """Under the curves of each class or label; of two classes of the second alone.
+
+        Both areas of one after another: what they are made of is as large as the resamples.
+        """
         positive_NK, scores_NK = one_against_rest(self.targets, self.answers)
         # Rows first, so that sorting them moves whole lines of memory.
         kind = np.float32 if len(self.targets) < 2**24 else np.float64
         counts_NR = np.ascontiguousarray(self.counts_RN.T, dtype=kind)
-        return [
-            _positive_rows(positive_N, scores_N, counts_NR)
-            for positive_N, scores_N in zip(positive_NK.T, scores_NK.T, strict=True)
-        ]
+        roc, precision = [], []
+        for positive_N, scores_N in zip(positive_NK.T, scores_NK.T, strict=True):
+            rows = _positive_rows(positive_N, scores_N, counts_NR)
+            roc.append(roc_area(rows))
+            precision.append(average_precision(rows))
+        return Areas(roc=np.stack(roc, axis=1), precision=np.stack(precision, axis=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Areas:
+    """Areas under two curves, float64 `[R, K]` each."""
+
+    roc: np.ndarray
+    precision: np.ndarray
 
 
 def of_means(
-    resamples: Resamples,
-    *,
-    columns: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    metric: Callable[[np.ndarray], np.ndarray],
+    resamples: Resamples, *, columns: Columns, metric: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """float64 `[R]`: `metric([R, M])` of the means over each resample of `columns(targets,
-    answers)` `[N, M]`.
-    """
-    counts_RN = resamples.counts_RN
-    columns_NM = columns(resamples.targets, resamples.answers)
-    return metric(counts_RN @ columns_NM / counts_RN.sum(axis=1, keepdims=True))
+    """float64 `[R]`: `metric([R, M])` of the means over each resample of some columns."""
+    return metric(resamples.means(columns))
 
 
-def class_counts(targets_N: np.ndarray, answers_NC: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Ones:
+    """Columns of zeros and ones `[N, M]`, by the places of the ones: of M classes few a row."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    width: int
+
+    def sums(self, counts_RN: np.ndarray) -> np.ndarray:
+        """Of each column over the rows of each resample, float64 `[R, M]`."""
+        return np.stack(
+            [
+                np.bincount(self.columns, weights=counts_N[self.rows], minlength=self.width)
+                for counts_N in counts_RN
+            ]
+        )
+
+
+def class_counts(targets_N: np.ndarray, answers_NC: np.ndarray) -> Ones:
     """Per class: hits, answers, targets, `[N, 3 C]`."""
-    classes = np.arange(answers_NC.shape[1])
-    is_target = targets_N[:, None] == classes
-    is_answer = answers_NC.argmax(axis=1)[:, None] == classes
-    return np.concatenate([is_target & is_answer, is_answer, is_target], axis=1).astype(float)
+    rows, classes = np.arange(len(targets_N)), answers_NC.shape[1]
+    answered_N = answers_NC.argmax(axis=1)
+    right = np.flatnonzero(answered_N == targets_N)
+    return Ones(
+        rows=np.concatenate([right, rows, rows]),
+        columns=np.concatenate([targets_N[right], classes + answered_N, 2 * classes + targets_N]),
+        width=3 * classes,
+    )
 
 
-def label_counts(targets_NK: np.ndarray, answers_NK: np.ndarray, *, threshold: float) -> np.ndarray:
+def label_counts(targets_NK: np.ndarray, answers_NK: np.ndarray, *, threshold: float) -> Ones:
     """As `class_counts`, per label."""
     is_target, is_answer = targets_NK.astype(bool), answers_NK >= threshold
-    return np.concatenate([is_target & is_answer, is_answer, is_target], axis=1).astype(float)
+    labels = targets_NK.shape[1]
+    found = [part.nonzero() for part in (is_target & is_answer, is_answer, is_target)]
+    return Ones(
+        rows=np.concatenate([rows for rows, _ in found]),
+        columns=np.concatenate([labels * i + columns for i, (_, columns) in enumerate(found)]),
+        width=3 * labels,
+    )
 
 
 def recall_of_counts(means_RM: np.ndarray) -> np.ndarray:
@@ -239,9 +287,9 @@ def average_precision(rows: PositiveRows) -> np.ndarray:
     return _ratio((rows.counts * precision_PR).sum(axis=0), rows.positive.astype(np.float64))
 
 
-def mean_areas(resamples: Resamples, *, area: Callable[[PositiveRows], np.ndarray]) -> np.ndarray:
+def mean_areas(resamples: Resamples, *, area: Callable[[Areas], np.ndarray]) -> np.ndarray:
     """Mean over the classes or labels of the area under a curve, float64 `[R]`."""
-    return _mean_of_known(np.stack([area(rows) for rows in resamples.positive_rows], axis=1))
+    return _mean_of_known(area(resamples.areas))
 
 
 def one_against_rest(targets: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

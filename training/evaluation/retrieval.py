@@ -60,16 +60,9 @@ def retrieve(
             f"a retrieval needs rows, as many queries as gallery and numbers: "
             f"{N}, {len(gallery_NS)}, {len(numbers_NI)}"
         )
-    # Of none and none, neither is the other's: the two sides count it differently.
-    asking_NI = torch.where(numbers_NI >= 0, _compact(numbers_NI), -1)
-    asked_NI = torch.where(numbers_NI >= 0, asking_NI, -2)
-    found = []
-    for rows in torch.arange(N, device=queries_NS.device).split(max(1, block_scores // N)):
-        right_QG = torch.zeros(len(rows), N, dtype=torch.bool, device=queries_NS.device)
-        for asking_N, asked_N in zip(asking_NI.unbind(1), asked_NI.unbind(1), strict=True):
-            right_QG |= asking_N[rows, None] == asked_N
-        found.append(_rank(queries_NS[rows] @ gallery_NS.T, right_QG=right_QG))
-    rank_N, precision_N, count_N = (torch.cat(part) for part in zip(*found, strict=True))
+    rank_N, precision_N, count_N = ranked(
+        queries_NS, gallery_NS=gallery_NS, numbers_NI=numbers_NI, block_scores=block_scores
+    )
     asks_N = count_N > 0
     rank_N, precision_N, count_N = rank_N[asks_N], precision_N[asks_N], count_N[asks_N]
     return Retrieval(
@@ -82,6 +75,34 @@ def retrieve(
     )
 
 
+def ranked(
+    queries_NS: Tensor,
+    *,
+    gallery_NS: Tensor,
+    numbers_NI: Tensor,
+    asking: slice = slice(None),
+    block_scores: int = BLOCK_SCORES,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each query the rank of its best right answer from 1, its average precision, and how many
+    right answers there are, `[Q]` each; see `retrieve`, which asks for all.
+
+    `asking` says which of the N queries.
+    """
+    N = len(gallery_NS)
+    # Of none and none, neither is the other's: the two sides count it differently.
+    asking_NI = torch.where(numbers_NI >= 0, _compact(numbers_NI), -1)
+    asked_NI = torch.where(numbers_NI >= 0, asking_NI, -2)
+    found = []
+    asked_for = torch.arange(N, device=queries_NS.device)[asking]
+    for rows in asked_for.split(max(1, block_scores // max(1, N))):
+        right_QG = torch.zeros(len(rows), N, dtype=torch.bool, device=queries_NS.device)
+        for asking_N, asked_N in zip(asking_NI.unbind(1), asked_NI.unbind(1), strict=True):
+            right_QG |= asking_N[rows, None] == asked_N
+        found.append(_rank(queries_NS[rows] @ gallery_NS.T, right_QG=right_QG))
+    rank_Q, precision_Q, count_Q = (torch.cat(part) for part in zip(*found, strict=True))
+    return rank_Q, precision_Q, count_Q
+
+
 def _rank(scores_QG: Tensor, *, right_QG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each query the rank of its best right answer, its average precision, and how many.
 
@@ -90,7 +111,7 @@ def _rank(scores_QG: Tensor, *, right_QG: Tensor) -> tuple[Tensor, Tensor, Tenso
     Q, G = scores_QG.shape
     asking, asked = right_QG.nonzero().unbind(1)
     count_Q = torch.bincount(asking, minlength=Q)
-    most = int(count_Q.max())
+    most = int(count_Q.max()) if Q else 0
     nth = torch.arange(len(asking), device=asking.device)
     nth -= (count_Q.cumsum(0) - count_Q)[asking]
     right_QR = scores_QG.new_full((Q, most), torch.inf)

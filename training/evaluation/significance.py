@@ -10,6 +10,7 @@ import numpy as np
 
 from training.evaluation.bootstrap import (
     Interval,
+    drawn_units,
     paired_gain,
     paired_resamples,
     percentile_interval,
@@ -18,7 +19,7 @@ from training.evaluation.metrics import Metric
 
 FEW = 10
 """Fewer resamples than this on the other side of zero are too few to count a probability by."""
-Test = Literal["McNemar", "paired bootstrap"]
+Test = Literal["McNemar", "paired bootstrap", "paired bootstrap of groups"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +40,26 @@ def difference(
     b: np.ndarray,
     confidence: float = 0.95,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> Difference:
     """How much better the answers `a` are than `b`, to the same rows.
 
-    Of right and wrong answers p is McNemar's, exact; of all else it is the paired bootstrap's.
+    Of right and wrong answers p is McNemar's, exact; of all else it is the paired bootstrap's, as
+    it is where rows belong to `groups` `[N]`, since McNemar's takes rows for independent.
     """
-    values = paired_resamples(metric, targets=targets, a=a, b=b, seed=seed)
+    units = drawn_units(groups)
+    values = paired_resamples(metric, targets=targets, a=a, b=b, seed=seed, groups=groups)
     reached = paired_gain(metric, targets=targets, a=a, b=b)
     gain = percentile_interval(reached, values, confidence=confidence)
-    if metric.binary and metric.rows is not None:
+    if units is None and metric.binary and metric.rows is not None:
         p = mcnemar(metric.rows(targets, a), metric.rows(targets, b))
         return Difference(gain=gain, p=p, test="McNemar")
-    p = bootstrap_p(reached, values, units=len(targets))
-    return Difference(gain=gain, p=p, test="paired bootstrap")
+    count = len(targets) if units is None else int(units.max()) + 1
+    return Difference(
+        gain=gain,
+        p=bootstrap_p(reached, values, units=count),
+        test="paired bootstrap" if units is None else "paired bootstrap of groups",
+    )
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:

@@ -6,28 +6,37 @@ M modalities, S width of the shared space, C classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.batch import Batch
 from training.data.table import EmbeddingTable
 from training.data.targets import ABSENT
 from training.evaluation.answers import EVALUATION_SPLITS, map_rows
 from training.evaluation.class_names import EmbeddedNames
 from training.evaluation.metrics import RECALL_AT
 from training.evaluation.neighbours import nearest_neighbours
-from training.evaluation.probes import best_probe, prior_of
+from training.evaluation.probes import Linear, best_probe, prior_of
 from training.evaluation.retrieval import Retrieval, retrieve
+from training.faults import agreement_group
 from training.models.probed import Probed
 from training.models.shared_space import SharedSpace
 from training.models.translation import Translation
 from training.tasks import Classification
-from training.workers import sum_over_workers, worker_count, worker_rank
+from training.workers import of_first_worker, sum_over_workers, worker_rank
+
+LOG = logging.getLogger(__name__)
+MOST_VALUES = 2**26
+"""Numbers in the training rows that a probe is fitted to, or that neighbours are looked for among:
+256 MiB as they are, and twice that for the fit. 260,000 rows of 256 numbers, 29,000 of 2,304."""
 
 
 def fit_probe(
@@ -39,34 +48,45 @@ def fit_probe(
 ) -> None:
     """Fit the linear probe of a model on its training rows, and put it into the model.
 
-    On what it makes of a row that has any modality; see `training.evaluation.probes`. Where these
-    rows are all alike there is nothing to tell apart, and the probe answers the prior. All workers
-    take part; the first one fits.
+    On what it makes of a row that has any modality, of so many rows as make `MOST_VALUES`; see
+    `training.evaluation.probes`. Where these rows are all alike there is nothing to tell apart, and
+    the probe answers the prior. All workers take part; the first one fits, however long it takes.
     """
     joint = {
-        split: _joint(model, table=table, split=split, modalities=modalities, device=device)
+        split: _joint(
+            model,
+            table=table,
+            split=split,
+            modalities=modalities,
+            device=device,
+            most=MOST_VALUES // max(1, model.probe_weight_CS.shape[1]),
+            at_first=True,
+        )
         for split in ("train", "validation")
     }
     prior_C = prior_of(table.task, table.targets[table.labelled("train")])
-    if len(joint["train"][1].unique(dim=0)) < 2:
-        model.set_probe(
-            weight_CS=torch.zeros_like(model.probe_weight_CS), bias_C=prior_C, prior_C=prior_C
-        )
-        return
-    if worker_rank() == 0:
-        arrays = {
-            split: (vectors.cpu().double().numpy(), targets.numpy())
-            for split, (vectors, targets) in joint.items()
-        }
-        weight, bias = best_probe(
-            table.task, train=arrays["train"], validation=arrays["validation"]
-        )
-        model.set_probe(
-            weight_CS=torch.from_numpy(weight), bias_C=torch.from_numpy(bias), prior_C=prior_C
-        )
-    if worker_count() > 1:
-        for value in (model.probe_weight_CS, model.probe_bias_C, model.prior_C):
-            dist.broadcast(value, src=0)
+    weight_CS, bias_C = torch.zeros_like(model.probe_weight_CS), prior_C
+    if len(joint["train"][1].unique(dim=0)) >= 2:
+        fitted = None
+        if worker_rank() == 0:
+            arrays = {
+                split: (vectors.cpu().double().numpy(), targets.numpy())
+                for split, (vectors, targets) in joint.items()
+            }
+            fitted = best_probe(table.task, train=arrays["train"], validation=arrays["validation"])
+        weight, bias = _of_the_one_that_fits(fitted)
+        weight_CS, bias_C = torch.from_numpy(weight), torch.from_numpy(bias)
+    model.set_probe(weight_CS=weight_CS, bias_C=bias_C, prior_C=prior_C)
+
+
+def _of_the_one_that_fits(fitted: Linear | None) -> Linear:
+    """What the first worker has fitted, on all; the others wait as long as that takes."""
+    group = agreement_group()
+    found = of_first_worker(fitted, group=group)
+    if group is not None:
+        dist.destroy_process_group(group)
+    assert found is not None, "the first worker has fitted it"
+    return found
 
 
 def neighbour_accuracy(
@@ -82,21 +102,28 @@ def neighbour_accuracy(
     so are all if no training row is known.
     """
     options: dict[str, Any] = {"table": table, "modalities": modalities, "device": device}
-    known_NS, classes_N = _joint(model, split="train", **options)
+    most = MOST_VALUES // max(1, model.probe_weight_CS.shape[1])
+    known_NS, classes_N = _joint(model, split="train", most=most, **options)
     found: dict[str, float] = {}
     if not len(known_NS):
         return found
-    known_NS = F.normalize(known_NS, dim=1)
+    known_NS, classes_N = F.normalize(known_NS, dim=1), classes_N.to(known_NS.device)
+
+    def voted(batch: Batch) -> Tensor:
+        """The class that has most votes, `[B]`; of equal ones the first."""
+        votes_BC = nearest_neighbours(
+            F.normalize(model.fuse(*batch.inputs), dim=1),
+            known_NS=known_NS,
+            classes_N=classes_N,
+            classes=len(table.classes),
+        )
+        return votes_BC.argmax(dim=1)
+
     for split in EVALUATION_SPLITS:
-        queries_QS, targets_Q = _joint(model, split=split, **options)
-        if len(queries_QS):
-            votes_QC = nearest_neighbours(
-                F.normalize(queries_QS, dim=1),
-                known_NS=known_NS,
-                classes_N=classes_N.to(known_NS.device),
-                classes=len(table.classes),
-            )
-            found[split] = _accuracy(votes_QC, targets_N=targets_Q)
+        rows = _known_rows(table, split=split, modalities=modalities)
+        if len(rows):
+            answered_N = map_rows(voted, model=model, rows=rows, **options).cpu()
+            found[split] = float((answered_N == table.targets[rows]).double().mean())
     return found
 
 
@@ -247,6 +274,12 @@ def _accuracy(scores_NC: Tensor, *, targets_N: Tensor) -> float:
     return float((scores_NC.argmax(dim=1).cpu() == targets_N).double().mean())
 
 
+def _known_rows(table: EmbeddingTable, *, split: str, modalities: Sequence[str]) -> Tensor:
+    """Numbers of a split's labelled rows that have any of the modalities, ascending."""
+    rows = table.labelled(split)
+    return rows[torch.isin(rows, table.with_modalities(split, modalities=modalities, least=1))]
+
+
 def _joint(
     model: Probed,
     *,
@@ -254,10 +287,23 @@ def _joint(
     split: str,
     modalities: Sequence[str],
     device: torch.device | str,
+    most: int,
+    at_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Of a split's labelled rows that have any of the modalities: mean vectors and targets."""
-    rows = table.labelled(split)
-    rows = rows[torch.isin(rows, table.with_modalities(split, modalities=modalities, least=1))]
+    """Of a split's labelled rows that have any of the modalities: mean vectors and targets.
+
+    Of more than `most` of them, as many are drawn, the same ones always; `at_first`, the vectors
+    are on the first worker alone.
+    """
+    rows = _known_rows(table, split=split, modalities=modalities)
+    if len(rows) > most:
+        if worker_rank() == 0:
+            LOG.info(
+                "%s of the %s labelled %s rows tell what the space knows, drawn at random",
+                f"{most:,}", f"{len(rows):,}", split,
+            )  # fmt: skip
+        drawn = np.random.default_rng(0).choice(len(rows), size=most, replace=False)
+        rows = rows[torch.from_numpy(np.sort(drawn))]
     vectors_NS = map_rows(
         lambda batch: model.fuse(*batch.inputs),
         model=model,
@@ -265,6 +311,7 @@ def _joint(
         rows=rows,
         modalities=modalities,
         device=device,
+        at_first=at_first,
     )
     return vectors_NS, table.targets[rows]
 

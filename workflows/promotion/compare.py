@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from training.evaluation.bootstrap import expanded, paired_metric
+from training.evaluation.bootstrap import drawn_units, expanded, paired_metric
 from training.evaluation.metrics import Metric
 from workflows.promotion.costs import Cost
 from workflows.promotion.verdict import Comparison, Condition, TestSet
@@ -27,6 +27,13 @@ class FrozenRows:
     """Per slice column, each row's value, text `[N]`."""
     missing: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Per modality, whether a row lacks it (no payload, or a bad one), bool `[N]`."""
+    drawn: np.ndarray | None = None
+    """The group of the split that a row is of, int64 `[N]`, if there are such: they are resampled
+    as a whole."""
+
+    def drawn_of(self, chosen: np.ndarray) -> np.ndarray | None:
+        """The groups of some rows, bool `[N]`."""
+        return None if self.drawn is None else self.drawn[chosen]
 
     def values_of(self, column: str) -> np.ndarray:
         """Each row's value of a slice column as text `[N]`."""
@@ -102,6 +109,7 @@ def compared(
     theirs: np.ndarray | None,
     metric: Metric,
     confidence: float,
+    groups: np.ndarray | None,
 ) -> Comparison | None:
     """Both models on some rows; None if these do not define the metric or its interval."""
     reached = metric.value(targets, mine)
@@ -113,7 +121,8 @@ def compared(
         targets=targets,
         a=mine,
         b=theirs,
-        confidence=expanded(confidence, rows=len(targets)),
+        confidence=expanded(confidence, rows=independent(len(targets), groups=groups)),
+        groups=groups,
     )
     if not (math.isfinite(gain.mean) and math.isfinite(gain.low)):
         return None
@@ -126,6 +135,12 @@ def compared(
         low=gain.low,
         high=gain.high,
     )
+
+
+def independent(rows: int, *, groups: np.ndarray | None) -> int:
+    """How many of some rows are independent of one another: their groups, if there are such."""
+    units = drawn_units(groups)
+    return rows if units is None else int(units.max()) + 1
 
 
 def decided(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from features.samples import groups_of
 from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError
 from features.store import Store
@@ -42,16 +43,17 @@ def frozen_rows(
     """
     from training.tasks import known_targets
 
-    columns = ["split", *(f"slice.{name}" for name in snapshot.slices)]
+    columns = ["split", "group", *(f"slice.{name}" for name in snapshot.slices)]
     table = store.read_samples(
         snapshot, columns=[*columns, *(f"target.{name}" for name in task.targets)]
     )
     labels = {name: table[f"target.{name}"] for name in task.targets}
     found = known_targets(task, labels, names=names, rows=len(table))
     tested = np.array(table["split"].to_pylist(), dtype=object) == "test"
-    rows = np.flatnonzero(tested & found.known)
+    rows, groups = np.flatnonzero(tested & found.known), groups_of(table)
     return FrozenRows(
         rows=rows,
+        drawn=None if groups is None else groups[rows],
         targets=found.values[rows],
         slices={name: _objects(table[f"slice.{name}"])[rows] for name in snapshot.slices},
         missing={

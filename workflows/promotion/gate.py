@@ -20,6 +20,7 @@ from workflows.promotion.compare import (
     answers_to,
     compared,
     decided,
+    independent,
 )
 from workflows.promotion.limits import judge_limit
 from workflows.promotion.spec import PromotionSpec
@@ -58,6 +59,7 @@ def judge(
             theirs=None if theirs is None else theirs[chosen],
             metric=metric,
             confidence=spec.confidence,
+            groups=frozen.drawn_of(chosen),
         )
 
     overall = compare(metric.name, np.ones(len(mine), dtype=bool))
@@ -67,7 +69,8 @@ def judge(
             "that differ in what is to be predicted"
         )
     p = None
-    if metric.binary and metric.rows is not None and theirs is not None:
+    apart = independent(len(mine), groups=frozen.drawn)
+    if metric.binary and metric.rows is not None and theirs is not None and apart == len(mine):
         p = mcnemar(metric.rows(frozen.targets, mine), metric.rows(frozen.targets, theirs))
     found = (compare(name, chosen) for name, chosen in frozen.groups())
     breakdown = tuple(item for item in found if item is not None)
@@ -82,7 +85,13 @@ def judge(
         conditions += judge_limit(
             limit, frozen=frozen, whole=whole, spec=spec, deciding=metric, further=further
         )
-    own = metric_interval(metric, targets=frozen.targets, answers=mine, confidence=spec.confidence)
+    own = metric_interval(
+        metric,
+        targets=frozen.targets,
+        answers=mine,
+        confidence=spec.confidence,
+        groups=frozen.drawn,
+    )
     return Verdict(
         passed=all(condition.passed for condition in conditions),
         confidence=spec.confidence,
@@ -93,7 +102,7 @@ def judge(
         conditions=tuple(conditions),
         breakdown=breakdown,
         metric=metric.name,
-        detectable=_detectable(overall, spec=spec),
+        detectable=_detectable(overall, spec=spec, independent=apart),
         test_set=further.test_set,
     )
 
@@ -137,7 +146,7 @@ def _slice_drop(item: Comparison, *, spec: PromotionSpec) -> Condition:
     return decided(item, limit, passed, detail, rule=rule)
 
 
-def _detectable(overall: Comparison, *, spec: PromotionSpec) -> float | None:
+def _detectable(overall: Comparison, *, spec: PromotionSpec, independent: int) -> float | None:
     """The true gain that is found with a probability of `POWER`, by the normal approximation.
 
     An estimate of standard error s lies above `min_gain` by z s, as the interval asks, with that
@@ -147,6 +156,6 @@ def _detectable(overall: Comparison, *, spec: PromotionSpec) -> float | None:
 
     if overall.low is None or overall.high is None:
         return None
-    z = float(ndtri((1 + expanded(spec.confidence, rows=overall.rows)) / 2))
+    z = float(ndtri((1 + expanded(spec.confidence, rows=independent)) / 2))
     error = (overall.high - overall.low) / (2 * z)
     return spec.min_gain + (z + float(ndtri(POWER))) * error

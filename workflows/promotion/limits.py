@@ -48,6 +48,7 @@ def judge_limit(
         theirs=theirs,
         metric=metric,
         confidence=spec.confidence,
+        groups=frozen.drawn_of(chosen),
     )
     if item is None:
         item = Comparison(name=title, rows=count, challenger=None)

@@ -38,16 +38,30 @@ class Answers:
     """Probabilities or numbers `[N, C]`."""
     without: Mapping[str, np.ndarray]
     """Per modality: answers `[N, C]` with it taken away."""
+    groups: np.ndarray | None = None
+    """int64 `[N]`: equal for rows of one group of the split, if there are such."""
 
     @classmethod
-    def from_table(cls, table: pa.Table, *, split: str, task: TaskSpec, metric: Metric) -> Self:
-        """The answers of a split out of a candidate's stored predictions, whatever their order."""
+    def from_table(
+        cls,
+        table: pa.Table,
+        *,
+        split: str,
+        task: TaskSpec,
+        metric: Metric,
+        groups: np.ndarray | None = None,
+    ) -> Self:
+        """The answers of a split out of a candidate's stored predictions, whatever their order.
+
+        `groups` are those of all rows of the snapshot.
+        """
         table = table.filter(pc.equal(table["split"], split)).sort_by("row")
         target = table["target"]
-        prefix = "without."
+        prefix, rows = "without.", table["row"].to_numpy().astype(np.int64)
         return cls(
             metric=metric,
-            rows=table["row"].to_numpy().astype(np.int64),
+            rows=rows,
+            groups=None if groups is None else groups[rows],
             targets=vectors(target)
             if pa.types.is_fixed_size_list(target.type)
             else target.to_numpy(),
@@ -98,6 +112,7 @@ class Answers:
             a=self.answers,
             b=over.answers,
             confidence=confidence,
+            groups=self.groups,
         )
 
     def masked(self, *, confidence: float) -> Iterator[Masked]:
@@ -111,7 +126,14 @@ class Answers:
             )
 
     def _gain(self, a: np.ndarray, b: np.ndarray, *, confidence: float) -> Estimate:
-        found = paired_metric(self.metric, targets=self.targets, a=a, b=b, confidence=confidence)
+        found = paired_metric(
+            self.metric,
+            targets=self.targets,
+            a=a,
+            b=b,
+            confidence=confidence,
+            groups=self.groups,
+        )
         return estimate(found, rows=len(a))
 
     def _estimate(self, chosen: np.ndarray, *, confidence: float) -> Estimate:
@@ -120,6 +142,7 @@ class Answers:
             targets=self.targets[chosen],
             answers=self.answers[chosen],
             confidence=confidence,
+            groups=None if self.groups is None else self.groups[chosen],
         )
         return estimate(found, rows=int(chosen.sum()))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from features.quarantine import read_quarantine
 from features.repeats import repeats_in
+from features.samples import groups_of
 from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
@@ -81,9 +82,12 @@ def collect(
         for record in records
         if record.status == "fitted"
     }
+    groups = groups_of(store.read_samples(snapshot, columns=["sample_id", "group"]))
     answers = {
         split: {
-            name: Answers.from_table(table, split=split, task=pipeline.spec.task, metric=metric)
+            name: Answers.from_table(
+                table, split=split, task=pipeline.spec.task, metric=metric, groups=groups
+            )
             for name, table in predictions.items()
         }
         for split in ("validation", "test")
