@@ -543,6 +543,43 @@ def test_a_champion_of_other_encoders_is_asked_through_its_own(
     )
 
 
+def test_a_champion_of_other_encoders_answers_from_what_the_store_has_of_them(
+    fitted_shapes: Shapes,
+    other_encoder: Shapes,
+    recorded_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(fitted_shapes, "early")
+    for place in (other_encoder.folder / "store", fitted_shapes.folder / "store" / "embeddings"):
+        kept = tmp_path / "store" / ("embeddings" if place.name == "embeddings" else "")
+        shutil.copytree(place, kept, dirs_exist_ok=True)
+    store = Store(LocalStorage(str(tmp_path / "store")))
+    encoder = fitted_shapes.snapshot.modalities["photo"].encoder_fingerprint
+    asked: list[int] = []
+    predict = scoring.LoadedModel.predict
+
+    def watched(self: scoring.LoadedModel, rows: pd.DataFrame) -> pd.DataFrame:
+        asked.append(len(rows))
+        return predict(self, rows)
+
+    monkeypatch.setattr(scoring.LoadedModel, "predict", watched)
+
+    def champions_answer() -> float:
+        judged = dataclasses.replace(other_encoder, store=store)
+        verdict = run(judged, "single-caption", dry_run=True).verdict
+        assert verdict is not None and verdict.conditions[0].champion is not None
+        return float(verdict.conditions[0].champion)
+
+    expected = pytest.approx(accuracy(fitted_shapes, "early"))
+    assert champions_answer() == expected
+    assert asked == [1], "the broken photo alone, which has no embedding"
+    last = sorted(store.shards_of(encoder))[-1]
+    (tmp_path / "store" / "embeddings" / encoder / f"{last}.parquet").unlink()
+    assert champions_answer() == expected
+    assert len(asked) == 2
+
+
 def test_a_champion_reads_its_own_column_whatever_the_modality_is_now(
     fitted_shapes: Shapes, recorded_uri: str, tmp_path: Path
 ) -> None:
