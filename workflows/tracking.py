@@ -89,7 +89,6 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     before = {name: os.environ.get(name) for name in (*QUIET, "MLFLOW_TRACKING_URI")}
     import mlflow
-    from requests.exceptions import RequestException
 
     os.environ.update(QUIET)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # or the environment would pass for the global
@@ -99,9 +98,12 @@ def connected(uri: str) -> Iterator[MlflowClient]:
         mlflow.set_tracking_uri(uri)
         try:
             yield mlflow.MlflowClient(tracking_uri=uri)
-        except (mlflow.MlflowException, RequestException) as error:
+        except (mlflow.MlflowException, OSError) as error:
             said = without_passwords(str(error))
-            if isinstance(error, RequestException) or UNREACHABLE.search(said):
+            lost = type(error).__module__.startswith("requests.")  # an artifact's way to a server
+            if isinstance(error, OSError) and not lost:
+                raise
+            if lost or UNREACHABLE.search(said):
                 raise StageError(
                     f"MLflow at {without_passwords(uri)} does not answer, though it was asked "
                     f"again and again: {cut(said, length=300)}. What was recorded until now is "
