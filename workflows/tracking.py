@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from features.fingerprint import fingerprint
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion as ModelVersion
+
+T = TypeVar("T")
 
 TAG = "sensorium."
 PARAM_LENGTH = 500
@@ -125,6 +127,18 @@ def there_is_a_database(uri: str) -> bool:
     """Whether connecting would find something: false for a SQLite file that is not there yet."""
     path = uri.removeprefix("sqlite:///")
     return path == uri or os.path.exists(path)
+
+
+def if_there(look: Callable[[], T]) -> T | None:
+    """What a look-up in MLflow finds; None if there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return look()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def training_digest(*, name: str, snapshot: Snapshot, records: Sequence[CandidateRecord]) -> str:
