@@ -163,7 +163,8 @@ class PromotionSpec(Spec):
     of which less is better, (champion − challenger).
 
     A challenger that is no better than `min_gain` passes with a probability of about
-    (1 − confidence) / 2 at most. A negative value lets a challenger in that is no worse than that."""
+    (1 − confidence) / 2 at most. A negative value lets a challenger in that is no worse than
+    that."""
     confidence: Annotated[float, pydantic.Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
     """Confidence of every interval."""
     floor: Finite | None = None
