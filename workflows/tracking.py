@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from features.fingerprint import fingerprint
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion as ModelVersion
+
+T = TypeVar("T")
 
 TAG = "sensorium."
 PARAM_LENGTH = 500
@@ -89,7 +91,6 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     before = {name: os.environ.get(name) for name in (*QUIET, "MLFLOW_TRACKING_URI")}
     import mlflow
-    from requests.exceptions import RequestException
 
     os.environ.update(QUIET)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # or the environment would pass for the global
@@ -99,9 +100,12 @@ def connected(uri: str) -> Iterator[MlflowClient]:
         mlflow.set_tracking_uri(uri)
         try:
             yield mlflow.MlflowClient(tracking_uri=uri)
-        except (mlflow.MlflowException, RequestException) as error:
+        except (mlflow.MlflowException, OSError) as error:
             said = without_passwords(str(error))
-            if isinstance(error, RequestException) or UNREACHABLE.search(said):
+            lost = type(error).__module__.startswith("requests.")  # an artifact's way to a server
+            if isinstance(error, OSError) and not lost:
+                raise
+            if lost or UNREACHABLE.search(said):
                 raise StageError(
                     f"MLflow at {without_passwords(uri)} does not answer, though it was asked "
                     f"again and again: {cut(said, length=300)}. What was recorded until now is "
@@ -123,6 +127,18 @@ def there_is_a_database(uri: str) -> bool:
     """Whether connecting would find something: false for a SQLite file that is not there yet."""
     path = uri.removeprefix("sqlite:///")
     return path == uri or os.path.exists(path)
+
+
+def if_there(look: Callable[[], T]) -> T | None:
+    """What a look-up in MLflow finds; None if there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return look()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def training_digest(*, name: str, snapshot: Snapshot, records: Sequence[CandidateRecord]) -> str:

@@ -26,7 +26,7 @@ def print_verdict(verdict: Verdict, *, console: Console) -> None:
         failed = row["verdict"] == "FAIL"
         name = row["name"] if row["name"] != "floor" else verdict.metric
         made.add_row(
-            f"{escape(name)}: {escape(row['rule'])}" if row["rule"] else escape(name),
+            f"{escape(name)} {escape(row['rule'])}" if row["rule"] else escape(name),
             row["challenger"],
             row["champion"],
             escape(row["difference"]),
@@ -40,6 +40,12 @@ def print_verdict(verdict: Verdict, *, console: Console) -> None:
             style="dim",
         )  # fmt: skip
     console.print(made)
+    failed_ones = [condition for condition in verdict.conditions if not condition.passed]
+    for condition in failed_ones[1:]:  # the first is in the verdict's sentence
+        console.print(
+            f"         refused: {escape(condition.name)}: {escape(condition.detail)}",
+            soft_wrap=True,
+        )
     for line in notes(verdict):
         console.print(f"         {escape(line)}", soft_wrap=True)
 

@@ -13,7 +13,7 @@ from tests.workflows.command import sensorium
 from training.candidate import read_predictions
 from workflows import tracking
 from workflows.pipeline import load_pipeline
-from workflows.promotion.frozen import champion_predictions
+from workflows.promotion.answers import Champion
 from workflows.scoring import loaded
 from workflows.search import standing
 from workflows.train import last_snapshot
@@ -76,7 +76,7 @@ def test_sequences_are_embedded_trained_on_and_scored(folder, capsys):
         expected = np.stack(answers["without.signal"])
         np.testing.assert_allclose(np.stack(without.probabilities), expected, atol=1e-5)
         assert without.missing.tolist() == [["signal"]] * len(rows)
-        frozen = champion_predictions(
+        champion = Champion(
             m,
             store=store,
             snapshot=snapshot,
@@ -85,7 +85,9 @@ def test_sequences_are_embedded_trained_on_and_scored(folder, capsys):
             raw_rows=_never,
             names=tuple(record.classes),
         )
+        frozen, alone = champion.answers(), champion.answers(alone=["text"])
     np.testing.assert_allclose(frozen.answers, stored, atol=1e-5)
+    np.testing.assert_allclose(alone.answers, expected, atol=1e-5)
 
 
 def _never(_: np.ndarray) -> pd.DataFrame:

@@ -92,7 +92,8 @@ class Contest:
             theirs = None if champion is None else self._open(champion, stack=stack)
             asked = None
             if champion is not None and theirs is not None:
-                asked = self._champion(theirs, rows=frozen.rows)
+                with _told(champion):
+                    asked = self._champion(theirs, rows=frozen.rows)
 
             def both(alone: tuple[str, ...] | None) -> Answered:
                 mine = self._answers(alone, rows=frozen.rows)

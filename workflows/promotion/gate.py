@@ -108,7 +108,7 @@ def judge(
 
 
 def _gain(overall: Comparison, *, spec: PromotionSpec, p: float | None) -> Condition:
-    rule = f"gain above {spec.min_gain:+.3f}"
+    rule = f"gain > {spec.min_gain:g}"
     if overall.low is None:
         return decided(overall, None, True, "there was no champion before", rule=rule)
     passed = overall.low > spec.min_gain
@@ -128,13 +128,13 @@ def _floor(overall: Comparison, *, floor: float, metric: Metric) -> Condition:
     amount = abs(overall.challenger - floor)
     side = "above" if overall.challenger >= floor else "below"
     detail = f"{overall.challenger:.3f} is {amount:.3f} {side} {floor:.3f}"
-    rule = f"at {'least' if metric.higher_is_better else 'most'} {floor:.3f}"
+    rule = f"{'≥' if metric.higher_is_better else '≤'} {floor:g}"
     return decided(overall, floor, passed, detail, rule=rule, name="floor")
 
 
 def _slice_drop(item: Comparison, *, spec: PromotionSpec) -> Condition:
     limit = -(spec.max_slice_drop or 0.0)
-    rule = f"not surely below {limit:+.3f}"
+    rule = f"drop ≤ {-limit:g}"
     if item.rows < spec.min_slice_rows or item.high is None:
         detail = f"not judged: {item.rows} rows, fewer than {spec.min_slice_rows}"
         return decided(item, limit, True, detail, rule=rule)

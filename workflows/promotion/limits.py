@@ -75,11 +75,11 @@ def _conditions(limit: LimitSpec, *, item: Comparison, more_is_better: bool) -> 
     bound = limit.floor if more_is_better else limit.ceiling
     if bound is not None:
         gap = item.challenger - bound if more_is_better else bound - item.challenger
-        word = "least" if more_is_better else "most"
+        sign = "≥" if more_is_better else "≤"
         side = "above" if item.challenger >= bound else "below"
         amount = abs(item.challenger - bound)
         detail = f"{item.challenger:.3f} is {amount:.3f} {side} {bound:.3f}"
-        rule = f"at {word} {bound:.3f}"
+        rule = f"{sign} {bound:g}"
         made.append(decided(item, bound, gap >= 0, detail, rule=rule))
     if limit.max_drop is not None:
         made.append(_drop(limit, item=item, most=-limit.max_drop))
@@ -146,12 +146,11 @@ def _threshold(limit: LimitSpec) -> float | None:
 
 def _rule(limit: LimitSpec) -> str:
     if limit.floor is not None:
-        return f"at least {limit.floor:.3f}"
+        return f"≥ {limit.floor:g}"
     if limit.ceiling is not None:
-        return f"at most {limit.ceiling:.3f}"
+        return f"≤ {limit.ceiling:g}"
     return _drop_rule(limit)
 
 
 def _drop_rule(limit: LimitSpec) -> str:
-    most = -(limit.max_drop or 0.0)
-    return f"surely not below {most:+.3f}" if limit.proven else f"not surely below {most:+.3f}"
+    return f"drop ≤ {limit.max_drop:g}{', proven' if limit.proven else ''}"

@@ -18,6 +18,7 @@ from workflows.promotion.registry import (
     version_of,
     versions_of,
 )
+from workflows.tracking import if_there
 
 if TYPE_CHECKING:
     from workflows.tracking import MlflowClient, ModelVersion
@@ -141,17 +142,13 @@ def users_of(
 
 def _parameters(client: MlflowClient, *, run: str | None) -> Mapping[str, str]:
     """What the pipeline was: the parameters of the training's run, above the candidate's."""
-    from mlflow.exceptions import MlflowException
-
     if run is None:
         return {}
-    try:
-        parent = client.get_run(run).data.tags.get("mlflow.parentRunId", run)
-        return client.get_run(parent).data.params
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    child = if_there(lambda: client.get_run(run))
+    if child is None:
         return {}  # the run was deleted since
+    parent = if_there(lambda: client.get_run(child.data.tags.get("mlflow.parentRunId", run)))
+    return {} if parent is None else parent.data.params
 
 
 def _type(parameters: Mapping[str, str], modality: str) -> str:

@@ -124,6 +124,7 @@ def _dry(contest: Contest, *, client: MlflowClient | None) -> Promotion:
     if client is not None and version is not None:
         verdict = known_verdict(contest, client=client, version=version, champion=champion)
     earlier = verdict is not None
+    human = contest.pipeline.spec.promotion.require == "human"
     if is_champion:
         detail = f"version {number_of(version)} is the champion already"
     else:
@@ -139,6 +140,7 @@ def _dry(contest: Contest, *, client: MlflowClient | None) -> Promotion:
         changed=False,
         earlier=earlier,
         detail=detail,
+        waiting=human and earlier and not is_champion and verdict is not None and verdict.passed,
     )
 
 

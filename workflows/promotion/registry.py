@@ -12,12 +12,13 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflows.promotion.verdict import Verdict
 from workflows.runs import cut
-from workflows.tracking import TAG, register_model
+from workflows.tracking import TAG, if_there, register_model
 
 if TYPE_CHECKING:
     from workflows.tracking import MlflowClient, ModelVersion
@@ -37,17 +38,13 @@ def named_by(client: MlflowClient, *, model: str, alias: str) -> ModelVersion | 
 
     MLflow removes it with the version, and other registries behind its interface need not.
     """
-    from mlflow.exceptions import MlflowException
-
     for found in client.search_registered_models(f"name = '{model}'"):
         if alias in found.aliases:
             number = str(found.aliases[alias])
-            try:
-                return client.get_model_version(model, number)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
+            version = if_there(partial(client.get_model_version, model, number))
+            if version is None:
                 client.delete_registered_model_alias(model, alias)
+            return version
     return None
 
 

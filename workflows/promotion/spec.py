@@ -147,7 +147,12 @@ class LimitSpec(Spec):
 
 
 class PromotionSpec(Spec):
-    """When a challenger takes the champion's place: the `promotion` of the YAML."""
+    """When a challenger takes the champion's place: the `promotion` of the YAML.
+
+    Both models answer the labelled test rows of today. Where those are not the rows on which the
+    champion was judged, the verdict says how many came, went or have another label; what the
+    champion reached then is of no account.
+    """
 
     metric: str | None = None
     """What candidates and champions are compared by; if it is not given, the task's own: accuracy
@@ -158,7 +163,8 @@ class PromotionSpec(Spec):
     of which less is better, (champion − challenger).
 
     A challenger that is no better than `min_gain` passes with a probability of about
-    (1 − confidence) / 2. A negative value lets a challenger in that is no worse than that."""
+    (1 − confidence) / 2 at most. A negative value lets a challenger in that is no worse than
+    that."""
     confidence: Annotated[float, pydantic.Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
     """Confidence of every interval."""
     floor: Finite | None = None
