@@ -104,15 +104,20 @@ class PlannedCandidate:
 def candidate_fingerprint(
     spec: CandidateSpec, *, snapshot: Snapshot, task: TaskSpec, training: TrainingSpec
 ) -> str:
-    """Identity of a fitted candidate: its name and the number of workers do not enter it."""
+    """Identity of a fitted candidate: its name and the number of workers do not enter it, nor what
+    such a model makes nothing of.
+    """
     modalities = spec.resolved_modalities(tuple(snapshot.modalities))
+    fields = spec.trained_by
     return fingerprint(
         {
             "format": FORMAT,
             "version": spec.version,
             "candidate": spec.model_copy(update={"modalities": modalities}),
             "task": task,
-            "training": training,
+            "training": training
+            if fields is None
+            else {name: getattr(training, name) for name in fields},
             "data": snapshot.part(modalities=modalities),
         }
     )

@@ -53,6 +53,11 @@ class CandidateSpec(Spec):
     version: ClassVar[int] = 1
     """Raised by one whenever the code changes in a way that can change a result."""
     least_modalities: ClassVar[int] = 1
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Fields of all candidates of which such a model makes nothing: no part of its identity, and
+    refused if they are given."""
+    trained_by: ClassVar[tuple[str, ...] | None] = None
+    """Fields of `training` that can change what it comes to; all, if None."""
     stackable: ClassVar[bool] = False
     """Whether several models that differ in seed, rates, decay or dropout may be fitted in one
     pass, by `torch.func.vmap`: the forward pass has no shape or branch that depends on values, its
@@ -124,6 +129,10 @@ class CandidateSpec(Spec):
         self._check_modalities(resolved)
         return resolved
 
+    def identity(self) -> dict[str, Any]:
+        """As ever, without what is `unused`."""
+        return {name: x for name, x in super().identity().items() if name not in self.unused}
+
     def check_encoders(
         self, encoders: Mapping[str, EncoderSpec]
     ) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -132,7 +141,9 @@ class CandidateSpec(Spec):
 
     def check_task(self, task: TaskSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What keeps the model from being fitted for a task: place in the spec, text."""
-        return iter(())
+        for name in self.unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                yield (name,), f"{self.type!r} makes nothing of it; leave it out"
 
     def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         """A new model with its first weights drawn from torch's global generator."""

@@ -18,7 +18,7 @@ members are called, and its record alone tells how its model is built.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -59,6 +59,8 @@ Member = Annotated[
 class EnsembleSpec(CandidateSpec):
     """Base of the candidates that are made of others."""
 
+    unused: ClassVar[tuple[str, ...]] = (*OWN[1:], "width")
+
     of: Annotated[tuple[Member, ...], pydantic.Field(min_length=1)]
     """Names of the candidates that it is made of, which stand above it; or of a search, as
     `early-search`, for all that it finds."""
@@ -67,7 +69,7 @@ class EnsembleSpec(CandidateSpec):
     @classmethod
     def _only_members(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            for name in (*OWN[1:], "width", "modalities"):
+            for name in (*OWN[2:], "width", "modalities"):
                 default = cls.model_fields[name].default
                 if name in value and value[name] != default:
                     raise ValueError(

@@ -140,7 +140,7 @@ class SearchSpec(Spec):
                 f"{training.max_epochs} `training.max_epochs`; give fewer `rungs`, or {least} "
                 "epochs or more",
             )
-        allowed = sorted(set(type(base).model_fields) - set(FIXED))
+        allowed = sorted(set(type(base).model_fields) - {*FIXED, *base.unused})
         for field, dimension in self.space.items():
             if field not in allowed:
                 yield (

@@ -307,9 +307,12 @@ class _Walk:
         return list(found.values())
 
     def _with_seeds(self, last: Sequence[Trial]) -> tuple[CandidateSpec, ...]:
-        """The trials of the last rung, and the finalists among them with other seeds."""
+        """The trials of the last rung, and the finalists among them with other seeds, if there is
+        something to draw.
+        """
+        seeds = 1 if "seed" in self.base.unused else self.search.seeds
         return tuple(
             self.search.repeated(trial.spec, number=number)
             for place, trial in enumerate(last)
-            for number in range(self.search.seeds if place < self.search.finalists else 1)
+            for number in range(seeds if place < self.search.finalists else 1)
         )
