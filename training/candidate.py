@@ -65,8 +65,9 @@ class CandidateRecord:
     """`reason`, `epoch`, `step`, `learning_rate` and the batch's `sample_ids`."""
     best_epoch: int | None
     epochs: Sequence[Mapping[str, Any]]
-    """Per epoch: `epoch`, `train_loss`, `validation_loss`, `validation_accuracy` (None for an
-    alignment, and of tasks without classes), `learning_rate`, `seconds`."""
+    """Per epoch the fields of `training.fitting.member.Epoch`: `epoch`, `train_loss`,
+    `gradient_norm`, `validation_loss`, `validation_accuracy` (None for an alignment, and of tasks
+    without classes), `validation_metrics` by name, `learning_rate`, `seconds`."""
     seconds: float
     workers: int
     metrics: Mapping[str, Mapping[str, float]] | None
@@ -74,7 +75,8 @@ class CandidateRecord:
     alignment of classes `neighbour_accuracy` and, where it is asked for,
     `zero_shot_accuracy.<modality>`."""
     retrieval: Sequence[Mapping[str, Any]] | None
-    """Of an alignment, for each modality to each other; see `evaluate_space.retrieval`."""
+    """Of an alignment or a translation, for each modality to each other; see
+    `training.evaluation.space.retrieval`."""
     intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Per split and metric: the ends of its interval at 95 % confidence."""
     target_scale: Mapping[str, Sequence[float]] | None = None
