@@ -23,6 +23,8 @@ NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Width = Annotated[int, pydantic.Field(ge=1)]
 Objective = Literal["task", "own"]
+OWN = ("name", "seed", "learning_rate", "weight_decay", "dropout", "modality_dropout")
+"""What candidates of one architecture may differ in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class CandidateSpec(Spec):
     unused: ClassVar[tuple[str, ...]] = ()
     """Fields of all candidates of which such a model makes nothing: no part of its identity, and
     refused if they are given."""
+    tunes_encoders: ClassVar[bool] = False
+    """Whether it is fitted to the payloads, with encoders of its own."""
     trained_by: ClassVar[tuple[str, ...] | None] = None
     """Fields of `training` that can change what it comes to; all, if None."""
     stackable: ClassVar[bool] = False

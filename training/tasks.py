@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.batch import ABSENT
 from training.data.targets import (
-    ABSENT,
     Column,
     Untrainable,
     class_indices,

@@ -15,10 +15,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.batch import ABSENT
 from training.data.table import EmbeddingTable
-from training.data.targets import ABSENT
 from training.evaluation.answers import EVALUATION_SPLITS, map_rows
 from training.evaluation.class_names import EmbeddedNames
+from training.evaluation.metrics import RECALL_AT
 from training.evaluation.neighbours import nearest_neighbours
 from training.evaluation.probes import best_probe, prior_of
 from training.evaluation.retrieval import Retrieval, retrieve
@@ -27,8 +28,6 @@ from training.models.shared_space import SharedSpace
 from training.models.translation import Translation
 from training.tasks import Classification
 from training.workers import sum_over_workers, worker_count, worker_rank
-
-RECALL_AT = (1, 5, 10)
 
 
 def fit_probe(

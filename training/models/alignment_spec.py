@@ -9,8 +9,7 @@ import pydantic
 
 from features.fingerprint import Execution, Spec, nearest_hint
 from features.spec import Name
-from training.fitting.grouping import OWN
-from training.spec import CandidateSpec, InputSpec, Objective, Width
+from training.spec import OWN, CandidateSpec, InputSpec, Objective, Width
 
 if TYPE_CHECKING:
     from torch import nn

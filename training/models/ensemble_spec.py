@@ -22,11 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from training.fitting.grouping import OWN
 from training.models.translation_spec import TranslationSpec
-from training.spec import CandidateSpec, InputSpec
+from training.spec import OWN, CandidateSpec, InputSpec
 from training.task import TaskSpec
-from training.tuning.spec import FinetuneSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +96,7 @@ class EnsembleSpec(CandidateSpec):
     def problems(self, *, task: TaskSpec) -> Iterator[tuple[Place, str]]:
         """What is wrong with its members, each with its place in the spec."""
         for i, member in enumerate(self.members):
-            if isinstance(member, FinetuneSpec):
+            if member.tunes_encoders:
                 yield (
                     ("of", i),
                     f"{member.name!r} tunes its encoders, so it sees other embeddings than the "

@@ -26,7 +26,7 @@ model scores through it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -84,6 +84,8 @@ def _parse_head(value: object) -> CandidateSpec:
 
 class FinetuneSpec(CandidateSpec):
     """A fusion whose encoders are tuned with it, from the payloads."""
+
+    tunes_encoders: ClassVar[bool] = True
 
     type: Literal["finetune"] = "finetune"
     head: Annotated[
