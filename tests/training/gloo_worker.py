@@ -24,6 +24,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from features.storage import LocalStorage  # noqa: E402
 from features.store import Store  # noqa: E402
+from tests.training.shares import share_of  # noqa: E402
 from training.batch import Batch  # noqa: E402
 from training.built_in import parse_candidate  # noqa: E402
 from training.candidate import plan_candidates  # noqa: E402
@@ -34,9 +35,8 @@ from training.faults import agreement_group, all_workers_agree  # noqa: E402
 from training.fitting.checkpoint import FitState  # noqa: E402
 from training.fitting.grouping import group  # noqa: E402
 from training.fitting.loop import fit_candidate, fit_together  # noqa: E402
-from training.fitting.step import seed_step, sum_gradients, train_step  # noqa: E402
+from training.fitting.step import PLAIN, seed_step, train_step  # noqa: E402
 from training.losses.contrastive import info_nce  # noqa: E402
-from training.losses.task import cross_entropy  # noqa: E402
 from training.models.shared_space import SharedSpace  # noqa: E402
 from training.produce import produce_together  # noqa: E402
 from training.task import ClassificationSpec, parse_task  # noqa: E402
@@ -123,7 +123,7 @@ def classification(*, part: slice) -> dict[str, Any]:
     x = torch.randn(13, 4, generator=generator, dtype=torch.float64)
     y = torch.randint(3, (13,), generator=generator)
     weight = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    share = cross_entropy(x[part] @ weight.T, targets_B=y[part])
+    share = share_of(PLAIN, x[part] @ weight.T, y[part])
     share.backward()
     assert weight.grad is not None
     return {
@@ -156,7 +156,7 @@ def task_loss(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
     x = torch.randn(13, 4, generator=generator, dtype=torch.float64)
     size = (targets.task.outputs, 4)
     weight = torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
-    share = targets.task.loss_share(x[part] @ weight.T, targets.values[part])
+    share = share_of(targets.task, x[part] @ weight.T, targets.values[part])
     share.backward()
     assert weight.grad is not None
     return {
@@ -270,14 +270,25 @@ def failure() -> dict[str, Any]:
     return dataclasses.asdict(fitted.failure)
 
 
+class Split(torch.nn.Module):
+    """The sum of an output of "a" on the first worker, and of "b" on the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleDict({n: torch.nn.Linear(1, 1) for n in ("a", "b")})
+
+    def loss_share(self, batch: Batch) -> torch.Tensor:
+        own: torch.Tensor = self.layers["a" if worker_rank() == 0 else "b"](torch.ones(1, 1))
+        return own.sum()
+
+
 def unreached_parameter() -> dict[str, Any]:
-    """A parameter that only the first worker's rows reach."""
-    model = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
-    name = "a" if worker_rank() == 0 else "b"
-    share = model[name](torch.ones(1, 1)).sum()
-    share.backward()
-    sum_gradients(model, share=share)
-    return {n: p.grad.tolist() for n, p in model.named_parameters() if p.grad is not None}
+    """The gradients of a step in which only the first worker's rows reach a parameter."""
+    model = Split()
+    batch = Batch(embeddings={}, presence={}, targets=torch.zeros(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(model, optimizer=optimizer, batch=batch, objective="own", gradient_clip=1e9)
+    return {n: p.grad.tolist() for n, p in model.layers.named_parameters() if p.grad is not None}
 
 
 def gathered(*, rank: int) -> dict[str, Any]:
