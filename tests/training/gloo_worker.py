@@ -38,6 +38,7 @@ from training.fitting.loop import fit_candidate, fit_together  # noqa: E402
 from training.fitting.step import PLAIN, seed_step, train_step  # noqa: E402
 from training.losses.contrastive import info_nce  # noqa: E402
 from training.models.shared_space import SharedSpace  # noqa: E402
+from training.models.translation import Translation  # noqa: E402
 from training.produce import produce_together  # noqa: E402
 from training.task import ClassificationSpec, parse_task  # noqa: E402
 from training.tasks import read_targets  # noqa: E402
@@ -65,6 +66,12 @@ FITS: dict[str, dict[str, Any]] = {
         "cache_rows": 5,
     },
     "cca": {"type": "cca", "dim": 4},
+    "translation": {
+        "type": "translation",
+        "modalities": ["caption", "photo"],
+        "width": 8,
+        "noise": 4,
+    },
 }
 STEPS: dict[str, dict[str, Any]] = {
     "early": {"type": "early"},
@@ -75,6 +82,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "co_attention": {"type": "co_attention", "heads": 2},
     "cross_modal": {"type": "cross_modal", "heads": 2},
     "bottleneck": {"type": "bottleneck", "heads": 2, "layers": 2, "fusion_layer": 0},
+    "alignment": {"type": "alignment"},
+    "hinge": {"type": "translation", "dropout": 0, "noise": 4},
+    "wgan-gp": {"type": "translation", "dropout": 0, "noise": 4, "adversary": "wgan-gp"},
 }
 TRAINING = TrainingSpec(batch_size=37, max_epochs=6, checkpoint_every=2)
 
@@ -166,7 +176,7 @@ def task_loss(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
 
 
 def step_gradients(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
-    """Gradients of a fusion's step with dropout, on 13 rows in float64."""
+    """Gradients of a step with all that it draws, on 13 rows in float64."""
     table = table_of(**make_columns())
     rows = table.labelled("train")[:13]
     spec = parse_candidate({"width": 8, "dropout": 0.5, **options})
@@ -181,7 +191,9 @@ def step_gradients(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
     )
     seed_step(model, seed=1, epoch=2, step=3, rows=13)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = train_step(model, optimizer=optimizer, batch=batch, gradient_clip=1e9)
+    step = train_step(
+        model, optimizer=optimizer, batch=batch, objective=spec.objective, gradient_clip=1e9
+    )
     return {
         "loss": step.loss,
         "norm": step.gradient_norm,
@@ -204,7 +216,7 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
     resumed = fit_candidate(spec, table=table, training=TRAINING, resume=resume)
     again = {name: value.tolist() for name, value in resumed.model.state_dict().items()}
     found = None
-    if isinstance(fitted.model, SharedSpace):
+    if isinstance(fitted.model, SharedSpace | Translation):
         fit_probe(fitted.model, table=table, modalities=modalities)
         found = retrieval(fitted.model, table=table, modalities=modalities)
     answers = evaluate(fitted.model, table=table, modalities=modalities)
