@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -59,7 +60,7 @@ TORCH_ALONE = tuple(
         "losses.log_sum_exp",
         "losses.positives",
         "losses.sigmoid",
-        "losses.grad_cache",
+        "models.grad_cache",
         "evaluation.resampling",
         "evaluation.ranks",
         "evaluation.retrieval",
@@ -150,6 +151,40 @@ def test_no_layer_imports_one_above_it(path: Path) -> None:
     layer = LAYERS.index(path.relative_to(ROOT).parts[0])
     above = [name for name in imports_in(path) if name.split(".")[0] in LAYERS[layer + 1 :]]
     assert not above, f"{LAYERS[layer]} may not import {', '.join(sorted(above))}"
+
+
+def test_the_folders_of_training_import_each_other_in_one_direction() -> None:
+    names = {path.name for path in (ROOT / "training").iterdir() if path.is_dir()}
+    below: dict[str, set[str]] = {name: set() for name in sorted(names - {"__pycache__"})}
+    for path in files():
+        parts = module_of(path).split(".")
+        if parts[0] == "training" and parts[1:] and parts[1] in below:
+            known = {name.split(".")[1] for name in imports_in(path) if name.count(".") > 1}
+            below[parts[1]] |= known & (set(below) - {parts[1]})
+    assert below["models"] == {"losses"}
+    while free := [name for name in below if not below[name]]:
+        below = {name: known - {*free} for name, known in below.items() if name not in free}
+    assert not below, "a circle: each of these imports another of them"
+
+
+REFERENCE = re.compile(r"`((?:features|training|workflows)(?:\.\w+)+)`")
+
+
+@pytest.mark.parametrize("path", parameters(p for p in files() if REFERENCE.search(p.read_text())))
+def test_what_a_docstring_refers_to_is_there(path: Path) -> None:
+    modules = {module_of(path) for path in files()}
+    for name in set(REFERENCE.findall(path.read_text())):
+        parts = name.split(".")
+        known = [i for i in range(1, len(parts) + 1) if ".".join(parts[:i]) in modules]
+        assert known, name
+        module = ROOT.joinpath(*parts[: known[-1]])
+        source = module.with_suffix(".py")
+        if module.is_dir():
+            # `training.monitor` is a field of the YAML.
+            fields = len(parts) == 2 and parts[0] == "training"
+            source = module / ("training_spec.py" if fields else "__init__.py")
+        for part in parts[known[-1] :]:
+            assert re.search(rf"\b{part}\b", source.read_text()), f"{name} is not in {source}"
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+ABSENT = -1
+"""In the place of a number: of no embedding in an index, no payload, or no label among classes."""
 Tensors = Mapping[str, Tensor]
 """A tensor a modality: embeddings, presence or masks, as the models take them."""
 

@@ -66,8 +66,9 @@ class CandidateRecord:
     """`reason`, `epoch`, `step`, `learning_rate` and the batch's `sample_ids`."""
     best_epoch: int | None
     epochs: Sequence[Mapping[str, Any]]
-    """Per epoch: `epoch`, `train_loss`, `validation_loss`, `validation_accuracy` (None for an
-    alignment, and of tasks without classes), `learning_rate`, `seconds`."""
+    """Per epoch the fields of `training.fitting.member.Epoch`: `epoch`, `train_loss`,
+    `gradient_norm`, `validation_loss`, `validation_accuracy` (None for an alignment, and of tasks
+    without classes), `validation_metrics` by name, `learning_rate`, `seconds`."""
     seconds: float
     workers: int
     metrics: Mapping[str, Mapping[str, float]] | None
@@ -75,7 +76,8 @@ class CandidateRecord:
     alignment of classes `neighbour_accuracy` and, where it is asked for,
     `zero_shot_accuracy.<modality>`."""
     retrieval: Sequence[Mapping[str, Any]] | None
-    """Of an alignment, for each modality to each other; see `training.evaluation.space`."""
+    """Of an alignment or a translation, for each modality to each other; see
+    `training.evaluation.space.retrieval`."""
     intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Per split and metric: the ends of its interval at 95 % confidence."""
     target_scale: Mapping[str, Sequence[float]] | None = None
@@ -111,15 +113,20 @@ class PlannedCandidate:
 def candidate_fingerprint(
     spec: CandidateSpec, *, snapshot: Snapshot, task: TaskSpec, training: TrainingSpec
 ) -> str:
-    """Identity of a fitted candidate: its name and the number of workers do not enter it."""
+    """Identity of a fitted candidate: its name and the number of workers do not enter it, nor what
+    such a model makes nothing of.
+    """
     modalities = spec.resolved_modalities(tuple(snapshot.modalities))
+    fields = spec.trained_by
     return fingerprint(
         {
             "format": FORMAT,
             "version": spec.version,
             "candidate": spec.model_copy(update={"modalities": modalities}),
             "task": task,
-            "training": training,
+            "training": training
+            if fields is None
+            else {name: getattr(training, name) for name in fields},
             "data": snapshot.part(modalities=modalities),
         }
     )

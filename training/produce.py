@@ -52,7 +52,7 @@ def produce_candidate(
 ) -> CandidateRecord:
     """Fit a candidate, evaluate it, and let the first worker write it; the record that it got.
 
-    As `produce_together` does several.
+    As `produce_together` does several; for whoever fits a candidate into a store without Ray.
     """
     (record,) = produce_together(
         [candidate],

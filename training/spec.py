@@ -23,6 +23,8 @@ NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Width = Annotated[int, pydantic.Field(ge=1)]
 Objective = Literal["task", "own"]
+OWN = ("name", "seed", "learning_rate", "weight_decay", "dropout", "modality_dropout")
+"""What candidates of one architecture may differ in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,13 @@ class CandidateSpec(Spec):
     version: ClassVar[int] = 1
     """Raised by one whenever the code changes in a way that can change a result."""
     least_modalities: ClassVar[int] = 1
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Fields of all candidates of which such a model makes nothing: no part of its identity, and
+    refused if they are given."""
+    tunes_encoders: ClassVar[bool] = False
+    """Whether it is fitted to the payloads, with encoders of its own."""
+    trained_by: ClassVar[tuple[str, ...] | None] = None
+    """Fields of `training` that can change what it comes to; all, if None."""
     stackable: ClassVar[bool] = False
     """Whether several models that differ in seed, rates, decay or dropout may be fitted in one
     pass, by `torch.func.vmap`: the forward pass has no shape or branch that depends on values, its
@@ -126,6 +135,10 @@ class CandidateSpec(Spec):
         self._check_modalities(resolved)
         return resolved
 
+    def identity(self) -> dict[str, Any]:
+        """As ever, without what is `unused`."""
+        return {name: x for name, x in super().identity().items() if name not in self.unused}
+
     def check_encoders(
         self, encoders: Mapping[str, EncoderSpec]
     ) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -134,7 +147,9 @@ class CandidateSpec(Spec):
 
     def check_task(self, task: TaskSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What keeps the model from being fitted for a task: place in the spec, text."""
-        return iter(())
+        for name in self.unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                yield (name,), f"{self.type!r} makes nothing of it; leave it out"
 
     def build(self, *, inputs: Mapping[str, InputSpec], outputs: int) -> nn.Module:
         """A new model with its first weights drawn from torch's global generator."""

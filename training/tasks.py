@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.batch import ABSENT
 from training.data.targets import (
-    ABSENT,
     Column,
     Untrainable,
     class_indices,
@@ -32,7 +32,6 @@ from training.losses.task import (
     cross_entropy_sum,
     focal_sum,
     huber_sum,
-    share_of,
     squared_error_sum,
 )
 from training.task import (
@@ -42,7 +41,6 @@ from training.task import (
     RetrievalSpec,
     TaskSpec,
 )
-from training.workers import Group
 
 FOCAL_GAMMA = 2.0
 """As in the paper's table 1b, where it is best."""
@@ -77,10 +75,6 @@ class Task:
     def weight(self, targets_B: Tensor) -> Tensor:
         """The weight that `loss` gives, which depends on the targets of labelled rows alone."""
         return torch.tensor(float(len(targets_B))).to(targets_B.device)
-
-    def loss_share(self, outputs_BO: Tensor, targets_B: Tensor, *, group: Group = None) -> Tensor:
-        """This worker's share of the loss over the labelled rows of all workers."""
-        return share_of(self.loss(outputs_BO, targets_B), group=group)
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:

@@ -7,16 +7,17 @@ from typing import Annotated, Literal, NamedTuple
 import pydantic
 
 from features.fingerprint import Execution, Spec
-from training.evaluation.metrics import ERRORS
+from training.evaluation.metrics import ERRORS, metrics_of
 from training.memory import Memory
 from training.spec import Objective, Positive, Share
+from training.task import TaskSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 class Monitored(NamedTuple):
-    """What tells the best epoch of a candidate."""
+    """What tells the best epoch of a candidate, or the best of several candidates."""
 
     name: str
     lower_is_better: bool
@@ -87,3 +88,18 @@ class TrainingSpec(Spec):
         if objective == "own":
             return Monitored("loss", lower_is_better=True)
         return Monitored(self.monitor, lower_is_better=self.lower_is_better)
+
+    def ranking(self, objective: Objective, *, task: TaskSpec) -> Monitored:
+        """What tells the best of candidates that differ in any of their fields.
+
+        `monitor`; or of those with a loss of their own, which another temperature, width of the
+        space or kind of loss makes another measure, a metric of the task: the one that `monitor`
+        names, or else the first.
+        """
+        if objective == "task":
+            return self.monitored(objective)
+        metrics = metrics_of(task)
+        if self.monitor in metrics:
+            return Monitored(self.monitor, lower_is_better=self.lower_is_better)
+        name, metric = next(iter(metrics.items()))
+        return Monitored(name, lower_is_better=not metric.higher_is_better)

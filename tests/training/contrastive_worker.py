@@ -1,6 +1,7 @@
 """One of three real gloo workers, by `python -m`, with the arguments RANK WORKERS FOLDER.
 
-Each case once with all three workers, and once with the first two as a group of their own.
+Each contrastive case once with all three workers, and once with the first two as a group of their
+own; and steps of models that draw, with all three.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from tests.training.contrastive_cases import ROWS, batch, labels
+from tests.training.gloo_worker import STEPS, step_gradients
+from training.data.table import worker_slice
 from training.losses.contrastive import info_nce
 from training.losses.sigmoid import sigmoid_loss
 from training.workers import Group, sum_over_workers
@@ -24,6 +27,7 @@ CASES = [
     for loss in ("infonce", "sigmoid")
     for positives in ("one positive", "several positives", "by class", "several by class")
 ]
+STEPS_OF_THREE = ("early", "alignment", "hinge", "wgan-gp")
 PARTS = {
     # How many of the rows each worker has, of two and of three.
     "even": {2: (12, 11), 3: (8, 8, 7)},
@@ -75,6 +79,8 @@ def main(rank: int, workers: int, folder: Path) -> None:
             for case in CASES:
                 place = found.setdefault(str(count), {}).setdefault(parts, {})
                 place[case] = shares(case, part=part, group=group)
+    own = worker_slice(13, rank=rank, workers=workers)
+    found["steps"] = {name: step_gradients(STEPS[name], part=own) for name in STEPS_OF_THREE}
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from features.storage import LocalStorage  # noqa: E402
 from features.store import Store  # noqa: E402
+from tests.training.shares import share_of  # noqa: E402
 from training.batch import Batch  # noqa: E402
 from training.built_in import parse_candidate  # noqa: E402
 from training.candidate import plan_candidates  # noqa: E402
@@ -37,10 +38,10 @@ from training.faults import agreement_group, all_workers_agree  # noqa: E402
 from training.fitting.checkpoint import FitState  # noqa: E402
 from training.fitting.grouping import group  # noqa: E402
 from training.fitting.loop import fit_candidate, fit_together  # noqa: E402
-from training.fitting.step import seed_step, sum_gradients, train_step  # noqa: E402
+from training.fitting.step import PLAIN, seed_step, train_step  # noqa: E402
 from training.losses.contrastive import info_nce  # noqa: E402
-from training.losses.task import cross_entropy  # noqa: E402
 from training.models.shared_space import SharedSpace  # noqa: E402
+from training.models.translation import Translation  # noqa: E402
 from training.produce import produce_together  # noqa: E402
 from training.task import ClassificationSpec, RetrievalSpec, parse_task  # noqa: E402
 from training.tasks import read_targets  # noqa: E402
@@ -68,6 +69,12 @@ FITS: dict[str, dict[str, Any]] = {
         "cache_rows": 5,
     },
     "cca": {"type": "cca", "dim": 4},
+    "translation": {
+        "type": "translation",
+        "modalities": ["caption", "photo"],
+        "width": 8,
+        "noise": 4,
+    },
 }
 STEPS: dict[str, dict[str, Any]] = {
     "early": {"type": "early"},
@@ -78,6 +85,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "co_attention": {"type": "co_attention", "heads": 2},
     "cross_modal": {"type": "cross_modal", "heads": 2},
     "bottleneck": {"type": "bottleneck", "heads": 2, "layers": 2, "fusion_layer": 0},
+    "alignment": {"type": "alignment"},
+    "hinge": {"type": "translation", "dropout": 0, "noise": 4},
+    "wgan-gp": {"type": "translation", "dropout": 0, "noise": 4, "adversary": "wgan-gp"},
 }
 TRAINING = TrainingSpec(batch_size=37, max_epochs=6, checkpoint_every=2)
 
@@ -126,7 +136,7 @@ def classification(*, part: slice) -> dict[str, Any]:
     x = torch.randn(13, 4, generator=generator, dtype=torch.float64)
     y = torch.randint(3, (13,), generator=generator)
     weight = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    share = cross_entropy(x[part] @ weight.T, targets_B=y[part])
+    share = share_of(PLAIN, x[part] @ weight.T, y[part])
     share.backward()
     assert weight.grad is not None
     return {
@@ -159,7 +169,7 @@ def task_loss(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
     x = torch.randn(13, 4, generator=generator, dtype=torch.float64)
     size = (targets.task.outputs, 4)
     weight = torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
-    share = targets.task.loss_share(x[part] @ weight.T, targets.values[part])
+    share = share_of(targets.task, x[part] @ weight.T, targets.values[part])
     share.backward()
     assert weight.grad is not None
     return {
@@ -169,7 +179,7 @@ def task_loss(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
 
 
 def step_gradients(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
-    """Gradients of a fusion's step with dropout, on 13 rows in float64."""
+    """Gradients of a step with all that it draws, on 13 rows in float64."""
     table = table_of(**make_columns())
     rows = table.labelled("train")[:13]
     spec = parse_candidate({"width": 8, "dropout": 0.5, **options})
@@ -184,7 +194,9 @@ def step_gradients(options: dict[str, Any], *, part: slice) -> dict[str, Any]:
     )
     seed_step(model, seed=1, epoch=2, step=3, rows=13)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = train_step(model, optimizer=optimizer, batch=batch, gradient_clip=1e9)
+    step = train_step(
+        model, optimizer=optimizer, batch=batch, objective=spec.objective, gradient_clip=1e9
+    )
     return {
         "loss": step.loss,
         "norm": step.gradient_norm,
@@ -207,7 +219,7 @@ def fit(options: dict[str, Any]) -> dict[str, Any]:
     resumed = fit_candidate(spec, table=table, training=TRAINING, resume=resume)
     again = {name: value.tolist() for name, value in resumed.model.state_dict().items()}
     found = None
-    if isinstance(fitted.model, SharedSpace):
+    if isinstance(fitted.model, SharedSpace | Translation):
         fit_probe(fitted.model, table=table, modalities=modalities)
         found = retrieval(fitted.model, table=table, modalities=modalities)
     answers = evaluate(fitted.model, table=table, modalities=modalities)
@@ -298,14 +310,25 @@ def failure() -> dict[str, Any]:
     return dataclasses.asdict(fitted.failure)
 
 
+class Split(torch.nn.Module):
+    """The sum of an output of "a" on the first worker, and of "b" on the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleDict({n: torch.nn.Linear(1, 1) for n in ("a", "b")})
+
+    def loss_share(self, batch: Batch) -> torch.Tensor:
+        own: torch.Tensor = self.layers["a" if worker_rank() == 0 else "b"](torch.ones(1, 1))
+        return own.sum()
+
+
 def unreached_parameter() -> dict[str, Any]:
-    """A parameter that only the first worker's rows reach."""
-    model = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
-    name = "a" if worker_rank() == 0 else "b"
-    share = model[name](torch.ones(1, 1)).sum()
-    share.backward()
-    sum_gradients(model, share=share)
-    return {n: p.grad.tolist() for n, p in model.named_parameters() if p.grad is not None}
+    """The gradients of a step in which only the first worker's rows reach a parameter."""
+    model = Split()
+    batch = Batch(embeddings={}, presence={}, targets=torch.zeros(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(model, optimizer=optimizer, batch=batch, objective="own", gradient_clip=1e9)
+    return {n: p.grad.tolist() for n, p in model.layers.named_parameters() if p.grad is not None}
 
 
 def gathered(*, rank: int) -> dict[str, Any]:

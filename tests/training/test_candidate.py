@@ -4,6 +4,7 @@ import dataclasses
 import json
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from training.candidate import (
 )
 from training.data.table import load_table
 from training.faults import CandidateFault
+from training.fitting.loop import fit_candidate
+from training.models.alignment_spec import CorrelationSpec
 from training.models.late import LateFusion
 from training.produce import produce_candidate
 from training.spec import CandidateSpec
@@ -77,6 +80,41 @@ def test_identity_is_what_can_change_the_result(make_store) -> None:
         ),
     ]
     assert len({base, *others}) == len(others) + 1
+
+
+UNUSED = {"seed": 1, "width": 9, "learning_rate": 2e-3, "weight_decay": 0.5, "dropout": 0.3}
+
+
+def test_what_a_closed_form_makes_nothing_of_is_not_its_identity_and_is_refused(
+    make_store, monkeypatch
+) -> None:
+    store, snapshot = make_store()
+    longer = TRAINING.model_copy(update={"max_epochs": 9, "patience": 1, "ema": 0.9, "warmup": 0.5})
+    table = load_table(store, snapshot, task=TASK, modalities=["caption", "photo"])
+    cca: dict[str, Any] = {"type": "cca", "dim": 3}
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(CorrelationSpec, "check_task", lambda self, task: iter(()))
+        for training, options in ((TRAINING, cca), (longer, {**cca, **UNUSED})):
+            spec = parse_candidate(options)
+            model = fit_candidate(spec, training=training, table=table).model
+            found.append((fingerprint(snapshot, training=training, **options), model))
+    (name, model), (again, other) = found
+    assert name == again
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    batches = TRAINING.model_copy(update={"batch_size": 65})
+    others = [
+        fingerprint(snapshot, **{**cca, "dim": 4}),
+        fingerprint(snapshot, **cca, regularisation=0.1),
+        fingerprint(snapshot, **cca, training=batches),
+    ]
+    assert len({name, *others}) == 4
+    refused = dict(parse_candidate({**cca, **UNUSED}).check_task(TASK))
+    assert {where for (where,) in refused} == set(UNUSED)
+    assert "'cca' makes nothing of it; leave it out" in refused["width",]
+    average = parse_candidate({"type": "average", "of": ["a", "b"], "seed": 3})
+    assert [where for where, _ in average.check_task(TASK)] == [("seed",)]
 
 
 def test_another_encoder_concerns_its_own_modality_alone(make_store) -> None:

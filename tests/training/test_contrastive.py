@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.training.contrastive_cases import ROWS, batch, labels, naive_info_nce, naive_sigmoid
-from tests.training.contrastive_worker import CASES, PARTS, shares
+from tests.training.contrastive_worker import CASES, PARTS, STEPS_OF_THREE, shares
+from tests.training.gloo_worker import STEPS, step_gradients
 from training.losses import log_sum_exp
 from training.losses.contrastive import info_nce, modality_pairs
 from training.losses.positives import positives
@@ -256,3 +257,17 @@ def test_several_workers_come_to_what_one_does(workers, case, parts, count) -> N
         found = workers[rank][str(count)][parts][case]
         for key, expected in alone.items():
             np.testing.assert_allclose(found[key], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", STEPS_OF_THREE)
+def test_a_step_of_three_workers_is_that_of_one(workers, name) -> None:
+    expected = step_gradients(STEPS[name], part=slice(0, 13))
+    assert expected["loss"] != 0
+    for worker in workers:
+        found = worker["steps"][name]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-9)
+        assert found["gradients"].keys() == expected["gradients"].keys()
+        for parameter, gradient in expected["gradients"].items():
+            np.testing.assert_allclose(
+                found["gradients"][parameter], gradient, rtol=1e-8, atol=1e-10, err_msg=parameter
+            )

@@ -12,9 +12,11 @@ import sklearn.utils.class_weight
 import torch
 import torch.nn.functional as F
 
+from tests.training.shares import share_of
 from training.data.targets import is_labelled
+from training.fitting.step import PLAIN
 from training.losses.contrastive import info_nce
-from training.losses.task import LossSum, cross_entropy, share_of
+from training.losses.task import LossSum
 from training.task import parse_task
 from training.tasks import read_targets
 from training.workers import gather_rows
@@ -107,8 +109,8 @@ def test_cross_entropy_is_torchs_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(7, 3, generator=generator), torch.arange(7) % 3
     expected = F.cross_entropy(logits, targets)
-    torch.testing.assert_close(cross_entropy(logits, targets_B=targets), expected)
-    assert float(cross_entropy(logits[:0], targets_B=targets[:0])) == 0.0
+    torch.testing.assert_close(share_of(PLAIN, logits, targets), expected)
+    assert float(share_of(PLAIN, logits[:0], targets[:0])) == 0.0
 
 
 def read(options, labels):
@@ -206,7 +208,7 @@ def test_each_loss_and_its_gradient_equal_a_reference(options, data, reference) 
     ours = torch.randn(39, found.task.outputs, generator=generator, dtype=torch.float64)
     theirs = ours.clone().requires_grad_()
     ours.requires_grad_()
-    loss = found.task.loss_share(ours, targets)
+    loss = share_of(found.task, ours, targets)
     arguments = (targets.double() if targets.is_floating_point() else targets,)
     if options.get("class_weights") == "balanced":
         arguments = (*arguments, balanced(targets))
@@ -226,7 +228,7 @@ def test_shares_of_uneven_parts_sum_to_the_whole(options, data, reference) -> No
     parts = [slice(0, 5), slice(5, 5), slice(5, 39)]
     sums = [found.task.loss(outputs[part], targets[part]) for part in parts]
     both = LossSum(total=sum(s.total for s in sums), weight=sum(s.weight for s in sums))
-    torch.testing.assert_close(share_of(both), found.task.loss_share(outputs, targets))
+    torch.testing.assert_close(both.total / both.weight, share_of(found.task, outputs, targets))
 
 
 def test_balanced_labels_weigh_as_much_with_as_without() -> None:
@@ -239,7 +241,7 @@ def test_balanced_labels_weigh_as_much_with_as_without() -> None:
 def test_a_row_answered_with_certainty_has_a_finite_focal_gradient() -> None:
     found = read({"target": "y", "loss": "focal", "gamma": 0.5}, classes())
     outputs = torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]], requires_grad=True)
-    loss = found.task.loss_share(outputs, torch.tensor([0, 0]))
+    loss = share_of(found.task, outputs, torch.tensor([0, 0]))
     loss.backward()
     assert loss.item() == pytest.approx(100.0)
     assert outputs.grad.isfinite().all()

@@ -19,7 +19,7 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.built_in import parse_candidate
 from training.candidate import CandidateRecord, plan_candidates, write_candidate
-from training.data.table import load_table
+from training.data.table import EmbeddingTable, load_table
 from training.produce import produce_candidate
 from training.search.proposals import NothingToPropose, Proposals
 from training.search.spec import SearchSpec
@@ -336,6 +336,19 @@ def test_what_a_search_is_does_not_depend_on_the_name_of_its_candidate(make_stor
     assert step(store, snapshot, base=BASE.model_copy(update={"dropout": 0.3})).round is not None
 
 
+def fitted(store: Store, snapshot: Snapshot, *, table: EmbeddingTable, **search: Any) -> Search:
+    """A whole search, fitted for real."""
+    options: dict[str, Any] = {"store": store, "snapshot": snapshot, "task": TASK}
+    while (now := step(store, snapshot, **search)).round is not None:
+        todo = now.round
+        for candidate in plan_candidates(
+            candidates=todo.candidates, training=todo.training, **options
+        ):
+            if candidate.record is None:
+                produce_candidate(candidate, table=table, training=todo.training, **options)
+    return now
+
+
 def test_a_search_of_real_fits_does_not_look_at_the_test_rows(make_store) -> None:
     """With the test labels turned round, the same is proposed, kept and found."""
     search = SearchSpec.model_validate(
@@ -346,22 +359,44 @@ def test_a_search_of_real_fits_does_not_look_at_the_test_rows(make_store) -> Non
     found = []
     for turned in (False, True):
         store, snapshot = make_store("turned" if turned else "plain", rows=96)
-        options = {"store": store, "snapshot": snapshot, "task": TASK}
         table = load_table(store, snapshot, task=TASK, modalities=tuple(snapshot.modalities))
         if turned:
             test = table.split["test"]
             table.targets[test] = table.targets[test].flip(0)
-        while (now := step(store, snapshot, search=search, training=training)).round is not None:
-            todo = now.round
-            for candidate in plan_candidates(
-                candidates=todo.candidates, training=todo.training, **options
-            ):
-                if candidate.record is None:
-                    produce_candidate(candidate, table=table, training=todo.training, **options)
+        now = fitted(store, snapshot, table=table, search=search, training=training)
         found.append(now)
     assert found[0] == found[1]
     assert all(value is not None for trial in found[0].trials for value in trial.reached)
     assert len(found[0].candidates) == 1
+
+
+def test_what_has_a_loss_of_its_own_is_compared_by_what_it_is_for(make_store) -> None:
+    """One variate leaves the least distance between modalities, and tells no class."""
+    store, snapshot = make_store()
+    table = load_table(store, snapshot, task=TASK, modalities=tuple(snapshot.modalities))
+    base = parse_candidate({"type": "cca"})
+    search = SearchSpec.model_validate(
+        {"of": "cca", "trials": 4, "generation": 4, "rungs": 1, "seed": 0,
+         "space": {"dim": [1, 3, 4, 5]}}
+    )  # fmt: skip
+    found = fitted(store, snapshot, table=table, search=search, base=base)
+    planned = plan_candidates(
+        store,
+        snapshot=snapshot,
+        task=TASK,
+        candidates=[trial.spec for trial in found.trials],
+        training=TRAINING,
+    )
+    records = [candidate.record for candidate in planned if candidate.record is not None]
+    losses = [record.epochs[0]["validation_loss"] for record in records]
+    right = [(record.metrics or {})["validation"]["accuracy"] for record in records]
+    assert [trial.reached for trial in found.trials] == [[share] for share in right]
+    assert found.best.reached[0] == max(right)
+    assert losses[right.index(max(right))] > min(losses), "the loss would have chosen another"
+    # Nothing is drawn in a closed form, so there is no other seed to try.
+    assert len(found.candidates) == len({record.fingerprint for record in records})
+    ranked = TrainingSpec(monitor="log_loss").ranking("own", task=TASK)
+    assert (ranked.name, ranked.lower_is_better) == ("log_loss", True)
 
 
 @pytest.mark.parametrize(
@@ -405,6 +440,12 @@ def test_a_bad_search_is_refused_with_the_reason(value: dict[str, Any], message:
             "mode",
         ),
         ({}, {"rungs": 4, "space": SPACE}, ("rungs",), "first of 4 rungs .* 27 epochs or more"),
+        (
+            {"type": "cca"},
+            {"space": {"dropout": [0.1, 0.2]}},
+            ("space", "dropout"),
+            "'cca' has no field 'dropout' that can be searched; allowed: class_names, dim, regul",
+        ),
         ({"type": "average", "of": ["a", "b"]}, {"space": SPACE}, ("of",), "no fields to search"),
     ],
 )

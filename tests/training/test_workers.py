@@ -14,7 +14,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("gloo_worker.py")
-FITS = ["early", "attention", "alignment", "sigmoid", "cca"]
+FITS = ["early", "attention", "alignment", "sigmoid", "cca", "translation"]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_loss_of_each_task_is_that_of_one_worker(one, two, name) -> None:
             assert_close(worker["tasks"][name][key], expected[key], tolerance=1e-10)
 
 
-def test_a_step_with_dropout_is_that_of_one_worker(one, two) -> None:
+def test_a_step_with_all_that_it_draws_is_that_of_one_worker(one, two) -> None:
     for name, expected in one["steps"].items():
         for worker in two:
             found = worker["steps"][name]

@@ -29,6 +29,8 @@ from tests.workflows.report_cases import (
     searched,
     with_names,
 )
+from training.built_in import BUILT_IN
+from workflows.reporting import wording
 from workflows.reporting.data_findings import BadPayload, BadReason
 from workflows.reporting.report import render
 
@@ -592,3 +594,8 @@ def _contrast(a: str, b: str) -> float:
 
     high, low = sorted((luminance(a), luminance(b)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_every_candidate_has_a_name_of_its_own_in_words() -> None:
+    assert set(wording.KINDS) == set(BUILT_IN)
+    assert len(set(wording.KINDS.values())) == len(BUILT_IN)

@@ -10,7 +10,7 @@ import torch
 
 from features.snapshot import Snapshot
 from features.store import Store
-from training.data.targets import ABSENT
+from training.batch import ABSENT
 
 
 def read_payload_numbers(

@@ -22,10 +22,10 @@ from features.shard import Embeddings
 from features.snapshot import Snapshot
 from features.spec import SPLITS
 from features.store import Store
-from training.batch import Batch
+from training.batch import ABSENT, Batch
 from training.data.payload_numbers import read_payload_numbers
 from training.data.reading import read_vectors
-from training.data.targets import ABSENT, Column, Untrainable, is_labelled
+from training.data.targets import Column, Untrainable, is_labelled
 from training.data.vectors import HeldVectors, PlacedVectors, VectorReader, placed_vectors
 from training.spec import InputSpec
 from training.task import ClassificationSpec, TaskSpec

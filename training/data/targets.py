@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-ABSENT = -1
-"""Stands for no embedding in an index, and for no label among class indices."""
+from training.batch import ABSENT
 
 Column: TypeAlias = pa.ChunkedArray | pa.Array
 

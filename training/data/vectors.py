@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from features.shard import Embeddings
-from training.data.targets import ABSENT
+from training.batch import ABSENT
 
 DEVICE_SHARE = 0.5
 """Share of a GPU's free memory that one modality may take; the rest is for models."""

@@ -15,9 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from training.batch import Batch
+from training.batch import ABSENT, Batch
 from training.data.table import EmbeddingTable, worker_slice
-from training.data.targets import ABSENT
 from training.evaluation.bootstrap import metric_intervals
 from training.evaluation.metrics import Metric, metrics_of
 from training.evaluation.ranks import ranks_of

@@ -73,21 +73,6 @@ def bootstrap_interval(
     return Interval(mean=float(array.mean()), low=float(low), high=float(high))
 
 
-def paired_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Interval of mean(a − b), where a[i] and b[i] `[N]` are two answers to the same row."""
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"paired values must be of the same rows: {first.shape}, {second.shape}")
-    return bootstrap_interval(first - second, confidence=confidence, resamples=resamples, seed=seed)
-
-
 def metric_interval(
     metric: Metric,
     *,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.batch import ABSENT
 from training.data.table import EmbeddingTable
-from training.data.targets import ABSENT
 from training.evaluation.answers import map_blocks
 
 NOISE_LEVELS = (0.25, 0.5, 1.0, 2.0)

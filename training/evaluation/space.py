@@ -17,9 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batch import Batch
+from training.batch import ABSENT, Batch
 from training.data.table import EmbeddingTable
-from training.data.targets import ABSENT
 from training.evaluation.answers import EVALUATION_SPLITS, map_rows
 from training.evaluation.class_names import EmbeddedNames
 from training.evaluation.metrics import RECALL_AT

@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
-from training.spec import CandidateSpec
+from training.spec import OWN, CandidateSpec
 from training.training_spec import TrainingSpec
 
-OWN = ("name", "seed", "learning_rate", "weight_decay", "dropout", "modality_dropout")
-"""What candidates of one architecture may differ in."""
 LARGEST = 16
 """Candidates in a stack, if `training.together` does not say: more gain nothing on a CPU."""
 LARGEST_BATCH = 2**15

@@ -95,7 +95,7 @@ def fit_candidate(
 ) -> Fit:
     """Fit one candidate on the modalities that it names, or on all of the table.
 
-    As `fit_together` does several.
+    As `fit_together` does several; for whoever tries a model in Python, with neither store nor Ray.
     """
     (fit,) = fit_together(
         [spec],

@@ -176,17 +176,11 @@ def total_weight(weight: Tensor) -> Tensor:
     return torch.where(total > 0, total, 1.0)
 
 
-def sum_gradients(model: nn.Module, *, share: Tensor) -> float:
-    """Replace every gradient by its sum over the workers; returns the loss of the global batch.
-
-    A parameter that no row has reached gets a gradient of zero, so that it is treated alike
-    whichever worker's rows might have reached it.
-    """
-    return float(sum_all(share.detach().reshape(1), gradients=_gradients(model)))
-
-
 def _gradients(model: nn.Module) -> list[Tensor]:
-    """The gradients of a model's parameters; zero where there is none."""
+    """The gradients of a model's parameters; zero where there is none.
+
+    So a parameter that no row has reached is treated alike whichever worker's rows might have.
+    """
     gradients = []
     for parameter in model.parameters():
         if parameter.requires_grad:

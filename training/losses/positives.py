@@ -18,8 +18,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-ABSENT = -1
-"""In the place of a number: of no payload, or of no label."""
+from training.batch import ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.batch import ABSENT
 from training.losses.contrastive import Pairs, modality_pairs
 from training.losses.log_sum_exp import blocks
-from training.losses.positives import ABSENT, Positives, positives
+from training.losses.positives import Positives, positives
 from training.workers import (
     Group,
     gather_sizes,

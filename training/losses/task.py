@@ -1,7 +1,7 @@
 """Losses of tasks, as sums over rows with the weights that they are divided by.
 
 A loss over the rows of all workers is a sum over the rows divided by the sum of their weights:
-`share_of` gives one worker's share of it (see `training.workers`), which is exact however unevenly
+a step divides by that of all workers (see `training.fitting.step`), which is exact however unevenly
 rows and weights are divided. The losses themselves know of no workers, so that they can be mapped
 over several models at once.
 
@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.workers import Group, sum_over_workers
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossSum:
@@ -27,17 +25,6 @@ class LossSum:
     """Sum of the rows' losses, each times its weight; a scalar with a gradient."""
     weight: Tensor
     """Sum of the rows' weights; a scalar that depends on the targets alone."""
-
-
-def share_of(loss: LossSum, *, group: Group = None) -> Tensor:
-    """This worker's share of the weighted mean over the rows of all workers."""
-    weight = sum_over_workers(loss.weight, group=group)
-    return loss.total / torch.where(weight > 0, weight, 1.0)
-
-
-def cross_entropy(logits_BC: Tensor, *, targets_B: Tensor, group: Group = None) -> Tensor:
-    """This worker's share of the mean cross entropy over the rows of all workers."""
-    return share_of(cross_entropy_sum(logits_BC, targets_B=targets_B), group=group)
 
 
 def cross_entropy_sum(

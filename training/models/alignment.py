@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from training.batch import Batch
 from training.losses.contrastive import info_nce, modality_pairs
-from training.losses.grad_cache import in_chunks
 from training.losses.sigmoid import sigmoid_loss
+from training.models.grad_cache import in_chunks
 from training.models.layers import Input, PerModality, pooled, projections
 from training.models.shared_space import SharedSpace
 

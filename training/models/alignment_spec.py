@@ -9,7 +9,7 @@ import pydantic
 
 from features.fingerprint import Execution, Spec, nearest_hint
 from features.spec import Name
-from training.spec import CandidateSpec, InputSpec, Objective, Width
+from training.spec import OWN, CandidateSpec, InputSpec, Objective, Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,10 +136,13 @@ class AlignmentSpec(SpaceSpec):
 class CorrelationSpec(SpaceSpec):
     """Linear canonical correlation: the classical baseline of an alignment, in closed form.
 
-    Nothing is iterated, so what is said of dropout, learning rate and weight decay has no effect.
+    Nothing is drawn and nothing iterated, so there is no seed, dropout, learning rate or decay.
     """
 
     untunable: ClassVar[str | None] = "which is solved in closed form, without a gradient"
+    unused: ClassVar[tuple[str, ...]] = (*OWN[1:], "width")
+    # Its validation loss is a mean over batches, computed as precisely as they are.
+    trained_by: ClassVar[tuple[str, ...] | None] = ("batch_size", "precision")
 
     type: Literal["cca"] = "cca"
     dim: Width = 64

@@ -22,11 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from training.fitting.grouping import OWN
 from training.models.translation_spec import TranslationSpec
-from training.spec import CandidateSpec, InputSpec
+from training.spec import OWN, CandidateSpec, InputSpec
 from training.task import TaskSpec
-from training.tuning.spec import FinetuneSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,6 +58,7 @@ class EnsembleSpec(CandidateSpec):
     """Base of the candidates that are made of others."""
 
     untunable: ClassVar[str | None] = "which is made of candidates that are fitted already"
+    unused: ClassVar[tuple[str, ...]] = (*OWN[1:], "width")
 
     of: Annotated[tuple[Member, ...], pydantic.Field(min_length=1)]
     """Names of the candidates that it is made of, which stand above it; or of a search, as
@@ -69,7 +68,7 @@ class EnsembleSpec(CandidateSpec):
     @classmethod
     def _only_members(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            for name in (*OWN[1:], "width", "modalities"):
+            for name in (*OWN[2:], "width", "modalities"):
                 default = cls.model_fields[name].default
                 if name in value and value[name] != default:
                     raise ValueError(
@@ -98,7 +97,7 @@ class EnsembleSpec(CandidateSpec):
     def problems(self, *, task: TaskSpec) -> Iterator[tuple[Place, str]]:
         """What is wrong with its members, each with its place in the spec."""
         for i, member in enumerate(self.members):
-            if isinstance(member, FinetuneSpec):
+            if member.tunes_encoders:
                 yield (
                     ("of", i),
                     f"{member.name!r} tunes its encoders, so it sees other embeddings than the "

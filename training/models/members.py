@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from features.fingerprint import nearest_hint
-from training.fitting.grouping import OWN
 from training.models.ensemble_spec import EnsembleSpec, Place, SoupSpec
-from training.spec import CandidateSpec
+from training.spec import OWN, CandidateSpec
 from training.task import TaskSpec
 
 

@@ -106,6 +106,10 @@ class SearchSpec(Spec):
         """How many trials come to a rung, counted from 0."""
         return max(self.finalists, math.ceil(self.trials / self.reduction**rung))
 
+    def fits(self, base: CandidateSpec) -> int:
+        """How often a finalist is fitted: by `seeds`, if there is something to draw."""
+        return 1 if "seed" in base.unused else self.seeds
+
     def training(self, training: TrainingSpec, *, rung: int) -> TrainingSpec:
         """How the trials of a rung are trained: the pipeline's way, with fewer epochs."""
         share: int = self.reduction ** (self.rungs - 1 - rung)
@@ -140,7 +144,7 @@ class SearchSpec(Spec):
                 f"{training.max_epochs} `training.max_epochs`; give fewer `rungs`, or {least} "
                 "epochs or more",
             )
-        allowed = sorted(set(type(base).model_fields) - set(FIXED))
+        allowed = sorted(set(type(base).model_fields) - {*FIXED, *base.unused})
         for field, dimension in self.space.items():
             if field not in allowed:
                 yield (

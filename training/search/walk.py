@@ -27,6 +27,8 @@ from training.training_spec import Monitored, TrainingSpec
 
 FORMAT = 1
 """Raised by one whenever the code changes what is proposed, or which trials go on."""
+FORMAT_OF_OWN = 2
+"""The same of candidates with a loss of their own."""
 
 
 @dataclass(kw_only=True)
@@ -37,7 +39,7 @@ class Trial:
     values: Mapping[str, Value]
     spec: CandidateSpec
     reached: list[float | None] = field(default_factory=list)
-    """Per rung that it came to, the best `training.monitor` of its fit; None if that failed."""
+    """Per rung that it came to, the best `TrainingSpec.ranking` of its fit; None if that failed."""
     fingerprints: list[str] = field(default_factory=list)
     """Per rung, the candidate of its fit."""
 
@@ -107,7 +109,7 @@ def search_path(
     modalities = base.resolved_modalities(tuple(snapshot.modalities))
     name = fingerprint(
         {
-            "format": FORMAT,
+            "format": FORMAT if base.objective == "task" else FORMAT_OF_OWN,
             # By what it is of, and not by what that is called.
             "search": {**search.identity(), "of": ""},
             "version": base.version,
@@ -225,7 +227,7 @@ class _Walk:
 
     @property
     def _monitored(self) -> Monitored:
-        return self.training.monitored(self.base.objective)
+        return self.training.ranking(self.base.objective, task=self.task)
 
     def _generations(self, trials: list[Trial]) -> Round | None:
         """The first rung, into `trials`; the generation that is to be fitted, if one is."""
@@ -281,12 +283,15 @@ class _Walk:
         )
 
     def _reached(self, record: CandidateRecord) -> float | None:
-        """The monitor of a fit's best epoch; None if there is none."""
+        """What a fit's best epoch came to on validation; None if there is nothing."""
         if record.status != "fitted" or record.best_epoch is None:
             return None
         epoch = next(e for e in record.epochs if e["epoch"] == record.best_epoch)
-        value = float(epoch["validation_metrics"][self._monitored.name])
-        return value if math.isfinite(value) else None
+        found = epoch["validation_metrics"]
+        if self.base.objective == "own":
+            found = (record.metrics or {}).get("validation", {})
+        value = found.get(self._monitored.name)
+        return float(value) if value is not None and math.isfinite(value) else None
 
     def _best(self, trials: Sequence[Trial]) -> list[Trial]:
         """Trials by what they came to last, the best first; of equal ones the earlier first.
@@ -308,8 +313,9 @@ class _Walk:
 
     def _with_seeds(self, last: Sequence[Trial]) -> tuple[CandidateSpec, ...]:
         """The trials of the last rung, and the finalists among them with other seeds."""
+        seeds = self.search.fits(self.base)
         return tuple(
             self.search.repeated(trial.spec, number=number)
             for place, trial in enumerate(last)
-            for number in range(self.search.seeds if place < self.search.finalists else 1)
+            for number in range(seeds if place < self.search.finalists else 1)
         )

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.batch import ABSENT
 from training.data.table import EmbeddingTable, worker_rows
-from training.data.targets import ABSENT
 from training.data.vectors import HeldVectors, PlacedVectors
 from training.models.probed import Probed
 from training.tasks import Retrieval

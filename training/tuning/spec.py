@@ -33,7 +33,7 @@ model scores through it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -92,6 +92,8 @@ def _parse_head(value: object) -> CandidateSpec:
 
 class FinetuneSpec(CandidateSpec):
     """A fusion or an alignment whose encoders are tuned with it, from the payloads."""
+
+    tunes_encoders: ClassVar[bool] = True
 
     type: Literal["finetune"] = "finetune"
     head: Annotated[

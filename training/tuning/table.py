@@ -15,9 +15,8 @@ from torch import Tensor
 from features.prepare import THREADS
 from features.snapshot import Snapshot
 from features.store import Store
-from training.batch import Batch
+from training.batch import ABSENT, Batch
 from training.data.table import EmbeddingTable
-from training.data.targets import ABSENT
 from training.spec import CandidateSpec, InputSpec
 from training.tuning.model import LiveInput, PreparedPayloads
 from training.tuning.payloads import PayloadRows, PayloadSource

@@ -19,7 +19,8 @@ def find_searches(searches: Sequence[Search], *, pipeline: Pipeline) -> Iterator
     training, task = pipeline.spec.training, pipeline.spec.task
     for search in searches:
         spec = search.spec
-        monitor, lower = training.monitored(pipeline.agenda.base(spec).objective)
+        base = pipeline.agenda.base(spec)
+        monitor, lower = training.ranking(base.objective, task=task)
         metrics = metrics_of(task)
         yield SearchFindings(
             name=spec.name,
@@ -38,7 +39,7 @@ def find_searches(searches: Sequence[Search], *, pipeline: Pipeline) -> Iterator
             trials=tuple(_best_first(search.trials, lower_is_better=lower)),
             over=search.round is None,
             finalists=spec.finalists,
-            seeds=spec.seeds,
+            seeds=spec.fits(base),
         )
 
 

@@ -29,7 +29,7 @@ KINDS = {
     "finetune": "fine-tuning",
     "soup": "soup of weights",
     "average": "average of answers",
-    "filled": "fusion of what is filled in",
+    "filled": "with what is missing filled in",
 }
 """Type of a candidate, as in the YAML → what to call it."""
 
