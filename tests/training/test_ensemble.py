@@ -156,6 +156,25 @@ def test_what_is_surely_so_stays_finite() -> None:
         torch.testing.assert_close(answers(outputs, 1), answers(sure, 1))
 
 
+def test_an_average_of_the_time_before_temperatures_is_read_as_it_was() -> None:
+    class Says(nn.Module):
+        def forward(self, embeddings, presence, masks):
+            return embeddings["m"]
+
+    present, outputs = {"m": torch.ones(2, dtype=torch.bool)}, torch.tensor([[1.0, 2], [3, 0]])
+    options = {"modalities": [["m"], ["m"]], "link": "softmax"}
+    model = Averaged([Says(), Says()], temperatures=[0.5, 4.0], **options)
+    answered = model({"m": outputs}, present, {}).softmax(dim=1)
+    expected = ((outputs / 0.5).softmax(dim=1) + (outputs / 4).softmax(dim=1)) / 2
+    torch.testing.assert_close(answered, expected)
+    again = Averaged([Says(), Says()], **options)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again({"m": outputs}, present, {}).softmax(dim=1), expected)
+    again.load_state_dict({})
+    answered = again({"m": outputs}, present, {}).softmax(dim=1)
+    torch.testing.assert_close(answered, outputs.softmax(dim=1))
+
+
 def test_the_mean_of_weights_is_numpys_and_of_one_model_itself() -> None:
     torch.manual_seed(3)
     models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(3)]

@@ -29,7 +29,7 @@ from training.evaluation.perturbations import donors_of
 from training.evaluation.robustness import kept, kept_of_subsets, kept_over_levels
 from training.evaluation.study import sampled, study
 from training.produce import produce_candidate
-from training.task import ClassificationSpec, RegressionSpec
+from training.task import ClassificationSpec, RegressionSpec, RetrievalSpec
 from training.training_spec import TrainingSpec
 
 ACCURACY = metrics_of(ClassificationSpec(target="y"))["accuracy"]
@@ -279,3 +279,23 @@ def test_a_candidate_keeps_what_was_found_and_its_values_sum_to_its_answers(make
         assert np.abs(found[m][batch.presence[m].numpy()]).max() > 0.01
     np.testing.assert_allclose(table_of_values["prediction"].to_numpy(), p[own], atol=1e-6)
     np.testing.assert_allclose(table_of_values["baseline"].to_numpy(), baseline[own], atol=1e-6)
+
+
+def test_a_retrieval_has_recall_and_nothing_of_this(make_store) -> None:
+    store, snapshot = make_store()
+    options = {
+        "store": store,
+        "snapshot": snapshot,
+        "task": RetrievalSpec(),
+        "training": TrainingSpec(batch_size=64, max_epochs=2),
+    }
+    table = load_table(store, snapshot, task=options["task"], modalities=tuple(snapshot.modalities))
+    (plan,) = plan_candidates(
+        candidates=[parse_candidate({"type": "alignment", "width": 8, "dim": 4})], **options
+    )
+    record = produce_candidate(plan, **options, table=table)
+    assert record.status == "fitted"
+    assert record.study == {}
+    assert record.temperature == 1.0
+    assert set(record.files) == {"model", "predictions"}
+    assert read_shapley(store, record.fingerprint) is None

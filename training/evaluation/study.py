@@ -44,7 +44,7 @@ MOST_NUMBERS = 2**25
 """Answers that are held at once, of all rows, variants and outputs."""
 MOST_AREAS = 20
 """Of more classes or labels, areas under curves are left out, unless one is the first metric."""
-RESAMPLES = 1000
+RESAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ def _study(
             curves.append(
                 CurveFindings(
                     modality=item["modality"],
-                    kind=item["kind"],
+                    impairment=item["kind"],
                     levels=(0.0, *item["levels"]),
                     values=(whole, *values),
                     kept=kept,

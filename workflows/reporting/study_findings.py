@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,7 @@ class CurveFindings:
     """The metric as one modality is impaired more and more."""
 
     modality: str
-    kind: str
-    """`noise` or `swapped`."""
+    impairment: Literal["noise", "swapped"]
     levels: tuple[float, ...]
     """The first is 0."""
     values: tuple[float, ...]
@@ -70,9 +70,11 @@ class StudyFindings:
     """The share of the metric that is left on the average of the subsets but the whole."""
     reliability: Reliability | None = None
 
-    def kept(self, kind: str) -> float | None:
-        """The share that is left on the average of the modalities' curves of a kind."""
-        found = [curve.kept for curve in self.curves if curve.kind == kind]
+    def kept(self, impairment: str) -> float | None:
+        """The share that is left on the average of the modalities' curves of a kind; NaN if it is
+        not known of one of them.
+        """
+        found = [curve.kept for curve in self.curves if curve.impairment == impairment]
         return sum(found) / len(found) if found else None
 
 

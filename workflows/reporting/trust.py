@@ -101,11 +101,12 @@ def fall_plots(data: ReportData) -> list[dict[str, Any]]:
                 )
                 for item in data.studies
                 for curve in item.curves
-                if (curve.modality, curve.kind) == (modality, kind)
+                if (curve.modality, curve.impairment) == (modality, kind)
             ]
             for kind in ("noise", "swapped")
         }
-        kept = next(c.kept for c in study.curves if (c.modality, c.kind) == (modality, "noise"))
+        own = {c.impairment: c.kept for c in study.curves if c.modality == modality}
+        kept = own.get("noise", math.nan)
         found.append(
             {
                 "name": modality,
