@@ -21,6 +21,11 @@ AGAIN_SECONDS = 0.5
 (`__del__`, a weak reference's callback) swallows it."""
 
 
+WAKE = signal.SIGURG
+"""The watching thread's own signal: one that does nothing where its handler was taken away, as that
+of SIGTERM is while Ray shuts down."""
+
+
 class Stopped(KeyboardInterrupt):
     """The run is to end now, and to go on another time."""
 
@@ -45,12 +50,13 @@ def stopping(*, deadline: float | None = None) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     stop = _Stop(deadline)
-    before = signal.signal(signal.SIGTERM, stop.on_signal)
+    before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, WAKE)}
     try:
         with stop.watched():
             yield stop.check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Stop:
@@ -124,4 +130,4 @@ class _Stop:
                 elif not told:
                     self._late = True
                 told = True
-                signal.pthread_kill(main, signal.SIGTERM)
+                signal.pthread_kill(main, WAKE)

@@ -30,6 +30,7 @@ VARIABLE = "RAY_API_SERVER_ADDRESS"
 RECONNECT_SECONDS = 900.0
 """How long a lost connection is tried again; the job goes on meanwhile."""
 MOST_WAIT = 15.0
+READY_SECONDS = 60.0
 INTERRUPTED = 130
 LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -70,7 +71,9 @@ def submit(
     base = f"sensorium-{pipeline.name}-{_short(shipment, entrypoint)}"
     address, client = _connect(address)
     with _told(address):
-        known = {job.submission_id: job for job in client.list_jobs() if job.submission_id}
+        known = {
+            job.submission_id: job for job in _patiently(client.list_jobs) if job.submission_id
+        }
         same = [name for name in known if name == base or name.startswith(f"{base}-")]
         for name in same:
             if not known[name].status.is_terminal():
@@ -79,7 +82,8 @@ def submit(
         with tempfile.TemporaryDirectory(prefix="sensorium-") as folder:
             shipment.copy_to(Path(folder))
             try:
-                client.submit_job(
+                _patiently(
+                    client.submit_job,
                     entrypoint=entrypoint,
                     submission_id=name,
                     runtime_env={"working_dir": folder, "env_vars": variables},
@@ -136,6 +140,22 @@ def follow(job: Job, *, on_lost: Callable[[str], None] | None = None) -> int:
         if info.status.is_terminal():
             return _code(info, on_lost=on_lost)
         time.sleep(wait)
+
+
+def _patiently(request: Callable[..., Any], **arguments: Any) -> Any:
+    """What a request answers; one of the server's own faults (5xx) is tried again for a minute.
+
+    A head that has just come up answers so until its agent is there.
+    """
+    end = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            return request(**arguments)
+        except RuntimeError as error:
+            passing = "status code 5" in str(error) and "already" not in str(error)
+            if not passing or time.monotonic() > end:
+                raise
+        time.sleep(1)
 
 
 def _code(info: Any, *, on_lost: Callable[[str], None] | None) -> int:

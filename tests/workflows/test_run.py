@@ -164,6 +164,20 @@ def test_a_second_run_writes_nothing(story, file):
     assert files(story.folder) == before, "no lease either"
 
 
+def test_where_the_yaml_cannot_be_written_beside_no_report_is(story, file, monkeypatch):
+    """As in a mounted ConfigMap; a folder that root may not write to takes a mount."""
+    report = story.folder / "shapes-report.html"
+    kept = report.read_bytes()
+    report.unlink()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: mode != os.W_OK and access(p, mode))
+    code, said, told = call(file)
+    assert (code, told["status"]) == (0, "unchanged"), said
+    assert not report.exists()
+    monkeypatch.undo()
+    assert call(file)[2]["seconds"]["report"] > 0 and report.read_bytes()[:100] == kept[:100]
+
+
 def test_a_run_leaves_it_to_another_that_is_at_work(file, another):
     code, said, told = call(file)
     assert (code, told["status"], told["error"]) == (0, "left", None)

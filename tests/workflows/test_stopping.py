@@ -111,6 +111,18 @@ def test_what_a_callback_swallowed_is_raised_again_where_work_goes_on():
         check()
 
 
+def test_it_does_no_harm_where_the_clean_up_takes_the_handlers_away(monkeypatch):
+    """As `ray.shutdown` does, after which the signal that is sent again would end the process."""
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.02)
+    with pytest.raises(OutOfTime), stopping(deadline=0.02):
+        try:
+            threading.Event().wait(WAIT)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(module.WAKE, signal.SIG_DFL)
+            time.sleep(0.2)
+
+
 def test_a_block_that_ends_in_time_is_left_alone():
     with stopping(deadline=0.1) as check:
         check()

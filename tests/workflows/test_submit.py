@@ -243,8 +243,8 @@ def test_a_job_is_followed_over_a_connection_that_breaks_and_its_code_is_told(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown")
     file = folder / "nightly.yaml"
     with job_server() as (address, metrics):
-        code, said, _ = sensorium(capsys, "submit", file, "--address", address, "--detach")
-        assert code == 0 and "sensorium-nightly-" in said and "ray job stop" in said
+        code, said, errors = sensorium(capsys, "submit", file, "--address", address, "--detach")
+        assert code == 0 and "sensorium-nightly-" in said and "ray job stop" in said, errors
         proxy = Proxy(address, breaks_after="300 samples")
         code, said, errors = sensorium(capsys, "submit", file, "--address", proxy.address)
         proxy.close()

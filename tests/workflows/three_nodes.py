@@ -1,11 +1,15 @@
 """Stage 1 on a cluster of three nodes, one of which is lost in the middle.
 
+It begins while there is nothing but a head without CPUs, as where an autoscaler has taken all
+machines away; the other two come once something has asked for them.
+
 `python -m tests.workflows.three_nodes PIPELINE` ends with the exit code of the stage. It says on
 its standard output which node was lost, and how many shards there were then and at the end.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -17,6 +21,7 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
+from features.job import SCALES_TO
 from workflows.cluster import Connection
 from workflows.embed import embed
 from workflows.pipeline import load_pipeline
@@ -47,29 +52,45 @@ def lose_a_node(cluster: Any, *, store: Path, ended: threading.Event) -> None:
         time.sleep(0.05)
 
 
+def grow_when_asked(cluster: Any, *, ended: threading.Event) -> None:
+    """Add two nodes when actors are waiting, as an autoscaler does."""
+    while not ended.is_set():
+        asked = [a for a in actors().values() if "ShardEncoder" in a["ActorClassName"]]
+        if asked:
+            say(f"{len(ray.nodes())} node, {len(asked)} actors asked for")
+            for _ in range(2):
+                cluster.add_node(num_cpus=1)
+            cluster.wait_for_nodes()
+            say(f"{len(ray.nodes())} nodes")
+            return
+        time.sleep(0.05)
+
+
 def main(path: str) -> None:
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        initialize_head=True,
+        shutdown_at_exit=False,  # handlers of signals, which only the main thread may set
+        head_node_args={"num_cpus": 0, "include_dashboard": False},
     )
+    os.environ[SCALES_TO] = '[{"max": 2, "CPU": 1}]'
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
-        say(f"{len(ray.nodes())} nodes")
         pipeline = load_pipeline(Path(path))
         store = Path(pipeline.store_root)
         ended = threading.Event()
         losing = threading.Thread(
             target=lose_a_node, args=(cluster,), kwargs={"store": store, "ended": ended}
         )
+        growing = threading.Thread(target=grow_when_asked, args=(cluster,), kwargs={"ended": ended})
         losing.start()
+        growing.start()
         try:
             with Connection() as connection:
                 embed(pipeline, connection=connection, console=Console())
         finally:
             ended.set()
             losing.join()
+            growing.join()
         alive = sum(node["Alive"] for node in ray.nodes())
         say(f"done with {alive} nodes alive")
     finally:

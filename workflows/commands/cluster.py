@@ -29,10 +29,10 @@ def submit(
     on_overlap: OnOverlap = "leave",
     deadline: Deadline = None,
 ) -> None:
-    """`run` as a job on a Ray cluster: ship the code and the YAML, follow the log to the end.
+    """`run` as a job on a Ray cluster: ship code and YAML, follow the log, exit as it does.
 
-    Exits as the job does. Ctrl-C ends the following, not the job; the same command attaches to it
-    again. No credentials are sent: the cluster's nodes have their own.
+    Ctrl-C ends the following, not the job; the same command attaches again.
+    No credentials are sent: the cluster's nodes have their own.
     """
     from workflows.pipeline import load_pipeline
     from workflows.submit import follow

@@ -105,7 +105,8 @@ def run(
 ) -> None:
     """All three stages and the report; each does only what is not done.
 
-    One run of a pipeline is at work at a time. SIGTERM ends it like the deadline, with 130.
+    One run of a pipeline is at work at a time.
+    SIGTERM ends it as the deadline does, with 130.
     """
     from workflows.outcome import Outcome
     from workflows.pipeline import load_pipeline
