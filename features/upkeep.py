@@ -33,7 +33,6 @@ KINDS = (
     "train-runs",
     "leases",
     "turns",
-    "locks",
 )
 """Top folders of a store, in the order in which they are shown."""
 TEMPORARY, OTHER = "temporary", "other"

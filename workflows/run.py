@@ -15,8 +15,8 @@ from rich.markup import escape
 
 from features.commit import draft_snapshot
 from features.plan import Plan
-from features.run_lease import Overtaken, RunLease
 from features.snapshot import Snapshot
+from features.turns import Overtaken, Turn
 from training.candidate import CandidateRecord
 from training.search.walk import Search
 from workflows.cluster import Connection
@@ -69,7 +69,7 @@ def run(
 ) -> Promotion:
     """Embed, train, promote and report; an unchanged world costs seconds and changes nothing.
 
-    One run of a pipeline changes things at a time (`features.run_lease`): where another is at work,
+    One run of a pipeline changes things at a time (`features.turns`): where another is at work,
     this one waits for its end, or raises LeftToAnother. After `deadline` seconds it ends by
     DeadlinePassed, on SIGTERM by Terminated; what is done then is kept, and the next run goes on.
     `outcome` is told how far it comes.
@@ -77,8 +77,8 @@ def run(
     outcome = outcome or Outcome()
     outcome.pipeline = pipeline.name
     begun = time.perf_counter()
-    lease = RunLease(
-        pipeline.open_store().storage, pipeline=pipeline.name, what=f"run {pipeline.name}"
+    lease = Turn(
+        pipeline.open_store().storage, name=f"run {pipeline.name}", what=f"run {pipeline.name}"
     )
     try:
         # The lease is given back first: Ray takes its time to end, and whoever stops a job may not.
@@ -116,9 +116,7 @@ def run(
     return promotion
 
 
-def _take_turn(
-    lease: RunLease, *, on_overlap: OnOverlap, outcome: Outcome, console: Console
-) -> None:
+def _take_turn(lease: Turn, *, on_overlap: OnOverlap, outcome: Outcome, console: Console) -> None:
     """Return when no other run of the pipeline is at work; LeftToAnother if one is, and so wished.
 
     The turn itself is taken when there is something to change.

@@ -327,7 +327,7 @@ def test_a_spot_notice_or_an_interrupt_ends_a_training_and_says_how_to_go_on(tmp
     assert (told["rows"], told["fitted"], told["champion_after"]) == (ROWS, 0, None)
     assert told["embedded"] == told["reused"] + told["embedded"] > ROWS
     assert told["seconds"].keys() == {"embed", "train", "total"}
-    turn = json.loads((folder / "store/locks/killed/00000001.json").read_bytes())
+    turn = json.loads((folder / "store/turns/run%20killed/00000001.json").read_bytes())
     assert turn["ended"], "the next run need not wait until the turn lapses"
     before = checkpoints()
     end_in_training(start(folder, "train"), signal.SIGINT)

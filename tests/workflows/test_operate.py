@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from features.storage import LocalStorage
+from features.turns import Turn
 from tests.workflows.command import sensorium
 from workflows import tracking
 from workflows.pipeline import StageError
 from workflows.promotion import history, operate, registry
 from workflows.promotion.lineage import lineage_of, resolve, users_of
-from workflows.promotion.turn import turn
 from workflows.tracking import TAG
 
 MODEL = "digits"
@@ -222,17 +222,14 @@ def test_promotions_of_the_time_of_tags_alone_are_in_the_history(client: Any) ->
 
 
 def test_who_moves_an_alias_waits_for_its_turn(client: Any, tmp_path: Path, monkeypatch) -> None:
-    from workflows.promotion import turn as turns
-
     promoted(client, store=str(tmp_path))
     promoted(client, against="1", store=str(tmp_path))
-    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(history, "WAIT_SECONDS", 0.0)
     storage = LocalStorage(str(tmp_path))
-    with (
-        turn(storage, name=f"alias {MODEL}"),
-        pytest.raises(StageError, match="has been moving an alias"),
-    ):
-        operate.roll_back(client, model=MODEL)
+    with Turn(storage, name=f"alias {MODEL}", what="another") as held:
+        held.take()
+        with pytest.raises(TimeoutError, match=r"another on .* has not ended its turn"):
+            operate.roll_back(client, model=MODEL)
     assert champion(client) == "2"
     assert operate.roll_back(client, model=MODEL).after == "1"
     assert storage.list(f"turns/alias%20{MODEL}")

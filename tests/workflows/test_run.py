@@ -17,8 +17,8 @@ import pytest
 
 from features.lease import LeaseLost
 from features.quarantine import QuarantineCount
-from features.run_lease import RunLease
 from features.storage import LocalStorage
+from features.turns import Turn
 from workflows import run as run_module
 from workflows.cli import main
 from workflows.commands.ending import status_of
@@ -86,7 +86,7 @@ def story(fitted_shapes, empty_database, tmp_path_factory):
     def while_the_lease_lapses(self, champion):
         # Another run takes it for that of a dead process, does its work and ends.
         turn = json.dumps({"who": "the heir", "ended": True})
-        (folder / "store/locks/shapes/00000002.json").write_text(turn)
+        (folder / "store/turns/run%20shapes/00000002.json").write_text(turn)
         return judge(self, champion)
 
     def while_another_runs():
@@ -111,7 +111,7 @@ def story(fitted_shapes, empty_database, tmp_path_factory):
 def another(story):
     """Another run of the pipeline, which has something to do."""
     storage = LocalStorage(story.folder / "store")
-    with RunLease(storage, pipeline="shapes", what="the other run") as lease:
+    with Turn(storage, name="run shapes", what="the other run") as lease:
         assert lease.look() is None
         lease.confirm()
         yield lease

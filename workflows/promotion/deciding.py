@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from workflows.promotion import history, registry
 from workflows.promotion.contest import Contest
+from workflows.promotion.history import who
 from workflows.promotion.operate import finish_rollback
 from workflows.promotion.registry import number_of, tags_of
-from workflows.promotion.turn import who
 from workflows.promotion.verdict import Verdict
 
 if TYPE_CHECKING:

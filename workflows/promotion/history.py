@@ -8,7 +8,9 @@ approves one, and a rollback.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from features.storage import Storage
+from features.turns import Turn
 from workflows.pipeline import StageError
 from workflows.promotion.registry import (
     CHALLENGER,
@@ -27,7 +30,6 @@ from workflows.promotion.registry import (
     tags_of,
     versions_of,
 )
-from workflows.promotion.turn import Turn, turn
 from workflows.runs import cut
 from workflows.tracking import TAG
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from workflows.tracking import MlflowClient, ModelVersion
 
 MOVE = f"{TAG}move."
+WAIT_SECONDS = 600.0
+"""How long to wait for another that moves the same alias."""
 Kind = Literal["promoted", "approved", "rolled back", "by other hands"]
 
 
@@ -58,6 +62,14 @@ class Move:
     judgement: str = ""
 
 
+def who() -> str:
+    """Name of the user that this process runs as; the number of one without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no entry in passwd, as in many containers
+        return str(os.getuid())
+
+
 def now() -> str:
     """The time of a move."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -65,11 +77,16 @@ def now() -> str:
 
 @contextlib.contextmanager
 def moving(storage: Storage | None, *, model: str) -> Iterator[Turn | None]:
-    """Have the turn to move a model's alias; without a store to take turns in, no turn."""
+    """Have the turn to move a model's alias; without a store to take turns in, no turn.
+
+    MLflow's aliases have no compare-and-set: of two jobs that look and then move, both may.
+    """
     if storage is None:
         yield None
         return
-    with turn(storage, name=f"alias {model}") as held:
+    name = f"alias {model}"
+    with Turn(storage, name=name, what=f"{who()} moving {name}") as held:
+        held.take(most=WAIT_SECONDS)
         yield held
 
 
@@ -92,7 +109,7 @@ def move_champion(
             "another job moved it meanwhile. Run again, to compare with that one"
         )
     if held is not None:
-        held.check()
+        held.confirm()
     client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
     drop_challenger(client, version=version)
 

@@ -19,6 +19,7 @@ from workflows.promotion.history import (
     record_move,
     record_promotion,
     recorded,
+    who,
 )
 from workflows.promotion.registry import (
     CHALLENGER,
@@ -30,7 +31,6 @@ from workflows.promotion.registry import (
     tags_of,
     version_of,
 )
-from workflows.promotion.turn import who
 from workflows.tracking import TAG
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def roll_back(
         # Before the alias moves: killed in between, the next run or rollback completes it.
         tag(client, champion, {"taken_back": json.dumps({**mark, "moving": True})})
         if held is not None:
-            held.check()
+            held.confirm()
         finish_rollback(client, champion=champion)
     return Operated(
         before=here,

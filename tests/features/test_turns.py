@@ -9,12 +9,12 @@ import time
 import pytest
 
 from features.lease import LeaseLost
-from features.run_lease import Overtaken, RunLease
 from features.storage import LocalStorage, open_storage
+from features.turns import Overtaken, Turn
 
 
 def lease(storage, *, what="run", seconds=180.0):
-    return RunLease(storage, pipeline="nightly", what=what, seconds=seconds)
+    return Turn(storage, name="nightly", what=what, seconds=seconds)
 
 
 def die(held):
@@ -121,7 +121,7 @@ def test_a_number_that_was_cleared_away_is_not_taken_again(tmp_path):
     with lease(storage) as now:
         now.look()
         now.confirm()
-        assert not (tmp_path / "locks/nightly/00000002.json").exists()
+        assert not (tmp_path / "turns/nightly/00000002.json").exists()
         with pytest.raises(Overtaken):
             late.confirm()
         now.confirm()
@@ -132,7 +132,7 @@ def test_a_living_holder_renews_it(tmp_path):
     with lease(storage, seconds=0.6) as held:
         held.look()
         held.confirm()
-        path = tmp_path / "locks/nightly/00000001.json"
+        path = tmp_path / "turns/nightly/00000001.json"
         first = path.stat().st_mtime_ns
         end = time.monotonic() + 30
         while path.stat().st_mtime_ns == first:
@@ -156,4 +156,38 @@ def test_pipelines_do_not_wait_for_one_another(tmp_path):
     with lease(storage) as held:
         held.look()
         held.confirm()
-        assert RunLease(storage, pipeline="other", what="run").look() is None
+        assert Turn(storage, name="other", what="run").look() is None
+
+
+def test_all_that_wait_for_the_turn_have_it_one_at_a_time(storage_root):
+    storage = open_storage(storage_root)
+    inside, most, done, failures = [0], [0], [], []
+
+    def work(number):
+        try:
+            with Turn(storage, name="alias a/b", what=f"job {number}") as held:
+                held.take(every=0.01, most=60)
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.005)
+                held.confirm()
+                done.append(number)
+                inside[0] -= 1
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (failures, most, sorted(done)) == ([], [1], list(range(8)))
+    assert storage.list("turns/alias%20a%2Fb") == {"00000008.json"}
+
+
+def test_who_waits_gives_up_in_time_and_says_for_whom(tmp_path):
+    storage = LocalStorage(tmp_path)
+    with lease(storage, what="first") as held:
+        held.take()
+        with pytest.raises(TimeoutError, match=r"first on .* has not ended its turn for 0 s"):
+            lease(storage).take(every=0.01, most=0.05)

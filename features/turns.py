@@ -1,6 +1,6 @@
-"""One run of a pipeline at a time: a lease in its store, which lapses when its holder dies.
+"""Turns at what one process may do at a time: kept in the store, they lapse when a holder dies.
 
-    locks/<pipeline>/00000042.json     who took the 42nd turn, and whether it has ended
+    turns/<what>/00000042.json     who took the 42nd turn, and whether it has ended
 
 A turn is taken by writing the file of the next number, which can be written once (a hard link on a
 disk, `If-None-Match` in S3), so of several that want it one gets it. Its holder writes the file
@@ -9,8 +9,8 @@ the next number is free. Numbers only rise, so a holder that stood still sees th
 over, and who looked at an old state cannot take what is another's by now. Times are those that the
 storage gives its files, so that no two clocks matter.
 
-To look costs a listing, and a read if there was a turn before: a run that finds nothing to do takes
-no turn, and writes nothing.
+To look costs a listing, and a read if there was a turn before: who finds nothing to do takes no turn,
+and writes nothing.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from urllib.parse import quote
 
 from features.lease import LeaseLost
 from features.storage import Entry, Storage
 
-FOLDER = "locks"
+FOLDER = "turns"
 LEASE_SECONDS = 180.0
 STALE_PROBE_SECONDS = 3600.0
 _TURN = re.compile(r"(\d{8})\.json")
 
 
 class Overtaken(Exception):
-    """Another run took a turn since the look: what was seen in the store may have changed."""
+    """Another took a turn since the look: what was seen in the store may have changed."""
 
 
-class RunLease:
-    """The turn of one run, from a look to its end. Not to be shared by threads."""
+class Turn:
+    """One turn, from a look to its end. Not to be shared by threads."""
 
     def __init__(
-        self, storage: Storage, *, pipeline: str, what: str, seconds: float = LEASE_SECONDS
+        self, storage: Storage, *, name: str, what: str, seconds: float = LEASE_SECONDS
     ) -> None:
+        """`name` is of what there are turns at, `what` tells others who has one."""
         self._storage = storage
-        self._folder = f"{FOLDER}/{pipeline}"
+        self._folder = f"{FOLDER}/{quote(name, safe='')}"
         self._who = f"{what} on {platform.node()}, process {os.getpid()}"
         self._seconds = seconds
         self._seen = 0
-        self._turn: int | None = None
+        self._number: int | None = None
         self._renewed = float("-inf")
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -71,14 +73,35 @@ class RunLease:
             return None
         return who
 
-    def wait(self, *, every: float = 5.0, on_wait: Callable[[str], None] | None = None) -> None:
-        """Look until the turn is free. `on_wait` is told for whom it waits, once for each."""
+    def wait(
+        self,
+        *,
+        every: float = 5.0,
+        most: float | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> None:
+        """Look until the turn is free. `on_wait` is told for whom it waits, once for each.
+
+        TimeoutError, with who has it, after `most` seconds.
+        """
         told: set[str] = set()
+        begun = time.monotonic()
         while (who := self.look()) is not None:
+            if most is not None and time.monotonic() - begun >= most:
+                raise TimeoutError(f"{who} has not ended its turn for {most:.0f} s; run again")
             if on_wait and who not in told:
                 on_wait(who)
             told.add(who)
             time.sleep(every)
+
+    def take(self, *, every: float = 0.2, most: float | None = None) -> None:
+        """Wait for the turn and take it; as `wait` and `confirm`."""
+        while True:
+            self.wait(every=every, most=most)
+            try:
+                return self.confirm()
+            except Overtaken:
+                continue
 
     def confirm(self) -> None:
         """Take the turn, or make sure that it is still one's own; before anything is changed.
@@ -86,23 +109,23 @@ class RunLease:
         Overtaken if another has taken it since the look; LeaseLost if it was one's own, and was
         not renewed in time or has been passed on. A write and a listing, then a listing each time.
         """
-        if self._turn is None:
+        if self._number is None:
             self._take()
         else:
-            self._check(self._turn)
+            self._check(self._number)
 
     def end(self) -> None:
         """Give the turn back, if it was taken. Errors of the storage are let pass: it lapses."""
-        if self._turn is None:
+        if self._number is None:
             return
         self._over.set()
         if self._thread is not None:
             self._thread.join()
         with suppress(OSError):
-            self._storage.replace(self._path(self._turn), self._body(ended=True))
-        self._turn = None
+            self._storage.replace(self._path(self._number), self._body(ended=True))
+        self._number = None
 
-    def __enter__(self) -> RunLease:
+    def __enter__(self) -> Turn:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -117,9 +140,9 @@ class RunLease:
         entries = self._turns()
         if max(entries, default=0) != turn:
             raise Overtaken(self._path(turn))
-        self._turn, self._renewed = turn, begun
+        self._number, self._renewed = turn, begun
         self._over.clear()
-        self._thread = threading.Thread(target=self._keep, name="run-lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="turn", daemon=True)
         self._thread.start()
         with suppress(OSError):
             self._storage.delete(entry.path for n, entry in entries.items() if n < turn)
@@ -128,7 +151,7 @@ class RunLease:
         silent = time.monotonic() - self._renewed
         if silent > self._seconds / 2:
             raise LeaseLost(
-                f"{self._at(turn)} could not be renewed for {silent:.0f} s, so another run may "
+                f"{self._at(turn)} could not be renewed for {silent:.0f} s, so another turn may "
                 "have begun; the store is not to be reached, or the process stood still. Nothing "
                 "further was changed; run again"
             )
@@ -136,11 +159,11 @@ class RunLease:
         if last != turn:
             raise LeaseLost(
                 f"{self._at(turn)} was taken for that of a dead process, and {self._at(last)} came "
-                "after it; nothing further was changed. Run again once that run has ended"
+                "after it; nothing further was changed. Run again once that has ended"
             )
 
     def _keep(self) -> None:
-        turn = self._turn
+        turn = self._number
         assert turn is not None, "the thread is started by who has the turn"
         while not self._over.wait(self._seconds / 6):
             begun = time.monotonic()
