@@ -181,7 +181,7 @@ def job_server():
     """The dashboard's address, and that of the metrics of its only node."""
     metrics = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.workflows.job_server", str(metrics)],
+        [sys.executable, "-m", "tests.workflows.job_server", str(metrics), str(free_port())],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
