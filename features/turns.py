@@ -9,8 +9,8 @@ the next number is free. Numbers only rise, so a holder that stood still sees th
 over, and who looked at an old state cannot take what is another's by now. Times are those that the
 storage gives its files, so that no two clocks matter.
 
-To look costs a listing, and a read if there was a turn before: who finds nothing to do takes no turn,
-and writes nothing.
+To look costs a listing, and a read if there was a turn before: who finds nothing to do takes no
+turn, and writes nothing.
 """
 
 from __future__ import annotations
