@@ -1,4 +1,4 @@
-"""Which passes over the data a round takes: on all workers in turn, or side by side. No Ray.
+"""Which passes over the data a round takes: on all workers in turn, or side by side. No torch.
 
 A step of a small candidate is over before workers could agree on its gradients. So small ones are
 divided: each worker fits its part of them by itself, over the table that it holds anyway, while the
@@ -12,17 +12,14 @@ of the job: one that goes on after it was killed ends in the same bits.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from features.fingerprint import fingerprint
 from features.storage import Storage
 from training.agenda import Due, grouped
 from training.candidate import PlannedCandidate
-from training.fitting.checkpoint import PROGRESS_FILE, FitState, read_checkpoints, write_checkpoint
 from training.fitting.grouping import is_small
 from training.training_spec import TrainingSpec
 
@@ -73,7 +70,7 @@ def settled(
     Of those that are settled now a file is left in the job's `folder`, for the next attempt. A pass
     of which all are done is left out; one of which some are done is gone through once more.
     """
-    place = f"{folder}/{FOLDER}/{_key([c.fingerprint for c in due.candidates])}.json"
+    place = f"{folder}/{FOLDER}/{key_of([c.fingerprint for c in due.candidates])}.json"
     by_name = {candidate.fingerprint: candidate for candidate in reversed(due.candidates)}
     waiting = {candidate.fingerprint for candidate in pending}
     try:
@@ -92,50 +89,7 @@ def settled(
     return Passes(apart=apart, together=[group for group in rest if group])
 
 
-class Progress:
-    """The checkpoints of a pass that one worker makes by itself."""
-
-    def __init__(self, storage: Storage, *, folder: str, group: Group) -> None:
-        self._storage = storage
-        self._names = [candidate.fingerprint for candidate in group]
-        self._folder = f"{folder}/{FOLDER}/{_key(self._names)}"
-
-    def read(self) -> list[FitState] | None:
-        """The last whole checkpoint, if there is one."""
-        found = self._numbers(whole=True)
-        if not found:
-            return None
-        with tempfile.TemporaryDirectory() as local:
-            place = f"{self._folder}/{max(found):06d}"
-            for name in self._storage.list(place):
-                Path(local, name).write_bytes(self._storage.read(f"{place}/{name}"))
-            return read_checkpoints(local)
-
-    def save(self, states: Sequence[FitState]) -> None:
-        """Write a checkpoint, and delete those before it."""
-        before = self._numbers(whole=False)
-        place = f"{self._folder}/{max(before, default=0) + 1:06d}"
-        with tempfile.TemporaryDirectory() as local:
-            write_checkpoint(*states, folder=local, about={"candidates": self._names})
-            # The one that makes it whole comes last.
-            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == PROGRESS_FILE):
-                self._storage.replace(f"{place}/{path.name}", path.read_bytes())
-        self._storage.delete(
-            [
-                entry.path
-                for entry in self._storage.walk(self._folder)
-                if not entry.path.startswith(f"{place}/")
-            ]
-        )
-
-    def _numbers(self, *, whole: bool) -> list[int]:
-        return [
-            int(entry.path.split("/")[-2])
-            for entry in self._storage.walk(self._folder)
-            if not whole or entry.path.endswith(f"/{PROGRESS_FILE}")
-        ]
-
-
-def _key(names: Sequence[str]) -> str:
+def key_of(names: Sequence[str]) -> str:
+    """What some candidates are kept under, in any order."""
     value: list[Any] = sorted(names)
     return fingerprint(value)

@@ -33,7 +33,8 @@ from training.faults import CandidateFault, agreement_group, all_workers_agree
 from training.fitting.checkpoint import FitState, read_about, read_checkpoints, write_checkpoint
 from training.fitting.loop import Epoch
 from training.memory import memory_bytes
-from training.passes import RUNS_FOLDER, Passes, Progress, divide, settled
+from training.pass_progress import PassProgress
+from training.passes import RUNS_FOLDER, Passes, divide, settled
 from training.produce import produce_together
 from training.progress import Reporter, post_round
 from training.search.proposals import NothingToPropose
@@ -229,7 +230,7 @@ class _Rounds:
         states: Sequence[FitState] | None = None
         save: Callable[[Sequence[FitState]], None] = partial(_save, candidates=together)
         if apart:
-            progress = Progress(self._store.storage, folder=self._folder, group=together)
+            progress = PassProgress(self._store.storage, folder=self._folder, group=together)
             states, save = progress.read(), progress.save
         elif self._interrupted is not None:
             states = self._interrupted.states_of(together)

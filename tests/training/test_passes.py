@@ -12,7 +12,8 @@ from training.agenda import Due
 from training.built_in import parse_candidate
 from training.candidate import PlannedCandidate
 from training.fitting.checkpoint import FitState
-from training.passes import Passes, Progress, divide, names_of, settled
+from training.pass_progress import PassProgress
+from training.passes import Passes, divide, names_of, settled
 from training.training_spec import TrainingSpec
 from training.workers import alone, from_all_workers, worker_count
 
@@ -89,7 +90,7 @@ def test_an_interrupted_round_is_divided_as_it_was(tmp_path: Path) -> None:
 
 def test_a_pass_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> None:
     storage, group = LocalStorage(tmp_path), rows(2)
-    progress = Progress(storage, folder="train-runs/job", group=group)
+    progress = PassProgress(storage, folder="train-runs/job", group=group)
     assert progress.read() is None
 
     def states(epoch: int) -> list[FitState]:
@@ -105,12 +106,12 @@ def test_a_pass_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> None:
     # Cut off before its last file: it does not count.
     folder = files[0].rsplit("/", 2)[0]
     storage.replace(f"{folder}/000009/state.safetensors", b"half")
-    again = Progress(storage, folder="train-runs/job", group=group)
+    again = PassProgress(storage, folder="train-runs/job", group=group)
     assert [state.epoch for state in again.read() or []] == [2, 2]
     again.save(states(3))
     assert [state.epoch for state in progress.read() or []] == [3, 3]
     assert not storage.exists(f"{folder}/000009/state.safetensors")
-    assert Progress(storage, folder="train-runs/other", group=group).read() is None
+    assert PassProgress(storage, folder="train-runs/other", group=group).read() is None
 
 
 def test_a_worker_alone_is_the_only_one() -> None:

@@ -222,7 +222,7 @@ def test_a_killed_worker_resumes_and_ends_as_an_uninterrupted_run(
         whole = read_record(other, record.fingerprint)
         assert whole is not None
         assert without_seconds(whole) == without_seconds(record)
-        kinds = {"model", "predictions"} if record.status == "fitted" else set()
+        kinds = {"model", "predictions", "shapley"} if record.status == "fitted" else set()
         assert set(record.files) == kinds
         for name in record.files.values():
             path = f"candidates/{record.fingerprint}/{name}"

@@ -25,7 +25,7 @@ from workflows.commands.ending import status_of
 from workflows.embed import BudgetExceeded
 from workflows.outcome import DeadlinePassed
 from workflows.pipeline import ConfigurationError, StageError
-from workflows.promotion import registry
+from workflows.promotion import deciding
 from workflows.promotion.contest import Contest
 from workflows.stopping import Terminated
 from workflows.tracking import connected
@@ -77,23 +77,23 @@ def story(fitted_shapes, empty_database, tmp_path_factory):
     shutil.copyfile(empty_database, folder / "mlflow.db")
     file, uri = folder / "shapes.yaml", f"sqlite:///{folder / 'mlflow.db'}"
     nested = []
-    judge, who_promotes, embed = Contest.judge, registry.who_promotes, run_module.embed
+    judge, who, embed = Contest.judge, deciding.who, run_module.embed
 
     def taking_the_turn(*arguments, confirm, **options):
         confirm()  # a run that has something to embed does
         return embed(*arguments, confirm=confirm, **options)
 
-    def while_the_lease_lapses(self, champion):
+    def while_the_lease_lapses(self, champion, **options):
         # Another run takes it for that of a dead process, does its work and ends.
         turn = json.dumps({"who": "the heir", "ended": True})
         (folder / "store/turns/run%20shapes/00000002.json").write_text(turn)
-        return judge(self, champion)
+        return judge(self, champion, **options)
 
     def while_another_runs():
         if not nested:
             nested.append(())
             nested[0] = call(file)
-        return who_promotes()
+        return who()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -102,7 +102,7 @@ def story(fitted_shapes, empty_database, tmp_path_factory):
         lost = (*call(file), champion(uri))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr(registry, "who_promotes", while_another_runs)
+        patch.setattr(deciding, "who", while_another_runs)
         overtaken = call(file)
     return Story(folder=folder, uri=uri, lost=lost, nested=nested[0], overtaken=overtaken)
 

@@ -8,7 +8,7 @@ V variants, O outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def perturbed_answers(
     levels, but for its size. A swapped embedding is that of another of the rows, never one's own.
     A modality that a row lacks stays missing. All workers take part.
     """
-    spread = _spread(table, modalities=modalities)
+    spread = {m: _spread(table, modality=m, rows=rows) for m in modalities}
     there = {m: table.index[m][rows] != ABSENT for m in modalities}
     donors = {m: donors_of(there[m], key=place) for place, m in enumerate(modalities)}
 
@@ -122,8 +122,17 @@ def _noise(x: Tensor, *, numbers: Tensor, key: int) -> Tensor:
     return torch.from_numpy(np.stack(drawn) if drawn else np.empty(x.shape, np.float32)).to(x)
 
 
-def _spread(table: EmbeddingTable, *, modalities: Sequence[str]) -> dict[str, Tensor]:
-    """The deviation `[D]` of each dimension, as models standardise by it."""
-    # Not those of a table of live encoders, whose inputs bring encoders that are loaded for it.
-    found = EmbeddingTable.inputs(table, modalities)
-    return {m: item.std for m, item in found.items() if item.std is not None}
+def _spread(table: EmbeddingTable, *, modality: str, rows: Tensor) -> Tensor:
+    """The deviation `[D]` of each dimension, as models standardise by it; over the rows themselves
+    where the training rows are not embedded, as those of tuned encoders are not.
+    """
+    place = table.index[modality]
+    some = [taken for taken in (table.split["train"], rows) if bool((place[taken] != ABSENT).any())]
+    if not some:
+        return torch.zeros(())  # there is nothing to make noisy
+    if some[0] is rows:
+        given = {f.name: getattr(table, f.name) for f in fields(EmbeddingTable) if f.init}
+        table = EmbeddingTable(**{**given, "split": {**table.split, "train": rows}})
+    found = table.inputs((modality,))[modality].std
+    assert found is not None, "a table knows its statistics"
+    return found

@@ -73,7 +73,7 @@ class TunedEncoder(nn.Module):
         self.spec, self.encoder = spec, encoder
         self.cache_rows = cache_rows
         """Rows whose activations are held at once, and computed again in the backward pass; all
-        if None. See `training.losses.grad_cache`."""
+        if None. See `training.models.grad_cache`."""
         self.module = encoder.module
         self._stored = getattr(torch, spec.dtype)
         self.tuning = Tuning(

@@ -20,7 +20,7 @@ fingerprint needs nothing else.
 
 A contrastive loss wants all rows of a large batch at once. With the alignment's `cache_rows` an
 encoder holds the activations of so many rows alone, and computes them again in the backward pass
-(`training.losses.grad_cache`). What is fitted is judged as it will be used: its encoders embed the
+(`training.models.grad_cache`). What is fitted is judged as it will be used: its encoders embed the
 rows that are told of once, as stage 1 would store them, and the head is evaluated over those
 (`training.tuning.embedded`).
 

@@ -138,8 +138,8 @@ def _act(
             f"{contest.pipeline.path.name}"
         )
     else:
-        confirm()
         by = who()  # before the alias moves: nothing is to fail after that
+        confirm()
         with history.moving(contest.store.storage, model=version.name) as held:
             history.move_champion(client, version=version, champion=champion, held=held)
             history.record_promotion(
