@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 from workflows.commands.app import MODELS, command
 from workflows.commands.registry import Tracking, refuse_unknown, tracking_uri
 from workflows.console import count, make_console, several
+
+
+class PayloadKey(StrEnum):
+    """What may stand for a payload."""
+
+    stat = "stat"
+    content = "content"
+    uri = "uri"
 
 
 @command(
@@ -47,6 +56,12 @@ def score(
     format: Annotated[
         str | None, typer.Option(help="Format of the table; by its name if it is not given.")
     ] = None,
+    payload_key: Annotated[
+        PayloadKey,
+        typer.Option(
+            help="What stands for a payload behind a path: the pipeline's `dataset.payload_key`."
+        ),
+    ] = PayloadKey.stat,
     store: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +111,7 @@ def score(
                     table=table,
                     id_column=id_column,
                     format=format,
+                    payload_key=payload_key.value,
                     folder=str(Path.cwd()),
                     shapley=shapley,
                     embeddings=embeddings,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from workflows.scoring import LoadedModel
     from workflows.tracking import MlflowClient
 
+PayloadKey = Literal["stat", "content", "uri"]
 MANIFEST, CLAIM = "manifest.json", "scoring.json"
 SHARD_ROWS = ShardSize()
 """Samples of a file of answers."""
@@ -57,6 +58,8 @@ class Request:
     table: str
     id_column: str
     format: str | None = None
+    payload_key: PayloadKey = "stat"
+    """As `dataset.payload_key` has it; by another than the pipeline's, nothing is known again."""
     folder: str = "."
     """From where the table's relative path starts."""
     like: Sequence[str] = ()
@@ -271,6 +274,7 @@ def _plan(
                 path=request.table,
                 id=request.id_column,
                 split=SplitSpec(group=request.id_column),
+                payload_key=request.payload_key,
                 max_bad_fraction=request.max_bad_fraction,
                 shard_rows=SHARD_ROWS,
             ),
