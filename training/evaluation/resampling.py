@@ -58,6 +58,7 @@ class Resamples:
             rows = _positive_rows(positive_N, scores_N, counts_NR)
             roc.append(roc_area(rows))
             precision.append(average_precision(rows))
+            del rows  # before those of the next are made
         return Areas(roc=np.stack(roc, axis=1), precision=np.stack(precision, axis=1))
 
 
