@@ -122,12 +122,14 @@ def embed_table(
     connection: Connection,
     console: Console,
     retry: bool = False,
+    to_train: bool = True,
     confirm: Callable[[], None] | None = None,
     outcome: Outcome | None = None,
 ) -> Embedded:
     """Stage 1 for a plan that `make` makes, and makes again if what it relies on was deleted.
 
-    As `embed`, which does it for a pipeline.
+    As `embed`, which does it for a pipeline. What stands on two sides of a split, and which classes
+    have no training row, is told of a table `to_train` on alone.
     """
     plan = make(_tasks(connection))
     with _announced(
@@ -139,6 +141,7 @@ def embed_table(
             store=store,
             lease=lease,
             retry=retry,
+            to_train=to_train,
             confirm=confirm,
             outcome=outcome or Outcome(pipeline=plan.name),
             connection=connection,
@@ -188,6 +191,7 @@ def _embed(
     store: Store,
     lease: Lease | None,
     retry: bool,
+    to_train: bool,
     confirm: Callable[[], None] | None,
     outcome: Outcome,
     connection: Connection,
@@ -202,7 +206,8 @@ def _embed(
     )
     if plan.work:
         print_work(plan, console=console)
-    if lease is not None:  # there is no work if splits alone have changed, and all to tell
+    # There is no work if splits alone have changed, and all to tell.
+    if to_train and lease is not None:
         print_repeats(plan, console=console)
         print_untrained(plan, console=console)
     try:

@@ -301,7 +301,7 @@ def test_what_was_taken_back_stays_so_and_a_new_one_meets_the_restored_champion(
         fitted_shapes, "single-photo", pipeline=gate(fitted_shapes.pipeline, min_gain=-0.4)
     )
     assert "has been taken back since (wrong photos)" in promotion.detail
-    assert "sensorium approve shapes --version 2" in promotion.detail
+    assert "sensorium approve shapes.yaml --version 2" in promotion.detail
     assert champion(recorded_uri) == "1" and not promotion.refused
     newer = run(fitted_shapes, "early", pipeline=lenient)
     assert (newer.champion_before, newer.champion_after) == ("1", "3")

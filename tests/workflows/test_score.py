@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.dataset
 import pytest
 
 from features.spec import ShardSize
@@ -65,8 +64,9 @@ def scored(
 
 def read(folder: Path) -> pd.DataFrame:
     """The answers, by a reader that knows nothing of this project."""
-    files = json.loads((folder / "manifest.json").read_text())["files"]
-    return pyarrow.dataset.dataset([str(folder / name) for name in files]).to_table().to_pandas()
+    about = json.loads((folder / "_manifest.json").read_text())
+    assert about["classes"] == [10, 11, 12]
+    return pd.read_parquet(folder)
 
 
 def test_all_rows_are_answered_in_order_as_the_registered_model_does(
@@ -76,6 +76,7 @@ def test_all_rows_are_answered_in_order_as_the_registered_model_does(
 
     done = scored("--shapley", "--embeddings")
     assert done.code == 0, done.output
+    assert "leak" not in done.output, "nothing is trained on this table"
     assert "nothing to do: every embedding is in the store" in done.output or (
         "0 payloads embedded" in done.output
     ), done.output
@@ -130,12 +131,12 @@ def test_a_scoring_that_was_killed_goes_on_and_one_that_is_done_does_nothing(
     assert names == sorted(path.name for path in whole.glob("part-*")) and len(names) > 1
     # As a kill leaves it: some files, and no manifest.
     (out / names[0]).unlink()
-    (out / "manifest.json").unlink()
+    (out / "_manifest.json").unlink()
     kept = {name: (out / name).stat().st_mtime_ns for name in names[1:]}
     done = scored(out=out)
     assert f"1 file to write, {len(names) - 1} there" in done.output
     assert {name: (out / name).stat().st_mtime_ns for name in names[1:]} == kept
-    for name in [*names, "manifest.json"]:
+    for name in [*names, "_manifest.json"]:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
     def must_not(*_: object) -> None:
@@ -153,7 +154,7 @@ def test_a_folder_of_other_answers_is_refused(scored: Any, tmp_path: Path) -> No
     assert done.code == 1 and "holds mine.txt and is not of a scoring" in done.output
     (tmp_path / "out" / "mine.txt").unlink()
     answer_claim = {"model": "models:/shapes/7", "candidate": "another"}
-    LocalStorage(tmp_path / "out").replace("scoring.json", json.dumps(answer_claim).encode())
+    LocalStorage(tmp_path / "out").replace("_scoring.json", json.dumps(answer_claim).encode())
     done = scored()
     assert done.code == 1 and "holds the answers of models:/shapes/7" in done.output
 

@@ -82,9 +82,10 @@ def study(
         rows = sampled(test, most=_most(MOST_ROWS, variants=len(subsets), table=table))
         answers_RSO = subset_answers(model, rows=rows, subsets=subsets, **options)
         targets = table.task.truths(table.targets[rows]).numpy()
+        groups = None if table.groups is None else table.groups[rows.numpy()]
         found["rows"] = len(rows)
         found["subsets"] = [
-            _of_subset(subset, metrics=metrics, targets=targets, answers=answers)
+            _of_subset(subset, metrics=metrics, targets=targets, answers=answers, groups=groups)
             for subset, answers in zip(subsets, answers_RSO.unbind(dim=1), strict=True)
             if subset
         ]
@@ -168,14 +169,19 @@ def _values(
 
 
 def _of_subset(
-    subset: Subset, *, metrics: Sequence[Metric], targets: np.ndarray, answers: Tensor
+    subset: Subset,
+    *,
+    metrics: Sequence[Metric],
+    targets: np.ndarray,
+    answers: Tensor,
+    groups: np.ndarray | None,
 ) -> dict[str, Any]:
     """Of the first metric and of means over rows with intervals; those of others cost more."""
     some = [metric for metric in metrics if metric is metrics[0] or metric.rows is not None]
     if not bool(answers.isfinite().all()):
         some = []
     intervals = metric_intervals(
-        some, targets=targets, answers=answers.numpy(), resamples=RESAMPLES
+        some, targets=targets, answers=answers.numpy(), resamples=RESAMPLES, groups=groups
     )
     return {
         "modalities": list(subset),

@@ -91,7 +91,12 @@ def rollback(
             reason=reason,
             storage=found.storage,
         )
-    make_console().print(f"{escape(found.model)}: {escape(done.detail)}", soft_wrap=True)
+    console = make_console()
+    console.print(f"{escape(found.model)}: {escape(done.detail)}", soft_wrap=True)
+    if which.endswith((".yaml", ".yml")):
+        console.print(
+            f"The report is of before: `sensorium report {escape(which)}` writes it anew."
+        )
 
 
 @command(panel=MODELS, example="sensorium history digits --json")
@@ -142,11 +147,21 @@ def lineage(
 
     Snapshots and encoders are named by their ids, or the first six characters or more.
     """
-    if (which is None) == (snapshot is None and encoder is None):
+    users = snapshot is not None or encoder is not None
+    if which is None and not users:
         raise typer.BadParameter("name a model, or else give --snapshot or --encoder")
-    if which is None:
+    if users:
+        if which is not None:
+            if not which.endswith((".yaml", ".yml")):
+                raise typer.BadParameter(
+                    "--snapshot and --encoder ask for all versions: with them, name a YAML file, "
+                    "which says where MLflow is, or nothing"
+                )
+            from workflows.pipeline import load_pipeline
+
+            tracking = tracking or load_pipeline(which).tracking_uri
         _print_users(snapshot=snapshot, encoder=encoder, as_json=as_json, tracking=tracking)
-    else:
+    elif which is not None:
         _print_lineage(which, as_json=as_json, tracking=tracking)
 
 
@@ -251,7 +266,7 @@ def tracking_uri(given: str | None) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ConfigurationError(
-            "a model's name alone does not say where it is registered: give --tracking URI, set "
+            "this alone does not say where MLflow is: give --tracking URI, set "
             "MLFLOW_TRACKING_URI, or name the pipeline's YAML file instead"
         )
     if not there_is_a_database(uri):

@@ -23,14 +23,15 @@ class PayloadKey(StrEnum):
 
 @command(
     panel=MODELS,
-    example="sensorium score models:/digits@champion new.parquet s3://bucket/answers --id id",
+    example="sensorium score digits.yaml new.parquet s3://bucket/answers --id id",
 )
 def score(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL_URI",
-            help="models:/NAME@ALIAS or models:/NAME/VERSION; a name alone is its champion.",
+            metavar="MODEL_URI|PIPELINE",
+            help="models:/NAME@ALIAS or models:/NAME/VERSION; a name alone, or the pipeline's YAML "
+            "file, is its champion.",
             show_default=False,
         ),
     ],
@@ -95,14 +96,18 @@ def score(
     """
     from workflows import scoring
     from workflows.cluster import Connection
-    from workflows.pipeline import StageError
+    from workflows.pipeline import StageError, load_pipeline
     from workflows.serving.score import Request, open_place, score_registered
     from workflows.tracking import connected
 
     console = make_console()
-    with connected(tracking_uri(tracking)) as client, Connection() as connection:
-        if "/" not in model:
-            model = f"models:/{model}@champion"
+    if model.endswith((".yaml", ".yml")):
+        pipeline = load_pipeline(model)
+        uri, model = tracking or pipeline.tracking_uri, f"models:/{pipeline.model}@champion"
+    else:
+        uri = tracking_uri(tracking)
+        model = model if "/" in model else f"models:/{model}@champion"
+    with connected(uri) as client, Connection() as connection:
         refuse_unknown(client, name=model)
         try:
             done = score_registered(

@@ -127,7 +127,7 @@ def _act(
         found.detail = (
             f"version {number} was promoted before and has been taken back since{reason}; it is "
             f"left so (champion: {number_of(champion) or 'none'}). To put it back: "
-            f"sensorium approve {version.name} --version {number}"
+            f"sensorium approve {contest.pipeline.path.name} --version {number}"
         )
     elif contest.pipeline.spec.promotion.require == "human":
         found.changed |= history.name_challenger(client, version=version)

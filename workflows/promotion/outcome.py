@@ -38,6 +38,8 @@ class Promotion:
     """What happened, in one sentence."""
     waiting: bool = False
     """Whether the winner passed the gate and waits for a person to approve it."""
+    taken_back: bool = False
+    """Whether the winner was champion, and a person went back to the one before."""
 
     @property
     def promoted(self) -> bool:

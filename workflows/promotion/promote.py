@@ -23,7 +23,7 @@ from workflows.promotion.deciding import decide, known_verdict
 from workflows.promotion.frozen import RawRows
 from workflows.promotion.history import ChampionMoved
 from workflows.promotion.outcome import Promotion
-from workflows.promotion.registry import number_of
+from workflows.promotion.registry import number_of, tags_of
 from workflows.promotion.verdict import Verdict
 from workflows.runs import without_passwords
 from workflows.search import kept_searches
@@ -263,4 +263,9 @@ def _result(
         earlier=earlier,
         detail=detail,
         waiting=waiting,
+        taken_back=(
+            version is not None
+            and number_of(version) != number_of(after)
+            and "taken_back" in tags_of(version)
+        ),
     )

@@ -210,6 +210,7 @@ def _gate(promotion: Promotion) -> GateFindings:
         already=promotion.earlier and not promotion.changed,
         dry_run=promotion.dry_run and verdict is not None and not promotion.earlier,
         waiting=promotion.waiting,
+        taken_back=promotion.taken_back,
         notes=() if verdict is None else tuple(notes(verdict)),
     )
 

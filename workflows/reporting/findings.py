@@ -232,6 +232,8 @@ class GateFindings:
     dry_run: bool = False
     waiting: bool = False
     """Whether the challenger passed, and waits for a person to approve it."""
+    taken_back: bool = False
+    """Whether the challenger was champion, and was taken back by a person."""
     notes: tuple[str, ...] = ()
     """What the conditions do not say: McNemar's p, what could be found, what the test set is."""
 

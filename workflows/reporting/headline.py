@@ -68,6 +68,21 @@ def headline(data: ReportData) -> Headline:
             title=f"{stays}; {what} was refused",
             lead=_join(reached, _refusal(gate)),
         )
+    if gate.taken_back:
+        return Headline(
+            badge="Taken back",
+            tone="quiet",
+            title=f"Champion: version{NO_BREAK}{gate.champion_after or 'none'}",
+            lead=_join(
+                reached,
+                say(
+                    "As version {}, {} was champion and has been taken back; it stays out until "
+                    "it is approved.",
+                    str(gate.version),
+                    what,
+                ),
+            ),
+        )
     if gate.champion_after != gate.version:
         why = "This was a trial run." if gate.dry_run else "The alias has not been moved."
         if gate.waiting:

@@ -201,7 +201,7 @@ def on_failures(data: ReportData) -> list[Markup]:
     if best is not None and best.masked:
         dear = min(best.masked, key=lambda item: item.difference.value)
         change = score(dear.difference.value, True)
-        lines.append(say("It leans most on {}: without it, {}.", dear.modality, change))
+        lines.append(say("It loses most without {}: {}.", dear.modality, change))
     return lines
 
 

@@ -16,6 +16,8 @@ from workflows.reporting.wording import count, number, percent, say, score
 
 MOST_SUBSETS = 16
 """A figure of more shows those of one modality, those that lack one, and the whole."""
+CLEARLY = 0.1
+"""Share of the whole by which one modality is ahead of another where it is told."""
 
 
 def winners_study(data: ReportData) -> StudyFindings | None:
@@ -293,14 +295,17 @@ def on_leaning(data: ReportData) -> list[Markup]:
         total = sum(whole.strength.values())
         if total > 0:
             first = _most(whole)
-            found.append(
-                say(
-                    "{} of what the winner's answers owe to their inputs, they owe to {}.",
-                    percent(whole.strength[first] / total),
-                    first,
+            if _is_clear(whole):
+                found.append(
+                    say(
+                        "{} of what the winner's answers owe to their inputs, they owe to {}.",
+                        percent(whole.strength[first] / total),
+                        first,
+                    )
                 )
-            )
-            other = next((item for item in data.leanings[1:] if _most(item) != first), None)
+            else:
+                found.append(say("The winner's answers owe no modality clearly more than others."))
+            other = next((i for i in data.leanings[1:] if _most(i) != first and _is_clear(i)), None)
             if other is not None:
                 found.append(
                     say(
@@ -332,6 +337,12 @@ def on_leaning(data: ReportData) -> list[Markup]:
 
 def _most(item: Leaning) -> str:
     return max(item.strength, key=lambda m: item.strength[m])
+
+
+def _is_clear(item: Leaning) -> bool:
+    """Whether the strongest modality is ahead of the next by a tenth of the whole."""
+    second, first = sorted(item.strength.values())[-2:] if len(item.strength) > 1 else (0.0, 1.0)
+    return first - second >= CLEARLY * sum(item.strength.values())
 
 
 def _best_part(data: ReportData, study: StudyFindings) -> SubsetFindings:

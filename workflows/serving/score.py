@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from workflows.tracking import MlflowClient
 
 PayloadKey = Literal["stat", "content", "uri"]
-MANIFEST, CLAIM = "manifest.json", "scoring.json"
+MANIFEST, CLAIM = "_manifest.json", "_scoring.json"
+"""Readers of folders of Parquet files pass over names that begin so."""
 SHARD_ROWS = ShardSize()
 """Samples of a file of answers."""
 COUNTED = ("rows", "unanswered", "problems")
@@ -156,6 +157,7 @@ def score(
             store=store,
         ),
         store=store,
+        to_train=False,
         connection=connection,
         console=console,
     )
@@ -295,6 +297,7 @@ def _about(request: Request, *, model: LoadedModel) -> dict[str, Any]:
         "model": request.uri,
         "candidate": model.record.fingerprint,
         "encoders": inputs,
+        "classes": list(model.record.classes),
         "shapley": request.shapley,
         "embeddings": request.embeddings,
     }
