@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,16 @@ def scored(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", champion_uri)
     monkeypatch.setattr(score, "SHARD_ROWS", ShardSize(min=32, target=64, max=128))
     monkeypatch.chdir(fitted_shapes.folder)
+    # The others' store is to stay as it is.
+    own = tmp_path / "store"
+    shutil.copytree(fitted_shapes.store.storage.root, own)
     table = fitted_shapes.table().sample(frac=1, random_state=0)
     table = table.drop(columns=["shape", "split"]).rename(columns={"sample_id": "number"})
     table.to_parquet("shuffled.parquet")
 
     def run(*options: str, out: Path = tmp_path / "out") -> Done:
-        command = ["score", "shapes", "shuffled.parquet", out, "--id", "number", *options]
+        command = ["score", "shapes", "shuffled.parquet", out, "--id", "number", "--store", own]
+        command += options
         code, said, errors = sensorium(capsys, *command)
         return Done(code=code, output=" ".join((said + errors).split()))
 
