@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+LEAST_FOLDED = 12
+"""Characters of a line of a column that folds."""
+
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal; 100 columns where there is none, so logs stay whole."""
@@ -21,12 +24,25 @@ def make_console(*, stderr: bool = False) -> Console:
     return console
 
 
-def table(*columns: str, numbers: Sequence[str] = (), wraps: Sequence[str] = ()) -> Table:
-    """A table with the named columns; `numbers` stand to the right, `wraps` may take lines."""
+def table(
+    *columns: str,
+    numbers: Sequence[str] = (),
+    wraps: Sequence[str] = (),
+    folds: Sequence[str] = (),
+) -> Table:
+    """A table with the named columns; `numbers` stand to the right, `wraps` may take lines, and
+    `folds` go on in the next line where there is no room, rather than be cut.
+    """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         justify: Literal["right", "left"] = "right" if column in numbers else "left"
-        made.add_column(column, justify=justify, no_wrap=column not in wraps)
+        made.add_column(
+            column,
+            justify=justify,
+            no_wrap=column not in (*wraps, *folds),
+            overflow="fold" if column in folds else "ellipsis",
+            min_width=LEAST_FOLDED if column in folds else None,
+        )
     return made
 
 

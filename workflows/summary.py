@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from features.samples import groups_of
@@ -57,6 +58,7 @@ def print_summary(
             leads=leads,
             winner=promotion.winner,
             confidence=confidence,
+            console=console,
         )
     )
     fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
@@ -124,30 +126,38 @@ def candidate_table(
     leads: Mapping[str, Lead],
     winner: str | None,
     confidence: float,
+    console: Console,
 ) -> Table:
     """The candidates side by side: what they are, their metric with its interval, and how surely
     the winner is better.
+
+    Where the terminal is too narrow, what it took goes first; the interval and the lead stay whole.
     """
-    interval, behind = f"test, {confidence:.0%} interval", "winner ahead by"
-    made = table(
-        "candidate", "validation", interval, behind, "parameters", "epochs", "time",
-        numbers=("validation", interval, behind, "parameters", "epochs", "time"),
-    )  # fmt: skip
+    numbers = ["validation", f"test, {confidence:.0%} interval", "winner ahead by"]
+    numbers += ["parameters", "epochs", "time"]
+    rows: list[tuple[list[str], str | None]] = []
     for record in records:
         if record.status == "failed" or record.metrics is None:
-            made.add_row(record.name, "", "failed", style="red")
+            rows.append(([record.name, "", "failed"], "red"))
             continue
         estimate = test[record.name]
-        made.add_row(
+        cells = [
             record.name,
             f"{record.metrics['validation'].get(metric.name, math.nan):.3f}",
             f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]",
-            _ahead(leads.get(record.name)),
+            "winner" if record.name == winner else _ahead(leads.get(record.name)),
             count(record.parameters),
             f"{len(record.epochs)}",
             duration(record.seconds),
-            style="bold green" if record.name == winner else None,
-        )
+        ]
+        rows.append((cells, "bold green" if record.name == winner else None))
+    for columns in (numbers, numbers[:-1], numbers[:-2], numbers[:-3]):
+        made = table("candidate", *columns, numbers=columns, folds=("candidate",))
+        for cells, style in rows:
+            made.add_row(*cells[: 1 + len(columns)], style=style)
+        wide = console.options.update(max_width=10 * console.width + 1000)
+        if Measurement.get(console, wide, made).maximum <= console.width:
+            break
     return made
 
 
