@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
@@ -61,6 +62,9 @@ def print_summary(
             console=console,
         )
     )
+    constant = constant_line(tested, metric=metric, confidence=confidence)
+    if constant:
+        console.print(constant, soft_wrap=True)
     fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
     line = fusion_line(
         winner=promotion.winner,
@@ -89,6 +93,23 @@ def print_summary(
         )
     console.print(f"report   {escape(str(pipeline.report_path))}", soft_wrap=True)
     console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
+
+
+def constant_line(tested: Mapping[str, Answers], *, metric: Metric, confidence: float) -> str:
+    """Which candidates are not surely better than always the most frequent class; empty if all are,
+    or accuracy is not what they are judged by.
+    """
+    if metric.name != "accuracy" or not tested:
+        return ""
+    targets = next(iter(tested.values())).targets
+    share = float(np.bincount(targets).max() / len(targets))
+    poor = [n for n, found in tested.items() if found.score(confidence=confidence).low <= share]
+    if not poor:
+        return ""
+    return (
+        f"[yellow]chance[/yellow]   {escape(', '.join(poor))}: not surely better than the most "
+        f"frequent class alone, which is right in {share:.3f}"
+    )
 
 
 def fusion_line(

@@ -6,13 +6,15 @@ import io
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec
+from workflows.reporting.answers import Answers
 from workflows.reporting.findings import Estimate, Lead
-from workflows.summary import candidate_table
+from workflows.summary import candidate_table, constant_line
 
 NAMES = ("early", "late-search-07-of-width-128-seed-2", "late-search-07-of-width-128-seed-3")
 
@@ -64,3 +66,27 @@ def test_intervals_leads_and_names_stay_whole_however_narrow_it_is(width: int) -
 def test_what_a_fit_took_is_told_where_there_is_room() -> None:
     assert any("123,456" in line and "3.0 s" in line for line in printed(140))
     assert not any("3.0 s" in line for line in printed(72))
+
+
+def test_candidates_that_have_learnt_nothing_are_named() -> None:
+    rng = np.random.default_rng(0)
+    targets = (rng.random(300) < 0.4).astype(int)
+    metric = metrics_of(ClassificationSpec(target="label"))["accuracy"]
+
+    def answers(right: float) -> Answers:
+        said = np.where(rng.random(300) < right, targets, 1 - targets)
+        return Answers(
+            metric=metric,
+            rows=np.arange(300),
+            targets=targets,
+            answers=np.eye(2, dtype=np.float32)[said],
+            without={},
+        )
+
+    tested = {"good": answers(0.9), "lost": answers(0.5)}
+    share = 1 - targets.mean()
+    said = constant_line(tested, metric=metric, confidence=0.95)
+    assert "lost: not surely better" in said and f"{share:.3f}" in said and "good" not in said
+    assert constant_line({"good": tested["good"]}, metric=metric, confidence=0.95) == ""
+    loss = metrics_of(ClassificationSpec(target="label"))["log_loss"]
+    assert constant_line(tested, metric=loss, confidence=0.95) == ""

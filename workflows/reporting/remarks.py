@@ -67,6 +67,28 @@ def on_candidates(data: ReportData) -> list[Markup]:
             )
         )
     lines += _against_single(data)
+    lines += _against_constant(data)
+    return lines
+
+
+def _against_constant(data: ReportData) -> list[Markup]:
+    """What a model would reach that has learnt nothing but which class is the most frequent."""
+    if data.confusion is None or data.metric.title != "accuracy" or not data.confusion.sum():
+        return []
+    share = float(data.confusion.sum(axis=1).max() / data.confusion.sum())
+    tested = [item for item in data.candidates if item.test is not None]
+    poor = sum(item.test.low <= share for item in tested if item.test is not None)
+    lines = [say("To answer the most frequent class always would be right in {}.", score(share))]
+    if poor:
+        lines.append(
+            say(
+                "{} of {} candidates are not surely better than that: if their validation loss "
+                "never fell, give them more {}.",
+                number(poor),
+                number(len(tested)),
+                "patience",
+            )
+        )
     return lines
 
 
