@@ -83,6 +83,9 @@ def _long_split(value: object) -> object:
     return {"column": value} if isinstance(value, str) else value
 
 
+PayloadKey = Literal["stat", "content", "uri"]
+
+
 class DatasetSpec(Spec):
     """The user's table: where it is, what identifies a sample, and how it is divided."""
 
@@ -105,7 +108,7 @@ class DatasetSpec(Spec):
     """Columns by whose values the results are broken down (language, device, ward)."""
     max_bad_fraction: Annotated[float, Execution, pydantic.Field(ge=0, le=1)] = 0.01
     """Largest share of a modality's payloads that may be bad before the job fails (exit code 4)."""
-    payload_key: Literal["stat", "content", "uri"] = "stat"
+    payload_key: PayloadKey = "stat"
     """What stands for a payload behind a URI: its name, size and time of change, or its bytes, or
     its name alone.
 

@@ -23,12 +23,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.encoders import EncoderSpec
 from features.persistence import persist
-from features.samples import SampleShard
+from features.samples import SampleShard, groups_of
 from features.scan_record import ScanRecord, record_bytes, record_from
 from features.shard import ROW_GROUP_ROWS
 from features.snapshot import Snapshot, snapshot_from, snapshot_json
@@ -184,6 +185,16 @@ class Store:
         """The samples' columns in row order, all shards in memory at once."""
         tables = [self.read_table(shard.path, columns=columns) for shard in snapshot.samples]
         return pa.concat_tables(tables, promote_options="permissive")
+
+    def read_groups(self, snapshot: Snapshot) -> np.ndarray | None:
+        """The number of each row's group of the split, int64 `[N]`; None if samples keep none.
+
+        One file is opened to know that; only if they keep any are the groups of all rows read.
+        """
+        first = self.read_table(snapshot.samples[0].path, columns=["group"])
+        if "group" not in first.column_names:
+            return None
+        return groups_of(self.read_samples(snapshot, columns=["group"]))
 
     def read_table(self, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of the store, or some of its columns."""

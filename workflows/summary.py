@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from features.samples import groups_of
 from features.snapshot import Snapshot
 from training.candidate import CandidateRecord, read_predictions
 from training.evaluation.metrics import Metric
@@ -38,7 +37,7 @@ def print_summary(
     """The candidates, what fusion gains, the champion, and where to look further."""
     confidence, metric = pipeline.spec.promotion.confidence, pipeline.metric
     store = pipeline.open_store()
-    groups = groups_of(store.read_samples(snapshot, columns=["sample_id", "group"]))
+    groups = store.read_groups(snapshot)
     tested = {
         record.name: Answers.from_table(
             read_predictions(store, record.fingerprint),
@@ -50,19 +49,20 @@ def print_summary(
         for record in records
         if record.status == "fitted"
     }
+    scores = {name: found.score(confidence=confidence) for name, found in tested.items()}
     leads = find_leads(tested, winner=promotion.winner, confidence=confidence)
     console.print(
         candidate_table(
             records,
             metric=metric,
-            test={name: found.score(confidence=confidence) for name, found in tested.items()},
+            test=scores,
             leads=leads,
             winner=promotion.winner,
             confidence=confidence,
             console=console,
         )
     )
-    constant = constant_line(tested, metric=metric, confidence=confidence)
+    constant = constant_line(tested, scores=scores, metric=metric)
     if constant:
         console.print(constant, soft_wrap=True)
     fusions = [r for r in records if r.name in tested and len(r.modalities) > 1]
@@ -95,7 +95,9 @@ def print_summary(
     console.print(f"MLflow   {escape(_mlflow(pipeline.tracking_uri))}", soft_wrap=True)
 
 
-def constant_line(tested: Mapping[str, Answers], *, metric: Metric, confidence: float) -> str:
+def constant_line(
+    tested: Mapping[str, Answers], *, scores: Mapping[str, Estimate], metric: Metric
+) -> str:
     """Which candidates are not surely better than always the most frequent class; empty if all are,
     or accuracy is not what they are judged by.
     """
@@ -103,7 +105,7 @@ def constant_line(tested: Mapping[str, Answers], *, metric: Metric, confidence: 
         return ""
     targets = next(iter(tested.values())).targets
     share = float(np.bincount(targets).max() / len(targets))
-    poor = [n for n, found in tested.items() if found.score(confidence=confidence).low <= share]
+    poor = [name for name, estimate in scores.items() if estimate.low <= share]
     if not poor:
         return ""
     return (

@@ -85,8 +85,10 @@ def test_candidates_that_have_learnt_nothing_are_named() -> None:
 
     tested = {"good": answers(0.9), "lost": answers(0.5)}
     share = 1 - targets.mean()
-    said = constant_line(tested, metric=metric, confidence=0.95)
+    scores = {name: found.score(confidence=0.95) for name, found in tested.items()}
+    said = constant_line(tested, scores=scores, metric=metric)
     assert "lost: not surely better" in said and f"{share:.3f}" in said and "good" not in said
-    assert constant_line({"good": tested["good"]}, metric=metric, confidence=0.95) == ""
+    good = {"good": scores["good"]}
+    assert constant_line({"good": tested["good"]}, scores=good, metric=metric) == ""
     loss = metrics_of(ClassificationSpec(target="label"))["log_loss"]
-    assert constant_line(tested, metric=loss, confidence=0.95) == ""
+    assert constant_line(tested, scores=scores, metric=loss) == ""

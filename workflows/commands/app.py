@@ -87,3 +87,8 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def names_a_pipeline(which: str) -> bool:
+    """Whether what a person has named is a pipeline's YAML file, and no model."""
+    return which.endswith((".yaml", ".yml"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from workflows.commands.app import MODELS, command
+from workflows.commands.app import MODELS, command, names_a_pipeline
 from workflows.console import make_console, table
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def rollback(
         )
     console = make_console()
     console.print(f"{escape(found.model)}: {escape(done.detail)}", soft_wrap=True)
-    if which.endswith((".yaml", ".yml")):
+    if names_a_pipeline(which):
         console.print(
             f"The report is of before: `sensorium report {escape(which)}` writes it anew."
         )
@@ -152,7 +152,7 @@ def lineage(
         raise typer.BadParameter("name a model, or else give --snapshot or --encoder")
     if users:
         if which is not None:
-            if not which.endswith((".yaml", ".yml")):
+            if not names_a_pipeline(which):
                 raise typer.BadParameter(
                     "--snapshot and --encoder ask for all versions: with them, name a YAML file, "
                     "which says where MLflow is, or nothing"
@@ -231,7 +231,7 @@ def _registered(which: str, *, tracking: str | None) -> Iterator[Registered]:
     from workflows.pipeline import load_pipeline
     from workflows.tracking import connected
 
-    if which.endswith((".yaml", ".yml")) or Path(which).is_file():
+    if names_a_pipeline(which) or Path(which).is_file():
         pipeline = load_pipeline(which)
         with connected(tracking or pipeline.tracking_uri) as client:
             storage = pipeline.open_store().storage

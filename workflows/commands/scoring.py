@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from workflows.commands.app import MODELS, command
+from features.spec import PayloadKey
+from workflows.commands.app import MODELS, command, names_a_pipeline
 from workflows.commands.registry import Tracking, refuse_unknown, tracking_uri
 from workflows.console import count, make_console, several
-
-
-class PayloadKey(StrEnum):
-    """What may stand for a payload."""
-
-    stat = "stat"
-    content = "content"
-    uri = "uri"
 
 
 @command(
@@ -62,7 +54,7 @@ def score(
         typer.Option(
             help="What stands for a payload behind a path: the pipeline's `dataset.payload_key`."
         ),
-    ] = PayloadKey.stat,
+    ] = "stat",
     store: Annotated[
         str | None,
         typer.Option(
@@ -101,7 +93,7 @@ def score(
     from workflows.tracking import connected
 
     console = make_console()
-    if model.endswith((".yaml", ".yml")):
+    if names_a_pipeline(model):
         pipeline = load_pipeline(model)
         uri, model = tracking or pipeline.tracking_uri, f"models:/{pipeline.model}@champion"
     else:
@@ -116,7 +108,7 @@ def score(
                     table=table,
                     id_column=id_column,
                     format=format,
-                    payload_key=payload_key.value,
+                    payload_key=payload_key,
                     folder=str(Path.cwd()),
                     shapley=shapley,
                     embeddings=embeddings,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from features.quarantine import read_quarantine
 from features.repeats import repeats_in
-from features.samples import groups_of
 from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, read_predictions
@@ -82,7 +81,7 @@ def collect(
         for record in records
         if record.status == "fitted"
     }
-    groups = groups_of(store.read_samples(snapshot, columns=["sample_id", "group"]))
+    groups = store.read_groups(snapshot)
     answers = {
         split: {
             name: Answers.from_table(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,7 +24,7 @@ from features.scan_tasks import Run
 from features.snapshot import Snapshot
 from features.sources import Source, SourceError, open_source
 from features.sources.formats import FORMATS
-from features.spec import DatasetSpec, FeatureSpec, ShardSize, SplitSpec
+from features.spec import DatasetSpec, FeatureSpec, PayloadKey, ShardSize, SplitSpec
 from features.storage import Storage, open_storage
 from features.store import Store
 from training.task import parse_task
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from workflows.scoring import LoadedModel
     from workflows.tracking import MlflowClient
 
-PayloadKey = Literal["stat", "content", "uri"]
 MANIFEST, CLAIM = "_manifest.json", "_scoring.json"
 """Readers of folders of Parquet files pass over names that begin so."""
 SHARD_ROWS = ShardSize()
