@@ -77,6 +77,14 @@ def test_metrics_are_those_of_scikit_learn_per_split(table) -> None:
         assert all(low <= metrics[split][m] <= high for m, (low, high) in intervals.items())
 
 
+def test_groups_are_read_where_a_snapshot_keeps_some(make_store) -> None:
+    store, snapshot = make_store("grouped", groups=True)
+    found = store.read_groups(snapshot)
+    assert found is not None and (found == np.arange(snapshot.rows) // 20).all()
+    store, snapshot = make_store("plain")
+    assert store.read_groups(snapshot) is None
+
+
 def test_intervals_are_those_of_the_groups_of_the_split(make_store) -> None:
     store, snapshot = make_store(groups=True)
     task = ClassificationSpec(target="label")
