@@ -44,7 +44,8 @@ def described(search: Search) -> str:
     if search.round is not None:
         return f"{title}: next {search.round.title}"
     best = search.best
-    if best.reached[-1] is None:
+    if best.settled is None:
         return f"{title}: all have failed"
     values = ", ".join(f"{field} {value(found)}" for field, found in best.values.items())
-    return f"{title}: {best.spec.name} is best in validation, with {values}"
+    over = f" over {len(best.by_seed)} seeds" if len(best.by_seed) > 1 else ""
+    return f"{title}: {best.spec.name} is best in validation{over}, with {values}"

@@ -23,6 +23,7 @@ from workflows.promotion.promote import choose_winner
 from workflows.reporting.answers import Answers
 from workflows.reporting.collect_candidates import best_single, find_leads
 from workflows.reporting.findings import Estimate, Lead
+from workflows.reporting.seeds import find_seeds, seeds_line
 from workflows.runs import without_passwords
 
 
@@ -62,6 +63,11 @@ def print_summary(
             console=console,
         )
     )
+    seeds = seeds_line(
+        find_seeds(records, metric=metric, winner=promotion.winner), winner=promotion.winner
+    )
+    if seeds:
+        console.print(seeds, soft_wrap=True)
     constant = constant_line(tested, scores=scores, metric=metric)
     if constant:
         console.print(constant, soft_wrap=True)

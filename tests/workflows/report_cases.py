@@ -36,7 +36,13 @@ from workflows.reporting.findings import (
     SliceFindings,
     SpaceFindings,
 )
-from workflows.reporting.search_findings import Dimension, SearchFindings, TrialFindings, Value
+from workflows.reporting.search_findings import (
+    Dimension,
+    SearchFindings,
+    SeedFindings,
+    TrialFindings,
+    Value,
+)
 from workflows.reporting.study_findings import (
     Bin,
     CurveFindings,
@@ -475,7 +481,11 @@ def early_search(*, trials: int = 24) -> SearchFindings:
         name = f"early-search-{number:02}"
         found.append(TrialFindings(name=name, number=number, values=values, reached=reached))
     found.sort(key=lambda trial: (-len(trial.reached), trial.reached[-1]))
-    found[-1] = dataclasses.replace(found[-1], reached=(None,))
+    found = [dataclasses.replace(trial, settled=trial.reached[-1]) for trial in found]
+    for place, spread in ((0, 0.004), (1, 0.013)):
+        seeds = tuple(found[place].reached[-1] + spread * step for step in (0, 1, 2))
+        found[place] = dataclasses.replace(found[place], by_seed=seeds, settled=seeds[1])
+    found[-1] = dataclasses.replace(found[-1], reached=(None,), settled=None)
     found[-2] = dataclasses.replace(found[-2], like=found[0].number)
     return SearchFindings(
         name="early-search",
@@ -491,6 +501,7 @@ def early_search(*, trials: int = 24) -> SearchFindings:
         trials=tuple(found),
         finalists=2,
         seeds=3,
+        found=found[0].name,
     )
 
 
@@ -556,6 +567,16 @@ def searched() -> ReportData:
             ),
         ),
         searches=(early_search(),),
+        seeds=(
+            SeedFindings(
+                names=("together", "together-seed-1", "together-seed-2"),
+                validation=(0.951, 0.933, 0.941),
+                test=(0.949, 0.938, 0.943),
+                wins=True,
+                overtaken="soup",
+            ),
+            SeedFindings(names=("early", "early-slow"), validation=(0.93,), test=(0.936,)),
+        ),
         retrieval=(
             RetrievalFindings(candidate="alignment", split="test", pairs=pairs),
             RetrievalFindings(candidate="translation", split="test", pairs=pairs[:4]),

@@ -697,6 +697,7 @@ def test_the_winner_is_best_on_validation_then_small_then_first_by_name() -> Non
         fields = {field.name: None for field in dataclasses.fields(CandidateRecord)}
         metrics = {"validation": {"accuracy": accuracy}, "test": {"accuracy": 1 - accuracy}}
         values = {"status": "fitted", "metrics": metrics, "parameters": parameters}
+        values |= {"spec": {"type": name}, "members": []}
         return CandidateRecord(**{**fields, **values, "name": name, "fingerprint": name, **other})
 
     small, large = record("small", 0.9, 10), record("large", 0.9, 20)

@@ -248,6 +248,16 @@ def test_of_several_spaces_the_best_is_shown_and_the_others_are_folded() -> None
     assert "without a label, drawing is told apart 72" in text
 
 
+def test_a_winner_that_another_seed_might_have_lost_is_called_unstable() -> None:
+    text = Page(page_of("searched")).text
+    assert "The winner's 3 seeds reach 0.933 to 0.951 on validation." in text
+    assert "is ahead of soup; with another seed it might have lost" in text
+    table = text[text.index("Setting Seeds Validation accuracy Test accuracy") :]
+    mean = np.mean([0.951, 0.933, 0.941])
+    assert f"together · winner unstable 3 {mean:.3f} 0.933 to 0.951 0.943" in table
+    assert "early 2 1 failed 0.930 0.930 to 0.930" in table
+
+
 def test_a_search_shows_its_trials_the_best_first() -> None:
     search = early_search()
     page = Page(page_of("searched"))
@@ -255,11 +265,12 @@ def test_a_search_shows_its_trials_the_best_first() -> None:
     best = search.trials[0]
     values = " ".join(str(v) if isinstance(v, int) else f"{v:.3g}" for v in best.values.values())
     reached = " ".join(f"{value:.3f}" for value in best.reached if value is not None)
+    seeds = f"{best.settled:.3f} {min(best.by_seed):.3f} to {max(best.by_seed):.3f}"
     assert best.reached[-1] == min(t.reached[-1] for t in search.trials if len(t.reached) == 3)
-    assert f"with loss {best.reached[-1]:.3f} on validation" in text
+    assert f"with a mean loss of {best.settled:.3f} on validation" in text
     table = text[text.index("Trial learning_rate width dropout 4 epochs 10 epochs 30 epochs") :]
     rows = [
-        f"{best.number} {values} {reached} best",
+        f"{best.number} {values} {reached} {seeds} best",
         "to the end",
         "stopped at 10 epochs",
         "stopped at 4 epochs",
@@ -270,7 +281,7 @@ def test_a_search_shows_its_trials_the_best_first() -> None:
     assert places == sorted(places)
     assert (
         "Fitted: 24 for 4 epochs, then the best 8 for 10 epochs, then the best 3 for 30 epochs. "
-        "The best 2 were fitted with 3 seeds."
+        "The best 2 were fitted with 3 seeds, and are compared by their mean."
     ) in text
     plots = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
     assert [name for name in plots if name.startswith("early-search")] == [
@@ -294,12 +305,18 @@ def test_many_trials_are_folded_and_none_is_left_out(trials: int, folded: int) -
 def test_a_search_that_is_not_over_or_failed_says_so() -> None:
     search = early_search()
     waiting = dataclasses.replace(
-        search, over=False, trials=(dataclasses.replace(search.trials[0], reached=()),)
+        search,
+        over=False,
+        found=None,
+        trials=(dataclasses.replace(search.trials[0], reached=(), by_seed=(), settled=None),),
     )
     text = Page(render(dataclasses.replace(bare(), searches=(waiting,)))).text
     assert "The search is not over." in text and "not fitted yet" in text
     failed = dataclasses.replace(
-        search, trials=tuple(dataclasses.replace(t, reached=(None,)) for t in search.trials)
+        search,
+        trials=tuple(
+            dataclasses.replace(t, reached=(None,), by_seed=(), settled=None) for t in search.trials
+        ),
     )
     text = Page(render(dataclasses.replace(bare(), searches=(failed,)))).text
     assert "No trial could be fitted to its end." in text

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from features.fingerprint import fingerprint
 from features.snapshot import Snapshot
@@ -42,6 +43,17 @@ class Trial:
     """Per rung that it came to, the best `TrainingSpec.ranking` of its fit; None if that failed."""
     fingerprints: list[str] = field(default_factory=list)
     """Per rung, the candidate of its fit."""
+    by_seed: list[float | None] = field(default_factory=list)
+    """Of a finalist, what the last rung came to with each seed, its own first; None if one failed.
+    """
+
+    @property
+    def settled(self) -> float | None:
+        """What these values come to: the mean over the seeds of a finalist, of any other trial its
+        one fit on the last rung; None if none was fitted.
+        """
+        known = [value for value in self.by_seed or self.reached[-1:] if value is not None]
+        return fmean(known) if known else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +74,15 @@ class Search:
     round: Round | None
     """What is to be fitted next; None if it is over."""
     candidates: tuple[CandidateSpec, ...] = ()
-    """When it is over: the trials of the last rung, best first, each finalist followed by its fits
-    with other seeds. They are candidates like any others."""
+    """When it is over: the finalists, the best over all their seeds first, each followed by its
+    fits with other seeds, and then the other trials of the last rung. They are candidates like any
+    others."""
 
     @property
     def best(self) -> Trial:
-        """The best trial of the last rung, of a search that is over."""
+        """The finalist that is best over all its seeds, of a search that is over: one lucky seed
+        makes no best trial.
+        """
         name = self.candidates[0].name
         return next(trial for trial in self.trials if trial.spec.name == name)
 
@@ -151,6 +166,16 @@ class _Walk:
             title = f"the best {min(self.search.finalists, len(last))} with other seeds"
             waiting = Round(title=title, candidates=candidates, training=self.training)
             return Search(spec=self.search, trials=trials, round=waiting)
+        reached = {
+            candidate.spec.name: self._reached(candidate.record)
+            for candidate in again
+            if candidate.record is not None
+        }
+        finalists = last[: self.search.finalists]
+        for trial in finalists:
+            trial.by_seed = [reached[spec.name] for spec in self._fits_of(trial)]
+        ranked = [*self._best(finalists), *last[self.search.finalists :]]
+        candidates = self._with_seeds(ranked)
         return Search(spec=self.search, trials=trials, round=None, candidates=candidates)
 
     def remembered(self) -> Search | None:
@@ -166,6 +191,7 @@ class _Walk:
                 spec=self.search.trial(self.base, number=item["number"], values=item["values"]),
                 reached=[rung["reached"] for rung in item["rungs"]],
                 fingerprints=[rung["candidate"] for rung in item["rungs"]],
+                by_seed=item.get("by_seed", []),
             )
             for item in kept["trials"]
         ]
@@ -204,6 +230,7 @@ class _Walk:
                         )
                     ],
                     "stopped": len(trial.reached) < self.search.rungs,
+                    "by_seed": trial.by_seed,
                 }
                 for trial in over.trials
             ],
@@ -299,7 +326,7 @@ class _Walk:
         Those that failed are left out, but for one if all did: that it failed is to be told.
         """
         sign = 1 if self._monitored.lower_is_better else -1
-        known = [(trial.reached[-1], trial) for trial in trials]
+        known = [(trial.settled, trial) for trial in trials]
         good = [(sign * value, trial.number, trial) for value, trial in known if value is not None]
         return [trial for _, _, trial in sorted(good, key=lambda item: item[:2])] or [trials[0]]
 
@@ -313,9 +340,15 @@ class _Walk:
 
     def _with_seeds(self, last: Sequence[Trial]) -> tuple[CandidateSpec, ...]:
         """The trials of the last rung, and the finalists among them with other seeds."""
-        seeds = self.search.fits(self.base)
         return tuple(
-            self.search.repeated(trial.spec, number=number)
+            spec
             for place, trial in enumerate(last)
-            for number in range(seeds if place < self.search.finalists else 1)
+            for spec in (self._fits_of(trial) if place < self.search.finalists else [trial.spec])
         )
+
+    def _fits_of(self, finalist: Trial) -> list[CandidateSpec]:
+        """A finalist with each of its seeds, its own first."""
+        return [
+            self.search.repeated(finalist.spec, number=number)
+            for number in range(self.search.fits(self.base))
+        ]

@@ -14,6 +14,7 @@ from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord
 from training.evaluation.metrics import Metric, metrics_of
+from training.settings import over_seeds
 from training.task import parse_task
 from workflows import tracking
 from workflows.pipeline import Pipeline, StageError
@@ -82,8 +83,10 @@ def choose_winner(records: Sequence[CandidateRecord], *, metric: Metric) -> Cand
     """The fitted candidate that is best on the validation split; of equals the smallest, then by
     name.
 
-    The test split has no say in it: it is kept for the comparison with the champion. A candidate
-    whose validation rows do not define the metric cannot win.
+    Candidates that differ in nothing but their seed are one setting: settings are compared by
+    their mean over the seeds, so that a lucky seed wins nothing by itself, and of the best setting
+    the best fit is taken. The test split has no say in it: it is kept for the comparison with the
+    champion. A candidate whose validation rows do not define the metric cannot win.
     """
     reached = {
         record.fingerprint: record.metrics["validation"][metric.name]
@@ -104,9 +107,11 @@ def choose_winner(records: Sequence[CandidateRecord], *, metric: Metric) -> Cand
     if not reached:
         reasons = "; ".join(f"{r.name}: {(r.failure or {}).get('reason')}" for r in records)
         raise StageError(f"no candidate was fitted, so none can be promoted ({reasons or 'none'})")
+    settled = over_seeds(records, reached=reached)
     return min(
         (record for record in records if record.fingerprint in reached),
         key=lambda record: (
+            -metric.gain(settled[record.fingerprint], 0),
             -metric.gain(reached[record.fingerprint], 0),
             record.parameters,
             record.name,

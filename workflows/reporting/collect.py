@@ -47,6 +47,7 @@ from workflows.reporting.findings import (
     MetricFindings,
     ReportData,
 )
+from workflows.reporting.seeds import find_seeds
 from workflows.runs import without_passwords
 from workflows.verdict_table import notes
 
@@ -176,6 +177,7 @@ def collect(
         ),
         ensembles=tuple(find_ensembles(records, candidates=candidates, titles=titles)),
         searches=tuple(find_searches(searches, pipeline=pipeline)),
+        seeds=find_seeds(records, metric=metric, winner=winner),
         retrieval=tuple(find_retrieval(records, order=order)),
         spaces=tuple(find_spaces(records, order=order)),
         untrained=find_untrained(samples, targets=targets),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from training.built_in import parse_candidate
 from training.candidate import CandidateRecord
 from training.evaluation.significance import holm
 from workflows.reporting.answers import Answers, estimate
@@ -18,6 +19,10 @@ from workflows.reporting.findings import (
     MemberFindings,
 )
 from workflows.reporting.plots import Family
+from workflows.reporting.search_findings import Value
+
+NOT_VALUES = {"type", "name", "modality", "version"}
+"""Fields of a candidate that are no hyperparameters."""
 
 
 def family_of(record: CandidateRecord) -> Family:
@@ -82,6 +87,7 @@ def find_candidate(
         modalities=tuple(sorted(record.modalities, key=order.index)),
         parameters=record.parameters,
         seconds=record.seconds,
+        values=_values(record),
         best_epoch=record.best_epoch,
         epochs=tuple(
             Epoch(
@@ -107,6 +113,26 @@ def find_candidate(
         },
         failure=None if record.status == "fitted" else _failure(record.failure or {}),
     )
+
+
+def _values(record: CandidateRecord) -> dict[str, Value]:
+    """Its hyperparameters, but for those that are what its type has by default.
+
+    None of a candidate that cannot be read any more: its class may be gone.
+    """
+    try:
+        spec = parse_candidate(dict(record.spec))
+    except (ValueError, ImportError, AttributeError):
+        return {}
+    fields = type(spec).model_fields
+    return {
+        name: value
+        for name, value in record.spec.items()
+        if name in fields
+        and name not in NOT_VALUES
+        and isinstance(value, Value)
+        and value != fields[name].get_default(call_default_factory=True)
+    }
 
 
 def _failure(failure: Mapping[str, Any]) -> Failure:

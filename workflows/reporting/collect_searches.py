@@ -40,6 +40,7 @@ def find_searches(searches: Sequence[Search], *, pipeline: Pipeline) -> Iterator
             over=search.round is None,
             finalists=spec.finalists,
             seeds=spec.fits(base),
+            found=search.best.spec.name if search.round is None else None,
         )
 
 
@@ -55,10 +56,16 @@ def _best_first(trials: Sequence[Trial], *, lower_is_better: bool) -> list[Trial
         found = first.get(trial.fingerprints[0]) if trial.fingerprints else None
         return None if found == trial.number else found
 
-    def rank(trial: TrialFindings) -> tuple[bool, int, bool, float, int]:
-        last = trial.reached[-1] if trial.reached else None
-        value = 0.0 if last is None else sign * last
-        return trial.like is not None, -len(trial.reached), last is None, value, trial.number
+    def rank(trial: TrialFindings) -> tuple[bool, int, bool, bool, float, int]:
+        last = trial.settled
+        return (
+            trial.like is not None,
+            -len(trial.reached),
+            not trial.by_seed,
+            last is None,
+            0.0 if last is None else sign * last,
+            trial.number,
+        )
 
     found = [
         TrialFindings(
@@ -66,6 +73,8 @@ def _best_first(trials: Sequence[Trial], *, lower_is_better: bool) -> list[Trial
             number=trial.number,
             values=dict(trial.values),
             reached=tuple(trial.reached),
+            by_seed=tuple(trial.by_seed),
+            settled=trial.settled,
             like=like(trial),
         )
         for trial in trials

@@ -19,7 +19,7 @@ from workflows.reporting.data_findings import (
     SplitFindings,
 )
 from workflows.reporting.plots import Family
-from workflows.reporting.search_findings import SearchFindings
+from workflows.reporting.search_findings import SearchFindings, SeedFindings, Value
 from workflows.reporting.study_findings import Leaning, StudyFindings
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class CandidateFindings:
     modalities: tuple[str, ...]
     parameters: int
     seconds: float
+    values: Mapping[str, Value] = field(default_factory=dict)
+    """Hyperparameters that are not what its type has by default."""
     best_epoch: int | None = None
     epochs: tuple[Epoch, ...] = ()
     validation: Estimate | None = None
@@ -288,6 +290,8 @@ class ReportData:
     """What the winner leans on: over all rows, then by slice."""
     ensembles: tuple[EnsembleFindings, ...] = ()
     searches: tuple[SearchFindings, ...] = ()
+    seeds: tuple[SeedFindings, ...] = ()
+    """Settings that were fitted with several seeds, the best on validation first."""
     retrieval: tuple[RetrievalFindings, ...] = ()
     """The best candidate first."""
     spaces: tuple[SpaceFindings, ...] = ()

@@ -14,6 +14,7 @@ from workflows.reporting.findings import (
     ReportData,
 )
 from workflows.reporting.search_findings import SearchFindings
+from workflows.reporting.seeds import on_seeds
 from workflows.reporting.wording import (
     count,
     few,
@@ -67,6 +68,7 @@ def on_candidates(data: ReportData) -> list[Markup]:
             )
         )
     lines += _against_single(data)
+    lines += on_seeds(data)
     lines += _against_constant(data)
     return lines
 
@@ -169,13 +171,19 @@ def _found(search: SearchFindings) -> Markup:
     best = search.best
     if not search.over:
         return say("The search is not over.")
-    if best is None:
+    if best is None or best.settled is None:
         return say("No trial could be fitted to its end.")
     values = ", ".join(f"{name} {value(found)}" for name, found in best.values.items())
-    reached = best.reached[-1]
-    assert reached is not None
+    if len(best.by_seed) > 1:
+        return say(
+            "Best over all its seeds: trial {}, {}, with a mean {} of {} on validation.",
+            number(best.number),
+            values,
+            escape(search.monitor),
+            score(best.settled),
+        )
     return say(
-        "Best: {}, with {} {} on validation.", values, escape(search.monitor), score(reached)
+        "Best: {}, with {} {} on validation.", values, escape(search.monitor), score(best.settled)
     )
 
 
@@ -192,8 +200,12 @@ def search_note(search: SearchFindings) -> str:
     text = f"Fitted: {', then the best '.join(steps)}."
     if search.over and search.best is not None and search.seeds > 1:
         finalists = min(search.finalists, reached[-1])
-        which = "The best" if finalists == 1 else f"The best {finalists}"
-        text += f" {which} {'was' if finalists == 1 else 'were'} fitted with {search.seeds} seeds."
+        text += (
+            f" The best was fitted with {search.seeds} seeds."
+            if finalists == 1
+            else f" The best {finalists} were fitted with {search.seeds} seeds, and are compared "
+            "by their mean."
+        )
     return text
 
 

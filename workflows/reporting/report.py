@@ -10,6 +10,7 @@ from workflows.reporting import changes, data_remarks, figures, remarks, tables,
 from workflows.reporting.collect import collect
 from workflows.reporting.findings import CandidateFindings, ReportData
 from workflows.reporting.headline import headline, tiles
+from workflows.reporting.seeds import seeds_table
 
 __all__ = ["ReportData", "collect", "render"]
 
@@ -48,6 +49,7 @@ def render(data: ReportData) -> str:
         "duration",
         "moment",
         "describe",
+        "hyperparameters",
         "few",
         "probability",
     ):
@@ -98,6 +100,7 @@ def render(data: ReportData) -> str:
         ensembles=tables.ensemble_tables(data),
         searches=tables.search_tables(data),
         spaces=tables.space_table(data),
+        seeds=seeds_table(data),
         curves=figures.curves(candidates),
         retrieval=tables.retrieval_blocks(data),
         total_bad=sum(reason.count for reason in data.bad_reasons),

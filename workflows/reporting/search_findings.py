@@ -1,4 +1,4 @@
-"""What a report says of a search: its fields, and its trials with what they came to."""
+"""What a report says of a search: its fields, its trials with what they came to; and of seeds."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class TrialFindings:
     values: Mapping[str, Value]
     reached: tuple[float | None, ...]
     """Per rung that it came to, the best monitor of its fit; None if that failed."""
+    by_seed: tuple[float | None, ...] = ()
+    """Of a finalist, what the last rung came to with each seed."""
+    settled: float | None = None
+    """What that is on average; of others, what their one fit came to."""
     like: int | None = None
     """The number of the earlier trial of the same values, of one that was not fitted for itself."""
 
@@ -56,11 +60,33 @@ class SearchFindings:
     """Trials of the last rung that are fitted with other seeds too."""
     seeds: int = 1
     """Fits of each finalist."""
+    found: str | None = None
+    """Name of the finalist that is best over all its seeds, once the search is over."""
 
     @property
     def best(self) -> TrialFindings | None:
-        """The best trial of the last rung; None if none came to its end."""
-        first = next(iter(self.trials), None)
-        if first is None or len(first.reached) < len(self.epochs) or first.reached[-1] is None:
-            return None
-        return first
+        """The best trial; None while the search goes on, and if none came to its end."""
+        return next(
+            (t for t in self.trials if t.name == self.found and t.settled is not None), None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedFindings:
+    """The fits of one setting."""
+
+    names: tuple[str, ...]
+    """Of the fits, the setting's first candidate first."""
+    validation: tuple[float, ...]
+    """What each fit that came to its end reached on the validation rows."""
+    test: tuple[float, ...]
+    wins: bool = False
+    """Whether the winner is one of them."""
+    overtaken: str | None = None
+    """Of the winner's setting: the best other setting that, by its own mean on validation, is
+    better than the worst of these fits. With another seed that one might have won."""
+
+    @property
+    def mean(self) -> float:
+        """On the validation rows, by which settings are compared."""
+        return sum(self.validation) / len(self.validation)

@@ -111,6 +111,7 @@ def search_tables(data: ReportData) -> list[dict[str, Any]]:
                         for dimension in search.dimensions
                     ],
                     "reached": [*reached, *[None] * (len(search.epochs) - len(reached))],
+                    "seeds": _over_seeds(trial),
                     "end": _end(trial, search=search),
                     "best": search.over and trial is search.best,
                     "winner": trial.name == data.winner,
@@ -124,12 +125,21 @@ def search_tables(data: ReportData) -> list[dict[str, Any]]:
                 "fields": [dimension.field for dimension in search.dimensions],
                 "monitor": search.monitor,
                 "epochs": search.epochs,
+                "by_seed": any(row["seeds"] for row in rows),
                 "shown": rows[: MOST_TRIALS if fold else len(rows)],
                 "folded": rows[MOST_TRIALS:] if fold else [],
                 "plots": figures.search_plots(search),
             }
         )
     return tables
+
+
+def _over_seeds(trial: TrialFindings) -> dict[str, float] | None:
+    """What a finalist came to over its seeds; None of other trials."""
+    known = [value for value in trial.by_seed if value is not None]
+    if len(trial.by_seed) < 2 or trial.settled is None:
+        return None
+    return {"mean": trial.settled, "low": min(known), "high": max(known)}
 
 
 def _end(trial: TrialFindings, *, search: SearchFindings) -> str:

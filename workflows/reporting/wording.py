@@ -116,6 +116,11 @@ def describe(item: CandidateFindings) -> str:
     )
 
 
+def hyperparameters(item: CandidateFindings) -> str:
+    """`learning_rate 0.003, width 128`: those that are not as they are by default."""
+    return ", ".join(f"{name} {value(found)}" for name, found in item.values.items())
+
+
 def few(items: Sequence[str], *, limit: int = 4) -> str:
     """The first items, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
