@@ -63,7 +63,8 @@ $(READY):
 	@echo "Setting up .venv with $$("$(PYTHON)" --version):" \
 		"$$(grep -c == requirements.lock) packages, a few minutes, once."
 	@"$(PYTHON)" -m venv .venv
-	@set -euo pipefail; $(call pip,$(BIN)/python) install --progress-bar off -r requirements.lock \
+	@# Not compiled ahead: of what is installed a small part is ever imported.
+	@set -euo pipefail; $(call pip,$(BIN)/python) install --no-compile --progress-bar off -r requirements.lock \
 	| { n=0; while read -r word rest; do case "$$word" in \
 		Collecting|Processing) n=$$((n + 1)); \
 			if [ $$((n % 25)) = 0 ]; then echo "  $$n packages found"; fi;; \
