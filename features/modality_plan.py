@@ -148,6 +148,9 @@ def _reason(
     if before.encoder_fingerprint == encoder:
         return "payloads changed" if new else "rows moved or removed"
     now = spec.model_dump(mode="json")
+    if before.encoder.get("type") != now.get("type"):
+        # Their fields have nothing to do with one another.
+        return f"encoder changed: {before.encoder.get('type')} → {now.get('type')}"
     changed = [
         "statistics of the training split"
         if key == "statistics"

@@ -39,6 +39,7 @@ from workflows.train import (
     Trained,
     last_snapshot,
     planned_passes,
+    print_outlook,
     print_standing,
     train,
     trained,
@@ -237,6 +238,9 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     snapshot = draft_snapshot(plan)
     found = standing(pipeline, snapshot=snapshot)
     print_standing(found, console=console)
+    last = pipeline.open_store().latest(pipeline.name)
+    if last is not None and last.samples == snapshot.samples:
+        print_outlook(pipeline, snapshot=last, console=console)
     for due in found.rounds:
         for line in planned_passes(due):
             console.print(f"         {escape(line)}")

@@ -26,6 +26,7 @@ from workflows.cluster import Connection
 from workflows.console import duration, progress, several
 from workflows.outcome import Outcome
 from workflows.pipeline import Pipeline, StageError
+from workflows.promotion.outlook import limits_without_rows
 from workflows.search import described, standing
 
 
@@ -96,6 +97,7 @@ def train(
     changed = before.next() is not None
     if changed:
         _check_metric(pipeline, snapshot=snapshot)
+        print_outlook(pipeline, snapshot=snapshot, console=console)
         if confirm is not None:
             confirm()
         done = _fit(
@@ -167,6 +169,17 @@ def described_passes(
     alone = [together[0] for together in groups if len(together) == 1]
     if alone and (apart or len(alone) < len(groups)):
         yield f"in turn, each on all workers: {', '.join(alone)}"
+
+
+def print_outlook(pipeline: Pipeline, *, snapshot: Snapshot, console: Console) -> None:
+    """A warning for each limit that the gate will refuse whatever is fitted."""
+    found = limits_without_rows(
+        pipeline.open_store(), snapshot=snapshot, spec=pipeline.spec.promotion
+    )
+    for i, text in found:
+        console.print(
+            f"[bold red]warning[/bold red]  promotion.limits.{i}: {escape(text)}", soft_wrap=True
+        )
 
 
 def _check_metric(pipeline: Pipeline, *, snapshot: Snapshot) -> None:

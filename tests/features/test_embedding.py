@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from features.commit import make_snapshot
+from features.encoders.text import HashingSpec
 from features.quarantine import count_quarantine, read_quarantine
 from features.sample_shards import write_samples
 from features.sources import SourceError
@@ -120,6 +121,9 @@ def test_a_changed_encoder_recomputes_one_modality(world):
     assert {work.modality for work in plan.work} == {"note"}
     assert plan.modalities["note"].to_embed == ROWS and plan.modalities["note"].copied == 0
     assert plan.modalities["note"].reason == "encoder changed: scale 2 → 3"
+    world.specs["note"] = HashingSpec(dim=8)
+    plan, _, _ = world.run()
+    assert plan.modalities["note"].reason == "encoder changed: tests.Letters → hashing"
 
 
 def test_batch_size_is_not_identity(world):

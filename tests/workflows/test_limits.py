@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from tests.workflows import command
 from training.evaluation.metrics import metrics_of
 from training.task import ClassificationSpec
 from workflows.pipeline import ConfigurationError, load_pipeline
 from workflows.promotion.compare import Answered, FrozenRows, Further, Predictions
 from workflows.promotion.costs import Cost, latency, size
 from workflows.promotion.gate import judge
+from workflows.promotion.outlook import limits_without_rows
 from workflows.promotion.spec import PromotionSpec
 from workflows.promotion.verdict import Condition, TestSet, Verdict
 
@@ -277,3 +280,37 @@ def test_a_gate_without_limits_is_the_same_question_as_before_there_were_any(
     assert set(human) == {
         *("metric", "min_gain", "confidence", "floor", "max_slice_drop", "min_slice_rows")
     }
+
+
+def test_what_the_gate_will_refuse_for_lack_of_rows_is_told_before_anything_is_fitted(
+    fitted_shapes, capsys
+) -> None:
+    """As many rows, and the same limits, as the table itself says."""
+    store, snapshot = fitted_shapes.store, fitted_shapes.snapshot
+    table = store.read_samples(snapshot).to_pandas()
+    counts = table[table["split"] == "test"]["slice.language"].value_counts()
+    some = counts.index[0]
+    limits = [{"slice": f"language: {some}", "floor": 0.1}, {"slice": "language: xx", "floor": 0.1}]
+
+    def told(least: int) -> dict[int, str]:
+        spec = PromotionSpec(limits=limits, min_slice_rows=least)  # type: ignore[arg-type]
+        return dict(limits_without_rows(store, snapshot=snapshot, spec=spec))
+
+    found = told(int(counts[some]))
+    assert found.keys() == {1}
+    assert "no test row is of language: xx" in found[1]
+    assert f"language is one of {', '.join(sorted(counts.index))}" in found[1]
+    found = told(int(counts[some]) + 1)
+    assert found.keys() == {0, 1}
+    assert f"{counts[some]} test rows are of language: {some}" in found[0]
+    assert dict(limits_without_rows(store, snapshot=snapshot, spec=PromotionSpec())) == {}
+
+    # `plan` says so, where the rows are known.
+    spec = yaml.safe_load(fitted_shapes.pipeline.path.read_text())
+    spec["promotion"] = {"limits": [{"slice": "language: xx", "floor": 0.5}]}
+    spoiled = fitted_shapes.pipeline.path.with_name("spoiled.yaml")
+    spoiled.write_text(yaml.safe_dump(spec))
+    code, out, err = command.sensorium(capsys, "plan", spoiled)
+    said = " ".join((out + err).split())
+    assert code == 0, said
+    assert "warning promotion.limits.0: no test row is of language: xx" in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -37,8 +37,7 @@ class FrozenRows:
 
     def values_of(self, column: str) -> np.ndarray:
         """Each row's value of a slice column as text `[N]`."""
-        values = self.slices[column]
-        return np.array(["(none)" if value is None else str(value) for value in values])
+        return as_text(self.slices[column])
 
     def groups(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every slice and every missing modality that occurs: its name, its rows as bool `[N]`."""
@@ -87,6 +86,11 @@ class Further:
     costs: Mapping[str, Cost | None] = field(default_factory=dict)
     """What the models cost, by name; None if it could not be measured."""
     test_set: TestSet | None = None
+
+
+def as_text(values: Iterable[object]) -> np.ndarray:
+    """The values of a slice column as they are named in limits and reports, `[N]`."""
+    return np.array(["(none)" if value is None else str(value) for value in values], dtype=np.str_)
 
 
 def answers_to(frozen: FrozenRows, predictions: Predictions, *, who: str) -> np.ndarray:
