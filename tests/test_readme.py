@@ -97,7 +97,7 @@ def test_the_example_encoder_conforms(modules):
 
 def test_the_example_fusion_answers_and_ignores_what_is_missing(modules):
     spec = parse_candidate({"type": "my_fusions.SumSpec", "width": 8})
-    model = spec.build(inputs={"a": InputSpec(dim=3), "b": InputSpec(dim=2)}, outputs=4)
+    model = spec.build(inputs={"a": InputSpec(dim=3), "b": InputSpec(dim=2)}, outputs=4).eval()
     embeddings = {"a": torch.randn(5, 3), "b": torch.randn(5, 2)}
     presence = {"a": torch.ones(5, dtype=torch.bool), "b": torch.zeros(5, dtype=torch.bool)}
     logits = model(embeddings, presence, {})

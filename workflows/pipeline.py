@@ -233,7 +233,7 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
         value = yaml.safe_load(text)
         repeated = next(lines.repeated_keys(), None)
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+        raise ConfigurationError(lines.syntax_error(error)) from error
     if repeated is not None:
         raise ConfigurationError(repeated)
     if not isinstance(value, Mapping):

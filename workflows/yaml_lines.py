@@ -24,6 +24,21 @@ class Lines:
         field = ".".join(str(part) for part in where)
         return f"{self._name}:{self._line(where)}: {field}: {text}".replace(": : ", ": ")
 
+    def syntax_error(self, error: yaml.YAMLError) -> str:
+        """`file:line:column: not YAML: what is wrong`, with the line, and where that began."""
+        mark = getattr(error, "problem_mark", None)
+        if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+            return f"{self._name}: not YAML: {error}"
+        text = error.problem or "it cannot be read"
+        begun = error.context_mark
+        if error.context and begun is not None and begun.line != mark.line:
+            text += f" ({error.context}, from line {begun.line + 1})"
+        line = self._path.read_text(encoding="utf-8").splitlines()[mark.line : mark.line + 1]
+        shown = "".join(f"\n    {part.rstrip()}" for part in line)
+        if "\t" in "".join(line):
+            text += "; indent by spaces, YAML takes no tabs"
+        return f"{self._name}:{mark.line + 1}:{mark.column + 1}: not YAML: {text}{shown}"
+
     def _line(self, where: Location) -> int:
         """Line of a field, or of the deepest part of its path that is there, counted from 1."""
         node: Any = yaml.compose(self._path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

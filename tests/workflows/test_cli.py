@@ -145,7 +145,12 @@ BAD = {
     "not YAML": (
         "features:",
         "features: [",
-        "not YAML",
+        "words.yaml:8:11: not YAML: expected ',' or ']', but got ':' (while parsing",
+    ),
+    "a tab": (
+        "features:",
+        "features:\n\tx: 1",
+        "indent by spaces, YAML takes no tabs",
     ),
     "store of an unknown kind": (
         "name: words",
