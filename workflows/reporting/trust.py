@@ -251,8 +251,8 @@ def on_trust(data: ReportData) -> list[Markup]:
                 say(
                     "In noise {} keeps most of its worth, {}; the winner keeps {}.",
                     best,
-                    percent(known[best]),
-                    percent(known[data.winner]),
+                    percent(min(1.0, known[best])),
+                    percent(min(1.0, known[data.winner])),
                 )
             )
     if study.perturbed_rows < study.of:
