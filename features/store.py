@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.by_name import code_digest
 from features.encoders import EncoderSpec
 from features.persistence import persist
 from features.samples import SampleShard, groups_of
@@ -135,7 +136,19 @@ class Store:
     def write_encoder(self, spec: EncoderSpec, *, fingerprint: str) -> None:
         """Write an encoder's card, for readers without this project."""
         card = {"fingerprint": fingerprint, "kind": spec.kind, "spec": spec.model_dump(mode="json")}
+        code = code_digest(type(spec))
+        if code is not None:
+            card["code"] = code
         self.storage.write_once(f"encoders/{fingerprint}.json", _json(card))
+
+    def code_of(self, encoder: str) -> str | None:
+        """The hash of the code of a user's encoder when its first shard was computed; None of
+        others, and if there is none yet.
+        """
+        try:
+            return self._read_json(f"encoders/{encoder}.json").get("code")
+        except FileNotFoundError:
+            return None
 
     def commit(self, snapshot: Snapshot) -> bool:
         """Write a snapshot whose shards are all there, and make it the latest of its name.

@@ -84,6 +84,8 @@ class CandidateRecord:
     """Of a regression, what its targets were standardised by: `mean` and `std`, one per column."""
     temperature: float = 1.0
     """What outputs are divided by before they are probabilities; 1 if they are not calibrated."""
+    code: str | None = None
+    """A hash of the code of a user's own candidate (`features.by_name.code_digest`)."""
     members: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """Of an ensemble, the candidates that it is made of: `name`, `fingerprint`, and whether it was
     `taken`; of a soup in the order in which they were tried, with what `training.monitor` was of

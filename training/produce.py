@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from features.by_name import code_digest
 from features.snapshot import Snapshot
 from features.store import Store
 from training.assemble import assemble
@@ -296,5 +297,6 @@ def _record(
         metrics=None,
         target_scale=table.task.scale,
         retrieval=None,
+        code=code_digest(type(candidate.spec)),
         members=members,
     )

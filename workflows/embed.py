@@ -30,7 +30,7 @@ from workflows.console import count, duration, progress, several
 from workflows.drift import find_drift, print_drift
 from workflows.outcome import Outcome
 from workflows.pipeline import Pipeline, StageError
-from workflows.plan import check_trainable, plan_embedding, print_work
+from workflows.plan import check_trainable, plan_embedding, print_changed_code, print_work
 from workflows.quarantine import quarantine_table
 from workflows.repeats import print_repeats, print_untrained
 
@@ -132,6 +132,7 @@ def embed_table(
     have no training row, is told of a table `to_train` on alone.
     """
     plan = make(_tasks(connection))
+    print_changed_code(plan, store=store, console=console)
     with _announced(
         plan, make=make, store=store, retry=retry, confirm=confirm, console=console
     ) as held:

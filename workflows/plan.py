@@ -7,11 +7,13 @@ import os
 from rich.console import Console
 from rich.markup import escape
 
+from features.by_name import code_digest
 from features.plan import Plan
 from features.planning import make_plan
 from features.scan_tasks import Run
 from features.sources import SourceError
 from features.spec import SPLITS
+from features.store import Store
 from workflows.console import count, duration, share, size, table
 from workflows.pipeline import Pipeline, StageError
 
@@ -92,6 +94,32 @@ def print_work(plan: Plan, *, console: Console) -> None:
     said = said if plan.work else "nothing to embed"
     console.print(f"         {said} ({count(missing)} are missing)", soft_wrap=True)
     print_cautions(plan, console=console)
+
+
+def print_changed_code(plan: Plan, *, store: Store, console: Console) -> None:
+    """A warning for each encoder of the user's own whose code is not that of its shards."""
+    for part in plan.modalities.values():
+        spec = part.feature.encoder
+        now = code_digest(type(spec))
+        before = None if now is None else store.code_of(part.encoder_fingerprint)
+        if before is not None and before != now:
+            warn_of_code(
+                f"features.{part.modality}",
+                name=spec.type,
+                version=spec.version,
+                made="its embeddings were computed",
+                console=console,
+            )
+
+
+def warn_of_code(where: str, *, name: str, version: int, made: str, console: Console) -> None:
+    """A line that reminds of `version` where the code of a user's class has changed."""
+    console.print(
+        f"[bold yellow]code[/bold yellow]     {escape(where)}: the file of {escape(name)} has "
+        f"changed since {made}, which is kept: if the change tells in the result, raise its "
+        f"`version` (it is {version})",
+        soft_wrap=True,
+    )
 
 
 def print_cautions(plan: Plan, *, console: Console) -> None:

@@ -25,7 +25,7 @@ from workflows.drift import print_planned_changes
 from workflows.embed import embed
 from workflows.outcome import DeadlinePassed, Outcome
 from workflows.pipeline import Pipeline, StageError, load_pipeline
-from workflows.plan import check_trainable, plan_embedding, print_work
+from workflows.plan import check_trainable, plan_embedding, print_changed_code, print_work
 from workflows.promotion.outcome import Promotion
 from workflows.promotion.promote import promote
 from workflows.repeats import print_repeats, print_untrained
@@ -231,6 +231,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     )
     _print_unused(plan, pipeline=pipeline, console=console)
     print_work(plan, console=console)
+    print_changed_code(plan, store=pipeline.open_store(), console=console)
     print_repeats(plan, console=console)
     print_untrained(plan, console=console)
     print_planned_changes(plan, console=console)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
+from features.by_name import code_digest
 from features.encoders import EncoderSpec
 from features.encoders.fitted import FittedSpec
 from features.lease import announce_job
@@ -26,6 +27,7 @@ from workflows.cluster import Connection
 from workflows.console import duration, progress, several
 from workflows.outcome import Outcome
 from workflows.pipeline import Pipeline, StageError
+from workflows.plan import warn_of_code
 from workflows.promotion.outlook import limits_without_rows
 from workflows.search import described, standing
 
@@ -141,6 +143,16 @@ def print_standing(found: Standing, *, workers: int | None = None, console: Cons
         + (f" on {several(workers, 'worker')}" if workers and found.next() else "")
         + (f": {escape(', '.join(c.spec.name for c in waiting))}" if waiting else "")
     )
+    for candidate in found.candidates:
+        now, record = code_digest(type(candidate.spec)), candidate.record
+        if record is not None and record.code is not None and record.code != now:
+            warn_of_code(
+                f"candidates.{candidate.spec.name}",
+                name=candidate.spec.type,
+                version=candidate.spec.version,
+                made="it was fitted",
+                console=console,
+            )
     for search in found.searches:
         console.print(f"[bold]search[/bold]   {escape(described(search))}")
 

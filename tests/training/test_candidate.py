@@ -351,7 +351,7 @@ def test_a_record_holds_what_its_readers_expect(make_store) -> None:
         "fingerprint", "name", "spec", "training", "task", "snapshot", "part", "classes",
         "modalities", "parameters", "status", "failure", "best_epoch", "epochs", "seconds",
         "workers", "metrics", "intervals", "retrieval", "target_scale", "temperature",
-        "members", "study", "files",
+        "code", "members", "study", "files",
     }  # fmt: skip
     assert set(value["epochs"][0]) == {
         "epoch", "train_loss", "gradient_norm", "validation_loss", "validation_accuracy",
