@@ -250,9 +250,7 @@ def read_vectors(file: _Seekable, parquet: pq.ParquetFile, *, into: np.ndarray) 
         start += group.num_rows
 
 
-def each_vectors(
-    file: pa.NativeFile, parquet: pq.ParquetFile
-) -> Iterator[np.ndarray]:
+def each_vectors(file: pa.NativeFile, parquet: pq.ParquetFile) -> Iterator[np.ndarray]:
     """The vectors of each row group of a file in the layout of this module, `[N, D]`.
 
     No copies, if the file is mapped into memory.

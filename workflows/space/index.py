@@ -60,7 +60,9 @@ class Recall:
 
 
 EXACT = Recall(share=1.0, at=RECALL_AT, queries=0)
-Each = Callable[[Callable[[Projection], Callable[[str], str]], Projection, list[str]], Iterator[str]]
+Each = Callable[
+    [Callable[[Projection], Callable[[str], str]], Projection, list[str]], Iterator[str]
+]
 """`workflows.cluster.in_actors`, or `here`."""
 
 
