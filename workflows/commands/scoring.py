@@ -1,4 +1,4 @@
-"""What is done with a registered model: rows are answered by `score`, the like found by `search`."""
+"""What is done with registered models: rows are answered, and the like of something found."""
 
 from __future__ import annotations
 
@@ -168,6 +168,13 @@ def search(
     top: Annotated[
         int, typer.Option("--top", "-k", help="How many are shown.", min=1, max=200)
     ] = 10,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Show so many of each modality: those of the query's own are mostly nearer.",
+        ),
+    ] = False,
     html: Annotated[
         Path | None,
         typer.Option(help="Write a page with thumbnails and players.", show_default=False),
@@ -232,6 +239,7 @@ def search(
                     modality=modality,
                     among=tuple(among or ()),
                     top=top,
+                    each=each,
                     snapshot=snapshot,
                     way=index,
                     folder=str(Path.cwd()),

@@ -12,7 +12,7 @@ from workflows.runs import without_passwords
 from workflows.space.found import Found
 from workflows.space.preview import Preview, preview, shorten
 from workflows.space.searching import Answer
-from workflows.space.telling import label_of, milliseconds, said_of
+from workflows.space.telling import label_of, many, milliseconds, said_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAID = {
@@ -30,7 +30,6 @@ SAID = {
 class Card:
     """One payload that was found, as it is shown."""
 
-    rank: int
     found: Found
     shown: Preview
     label: str
@@ -39,6 +38,8 @@ class Card:
     """Of the similarity's bar, 0..1."""
     group: int
     """Number of its modality among those that are shown."""
+    where: str
+    """The end of its path or URI."""
 
 
 def render(answer: Answer, *, created: datetime) -> str:
@@ -69,8 +70,7 @@ def render(answer: Answer, *, created: datetime) -> str:
         query_kind=SAID[query.kind],
         modalities=[{"name": m, "count": len(_of(answer, m))} for m in modalities],
         cards=[
-            _card(one, rank=rank, answer=answer, group=modalities.index(one.modality))
-            for rank, one in enumerate(answer.found, 1)
+            _card(one, answer=answer, group=modalities.index(one.modality)) for one in answer.found
         ],
         tiles=_tiles(answer),
         recall=said_of(answer.recall),
@@ -100,13 +100,14 @@ def _query(answer: Answer) -> Preview:
     return preview(payload, columns=query.columns, folder="")
 
 
-def _card(one: Found, *, rank: int, answer: Answer, group: int) -> Card:
+def _card(one: Found, *, answer: Answer, group: int) -> Card:
     columns = answer.columns[one.modality]
     lacking = None if one.lacking is None else without_passwords(one.lacking)
+    shown = preview(one.payload, columns=columns, folder=answer.folder, lacking=lacking)
     return Card(
-        rank=rank,
         found=one,
-        shown=preview(one.payload, columns=columns, folder=answer.folder, lacking=lacking),
+        shown=shown,
+        where="/".join(shown.where.split("/")[-2:]),
         label=label_of(one),
         again=f"and {several(one.repeats, 'more sample')} with the same" if one.repeats else "",
         share=min(1.0, max(0.0, one.similarity)),
@@ -121,17 +122,16 @@ def _of(answer: Answer, modality: str) -> list[Found]:
 def _tiles(answer: Answer) -> list[dict[str, str]]:
     exact = all(not recall.queries for recall in answer.recall.values())
     least = min(answer.recall.values(), key=lambda recall: recall.share)
-    by = " and ".join(f"{count(n)} of {m}" for m, n in answer.searched.items())
     return [
         {
             "label": "Nearest",
-            "value": f"{answer.found[0].similarity:.3f}" if answer.found else "–",
+            "value": f"{max(one.similarity for one in answer.found):.3f}" if answer.found else "–",
             "note": "cosine similarity",
         },
         {
             "label": "Searched",
             "value": count(sum(answer.searched.values())),
-            "note": f"vectors: {by}",
+            "note": f"vectors: {many(answer.searched)}",
         },
         {
             "label": f"Recall@{least.at}",

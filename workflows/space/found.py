@@ -33,6 +33,8 @@ class Found:
     modality: str
     similarity: float
     """Cosine, -1..1."""
+    rank: int
+    """From 1."""
     sample_id: str
     row: int
     """Within the snapshot, from 0."""
@@ -85,6 +87,7 @@ def described(
         found[index.modality, keys[one]] = Found(
             modality=index.modality,
             similarity=float(similarity),
+            rank=len(found) + 1,
             sample_id="",
             row=snapshot.first_rows[shard] + row,
             shard=shard,

@@ -247,7 +247,7 @@ def _read(store: Store, part: Part) -> np.ndarray:
     def read(file: object) -> np.ndarray:
         with pq.ParquetFile(file) as parquet:
             width = parquet.schema_arrow.field("embedding").type.list_size
-            groups = list(each_vectors(file, parquet))  # type: ignore[arg-type]
+            groups = list(each_vectors(file, parquet))
             return np.concatenate([np.empty((0, width), np.float32), *groups])
 
     return store.read_file(part.path, read)

@@ -68,6 +68,8 @@ class Request:
     among: Sequence[str] = ()
     """Modalities that are searched; all by default."""
     top: int = 10
+    each: bool = False
+    """Whether so many of every modality are wanted: those of the query's own are mostly nearer."""
     snapshot: str | None = None
     """The beginning of an id, or `latest`; by default that of the model."""
     way: Way = "auto"
@@ -169,9 +171,14 @@ def _search(
             asking = projections[_asked_by(query, snapshot=snapshot, model=model) or index.modality]
             recall[index.modality] = recall_of(store, index, snapshot, asking=asking)
     begun = time.perf_counter()
-    found = _distinct(
-        store, snapshot, indexes=indexes, vector=vector, by_cells=by_cells, top=request.top
-    )
+    together = [[pair] for pair in zip(indexes, by_cells, strict=True)]
+    if not request.each:
+        together = [[pair for some in together for pair in some]]
+    found = [
+        one
+        for some in together
+        for one in _distinct(store, snapshot, searched=some, vector=vector, top=request.top)
+    ]
     seconds = time.perf_counter() - begun
     source = _source(snapshot, pipeline=pipeline)
     columns = {m: model.inputs[m].columns for m in among}
@@ -316,7 +323,7 @@ def _indexes(
         each = here
         if rows > HERE_ROWS:
             connection.open()
-            each = in_actors  # type: ignore[assignment]
+            each = in_actors
         begun = time.perf_counter()
         with progress(console) as bar:
             task = bar.add_task("index", total=len(missing), note=projection.modality)
@@ -354,12 +361,12 @@ def _distinct(
     store: Store,
     snapshot: Snapshot,
     *,
-    indexes: Sequence[Index],
+    searched: Sequence[tuple[Index, bool]],
     vector: np.ndarray,
-    by_cells: Sequence[bool],
     top: int,
 ) -> list[Found]:
     """The nearest payloads, each once; deeper, while too many of them are repeated."""
+    indexes, by_cells = [index for index, _ in searched], [cells for _, cells in searched]
     vectors = sum(index.vectors for index in indexes)
     depth = DEPTH * top
     while True:

@@ -23,10 +23,10 @@ def print_answer(answer: Answer, *, console: Console) -> None:
         "#", "sample", "modality", "similarity", "label", "what", numbers=("#", "similarity"),
         folds=("what",),
     )  # fmt: skip
-    for rank, one in enumerate(answer.found, 1):
+    for one in answer.found:
         again = f" (and {several(one.repeats, 'more sample')})" if one.repeats else ""
         made.add_row(
-            str(rank),
+            str(one.rank),
             escape(one.sample_id),
             escape(one.modality),
             f"{one.similarity:.3f}",
@@ -39,11 +39,17 @@ def print_answer(answer: Answer, *, console: Console) -> None:
 
 def how(answer: Answer) -> str:
     """Where was searched, among how many, for how long, and how much of it is found."""
-    many = " and ".join(f"{count(n)} of {m}" for m, n in answer.searched.items())
     return (
-        f"{answer.model}, snapshot {answer.snapshot[:12]} of {answer.dataset}: {many} searched in "
+        f"{answer.model}, snapshot {answer.snapshot[:12]} of {answer.dataset}: vectors of "
+        f"{many(answer.searched)} searched in "
         f"{milliseconds(answer.seconds)}; {said_of(answer.recall)}"
     )
+
+
+def many(searched: Mapping[str, int]) -> str:
+    """1,500 × caption, 1,480 × photo: how many of each modality."""
+    parts = [f"{count(number)} × {name}" for name, number in searched.items()]
+    return ", ".join(parts)
 
 
 def said_of(recalls: Mapping[str, Recall]) -> str:
@@ -59,7 +65,7 @@ def _recall(recall: Recall) -> str:
         return f"recall@{recall.at} 1.0 (exact: every vector is compared)"
     return (
         f"recall@{recall.at} {recall.share:.3f} against exact search, by "
-        f"{several(recall.queries, f'sample')} of {recall.of}"
+        f"{several(recall.queries, 'sample')} of {recall.of}"
     )
 
 
@@ -105,7 +111,7 @@ def answer_json(answer: Answer) -> str:
         },
         "results": [
             {
-                "rank": rank,
+                "rank": one.rank,
                 "sample_id": one.sample_id,
                 "modality": one.modality,
                 "similarity": round(one.similarity, 6),
@@ -116,7 +122,7 @@ def answer_json(answer: Answer) -> str:
                 "repeats": one.repeats,
                 "what": what_of(one, answer=answer),
             }
-            for rank, one in enumerate(answer.found, 1)
+            for one in answer.found
         ],
     }
     return json.dumps(value, indent=1, ensure_ascii=False)
