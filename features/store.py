@@ -7,6 +7,7 @@
     snapshots/<id>.json                        the shards that make up one version of a dataset
     statistics/<id>.parquet                    what the footers of its shards say of their rows
     places/<id>.json                           where the rows of an earlier snapshot stood
+    indexes/<space>/of-<snapshot>.json         the parts of an index over it, which lie beside it
     latest/<name>.json                         the newest snapshot of a dataset, where its rows
                                                stand in the source, and which was before it
     scans/<name>.json                          what was found when the table was last scanned

@@ -109,7 +109,9 @@ def _card(one: Found, *, answer: Answer, group: int) -> Card:
         shown=shown,
         where="/".join(shown.where.split("/")[-2:]),
         label=label_of(one),
-        again=f"and {several(one.repeats, 'more sample')} with the same" if one.repeats else "",
+        again=f"and {several(one.repeats, 'more sample')} with the same payload"
+        if one.repeats
+        else "",
         share=min(1.0, max(0.0, one.similarity)),
         group=group,
     )

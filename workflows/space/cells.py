@@ -62,9 +62,9 @@ class Cells:
         found: np.ndarray = _faiss().serialize_index(self._index)
         return found.tobytes()
 
-    def search(self, queries: np.ndarray, *, k: int, probes: int = PROBES) -> np.ndarray:
+    def search(self, queries: np.ndarray, *, k: int) -> np.ndarray:
         """Places of about the nearest vectors, int64 `[Q, k]`; -1 where there are no more."""
-        self._index.nprobe = min(probes, self._index.nlist)
+        self._index.nprobe = min(PROBES, self._index.nlist)
         if not self._index.ntotal:
             return np.full((len(queries), 0), -1, np.int64)
         _, places = self._index.search(np.ascontiguousarray(queries, np.float32), k)
