@@ -113,10 +113,15 @@ def _file(given: str, *, inputs: Mapping[str, Input], modality: str | None, fold
             if _refused(data, kind="text") is not None:
                 meant = []
         if not meant:
-            what = f"is {_article(kinds[0])}" if kinds else "is no image, sound or film"
+            what = f"is {_article(kinds[0])}" if kinds else "is of no known format"
+            why = [
+                reason
+                for kind in dict.fromkeys(item.columns.kind for item in inputs.values())
+                if kind in FILES and (reason := _refused(data, kind=kind)) is not None
+            ]
             raise ConfigurationError(
-                f"QUERY {given!r} {what}, and the model takes {_list(inputs)}; give a query of one "
-                "of these"
+                f"QUERY {given!r} {what}, and the model takes {_list(inputs)}"
+                + (f" ({'; '.join(why)})" if why and not kinds else "")
             )
         chosen = _only(meant, inputs=inputs, what=f"{given!r}")
         kind = inputs[chosen].columns.kind
