@@ -117,6 +117,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.text += " "
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -225,7 +226,8 @@ def test_the_page_fits_a_phone_and_a_desk_and_filters_without_a_script(
         "const page = frame.contentDocument, cards = () => [...page.querySelectorAll('.card')]"
         ".filter(card => card.getBoundingClientRect().height > 0).length;"
         "const all = cards(); page.getElementById('only-1').click();"
-        "return [frame.title, page.scrollingElement.scrollWidth, all, cards(),"
+        "return [frame.title, page.scrollingElement.scrollWidth <= frame.contentWindow.innerWidth,"
+        "all, cards(),"
         "[...page.images].every(image => image.naturalWidth > 0)]; });"
         "document.getElementById('seen').textContent = JSON.stringify(seen); }</script>"
     )
@@ -239,6 +241,6 @@ def test_the_page_fits_a_phone_and_a_desk_and_filters_without_a_script(
     seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert seen, done.stderr[-2000:]
     assert json.loads(html.unescape(seen[1])) == [
-        ["390", 390, 7, 3, True],
-        ["1280", 1280, 7, 3, True],
+        ["390", True, 7, 3, True],
+        ["1280", True, 7, 3, True],
     ]

@@ -398,7 +398,7 @@ def test_the_table_in_the_terminal_says_how_it_was_searched(
         (
             ["pictures/200.png", "--modality", "photo"],
             2,
-            "is no image: not an image of a known format",
+            "is no image: not an image",
         ),
         ([" "], 2, "QUERY is empty"),
         (["hello", "--snapshot", "ffff"], 2, "no snapshot begins with 'ffff'"),
