@@ -253,7 +253,8 @@ def read_vectors(file: _Seekable, parquet: pq.ParquetFile, *, into: np.ndarray) 
 def each_vectors(file: pa.NativeFile, parquet: pq.ParquetFile) -> Iterator[np.ndarray]:
     """The vectors of each row group of a file in the layout of this module, `[N, D]`.
 
-    No copies, if the file is mapped into memory.
+    Of a file that is mapped into memory no copies, where its pages happen to begin at a multiple of
+    a number's width; one group's copy at a time where they do not.
     """
     vector = parquet.schema_arrow.field("embedding").type
     dtype = np.dtype(vector.value_type.to_pandas_dtype())
@@ -264,7 +265,10 @@ def each_vectors(file: pa.NativeFile, parquet: pq.ParquetFile) -> Iterator[np.nd
         read = file.read_buffer(size)
         if read.size != size:
             raise OSError(f"the file ends {size - read.size} bytes before its vectors do")
-        yield np.frombuffer(read, dtype).reshape(group.num_rows, vector.list_size)
+        flat = np.frombuffer(read, dtype)
+        if not flat.flags.aligned:  # as bytes: a product would copy it number by number
+            flat = np.frombuffer(read, np.uint8).copy().view(dtype)
+        yield flat.reshape(group.num_rows, vector.list_size)
 
 
 def read_some_vectors(file: _Seekable, parquet: pq.ParquetFile, *, rows: np.ndarray) -> np.ndarray:

@@ -29,10 +29,7 @@ class Cells:
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> Self:
-        """Cells of float32 `[N, S]`: as many as 39 vectors a cell allow, at most MOST_CELLS.
-
-        ImportError, with what to install, if there is no FAISS.
-        """
+        """Cells of float32 `[N, S]`: as many as 39 vectors a cell allow, at most MOST_CELLS."""
         faiss = _faiss()
         count = max(1, min(MOST_CELLS, len(vectors) // LEAST))
         width = vectors.shape[1]
@@ -70,6 +67,11 @@ class Cells:
         _, places = self._index.search(np.ascontiguousarray(queries, np.float32), k)
         found: np.ndarray = places
         return found
+
+
+def require() -> None:
+    """ImportError, with what to install, if there is no FAISS."""
+    _faiss()
 
 
 def _faiss() -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 from features.fingerprint import fingerprint
 from features.shard import each_vectors
 from features.snapshot import Snapshot
+from features.storage import Storage
 from features.store import Store
 from workflows.space.cells import PROBES, Cells
 from workflows.space.nearest import OVERSAMPLING, Hits, search
 from workflows.space.parts import PART, Over, Part, manifest_path, parts_of, space_fingerprint
 from workflows.space.projecting import PartBuilder, Projection
 
+A = TypeVar("A")
 Way = Literal["auto", "exact", "cells"]
 EXACT_ROWS = 2_000_000
 """Vectors up to which a query is compared with all of them."""
@@ -60,17 +62,22 @@ class Recall:
 
 
 EXACT = Recall(share=1.0, at=RECALL_AT, queries=0)
-Each = Callable[
-    [Callable[[Projection], Callable[[str], str]], Projection, list[str]], Iterator[str]
-]
-"""`workflows.cluster.in_actors`, or `here`."""
+
+
+class Each(Protocol):
+    """`workflows.cluster.in_actors`, or `here`."""
+
+    def __call__(
+        self, worker: Callable[[A], Callable[[str], str]], argument: A, items: Sequence[str]
+    ) -> Iterator[str]: ...
 
 
 def here(
-    worker: Callable[[Projection], Callable[[str], str]], argument: Projection, items: list[str]
+    worker: Callable[[A], Callable[[str], str]], argument: A, items: Sequence[str]
 ) -> Iterator[str]:
     """As `workflows.cluster.in_actors`, in this process."""
-    return map(worker(argument), items)
+    if items:
+        yield from map(worker(argument), items)
 
 
 def missing_parts(store: Store, snapshot: Snapshot, *, projection: Projection) -> list[Part]:
@@ -126,18 +133,30 @@ def with_cells(way: Way, *, vectors: int) -> bool:
     return way == "cells" or (way == "auto" and vectors > EXACT_ROWS)
 
 
-def make_cells(store: Store, index: Index) -> int:
-    """Make the cells of the parts that have none; of how many.
+class CellBuilder:
+    """Makes the cells of part after part."""
 
-    ImportError, with what to install, without FAISS.
-    """
+    def __init__(self, storage: Storage) -> None:
+        self._store = Store(storage)
+
+    def __call__(self, text: str) -> str:
+        """Make the cells of a part, given as JSON, if they are not there; its name.
+
+        ImportError, with what to install, without FAISS.
+        """
+        part = PART.validate_json(text)
+        if not self._store.storage.exists(part.cells_path):
+            made = Cells.of(_read(self._store, part)).to_bytes()
+            self._store.storage.write_once(part.cells_path, made)
+        return part.name
+
+
+def make_cells(store: Store, index: Index, *, each: Each = here) -> int:
+    """Make the cells of the parts that have none, by `each`; of how many."""
     there = {path for part in index.parts[:1] for path in store.storage.list(_folder(part))}
-    made = 0
-    for part in index.parts:
-        if f"{part.name}.faiss" not in there:
-            store.storage.write_once(part.cells_path, Cells.of(_read(store, part)).to_bytes())
-            made += 1
-    return made
+    missing = [part for part in index.parts if f"{part.name}.faiss" not in there]
+    texts = [PART.dump_json(part).decode() for part in missing]
+    return sum(1 for _ in each(CellBuilder, store.storage, texts))
 
 
 def nearest(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from features.shard import each_vectors, read_some_vectors
 from features.store import Store
@@ -51,8 +52,9 @@ def search(
             return _by_cells(store, part, queries=queries, k=k)
         return _exactly(store, part, queries=queries, k=k)
 
-    # One product uses all processors; several parts at once hide the wait for a bucket.
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    # A thread for each part, in place of several for each of its small products, which would wait
+    # for one another most of the time.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(AT_ONCE) as pool:
         found = list(pool.map(one, range(len(parts))))
     similarities = np.concatenate([near for near, _ in found], axis=1)
     places = np.concatenate([where for _, where in found], axis=1)

@@ -27,9 +27,11 @@ from workflows.pipeline import ConfigurationError, Pipeline, StageError
 from workflows.promotion.lineage import resolve
 from workflows.promotion.operate import storage_of
 from workflows.promotion.registry import tags_of
+from workflows.space import cells
 from workflows.space.found import Found, described, read_payloads, source_of
 from workflows.space.index import (
     EXACT,
+    Each,
     Index,
     Recall,
     Way,
@@ -41,6 +43,7 @@ from workflows.space.index import (
     recall_of,
     with_cells,
 )
+from workflows.space.parts import MEAN_ROWS
 from workflows.space.projecting import Projection
 from workflows.space.query import Query, understand
 
@@ -164,10 +167,10 @@ def _search(
     )
     by_cells = [with_cells(request.way, vectors=index.vectors) for index in indexes]
     recall = {}
-    for index, cells in zip(indexes, by_cells, strict=True):
+    for index, cell in zip(indexes, by_cells, strict=True):
         recall[index.modality] = EXACT
-        if cells and index.vectors:
-            _make_cells(store, index, console=console)
+        if cell and index.vectors:
+            _make_cells(store, index, connection=connection, console=console)
             asking = projections[_asked_by(query, snapshot=snapshot, model=model) or index.modality]
             recall[index.modality] = recall_of(store, index, snapshot, asking=asking)
     begun = time.perf_counter()
@@ -320,10 +323,7 @@ def _indexes(
     for projection in projections:
         missing = missing_parts(store, snapshot, projection=projection)
         rows = sum(part.rows for part in missing)
-        each = here
-        if rows > HERE_ROWS:
-            connection.open()
-            each = in_actors
+        each = _each(rows, connection=connection)
         begun = time.perf_counter()
         with progress(console) as bar:
             task = bar.add_task("index", total=len(missing), note=projection.modality)
@@ -344,10 +344,21 @@ def _indexes(
     return found
 
 
-def _make_cells(store: Store, index: Index, *, console: Console) -> None:
+def _each(rows: int, *, connection: Connection) -> Each:
+    """Where parts of so many samples are made."""
+    if rows <= HERE_ROWS:
+        return here
+    connection.open()
+    return in_actors
+
+
+def _make_cells(store: Store, index: Index, *, connection: Connection, console: Console) -> None:
     begun = time.perf_counter()
     try:
-        made = make_cells(store, index)
+        cells.require()
+        missing = sum(not store.storage.exists(part.cells_path) for part in index.parts)
+        each = _each(MEAN_ROWS * missing, connection=connection)
+        made = make_cells(store, index, each=each)
     except ImportError as error:
         raise StageError(f"{error}; or compare with all vectors, by --index exact") from error
     if made:
