@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from features.shard import each_vectors, read_some_vectors
 from features.store import Store
@@ -52,9 +51,7 @@ def search(
             return _by_cells(store, part, queries=queries, k=k)
         return _exactly(store, part, queries=queries, k=k)
 
-    # A thread for each part, in place of several for each of its small products, which would wait
-    # for one another most of the time.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         found = list(pool.map(one, range(len(parts))))
     similarities = np.concatenate([near for near, _ in found], axis=1)
     places = np.concatenate([where for _, where in found], axis=1)
@@ -74,12 +71,24 @@ def _exactly(
 
     def read(file: pa.NativeFile) -> tuple[np.ndarray, np.ndarray]:
         with pq.ParquetFile(file) as parquet:
-            near = [vectors @ queries.T for vectors in each_vectors(file, parquet)]
+            near = [_products(vectors, queries=queries) for vectors in each_vectors(file, parquet)]
         similarities = np.concatenate([np.empty((0, len(queries)), np.float32), *near]).T
         places = _largest(similarities, k=k)
         return np.take_along_axis(similarities, places, axis=1), places
 
     return store.read_file(part.path, read, mapped=True)
+
+
+def _products(vectors: np.ndarray, *, queries: np.ndarray) -> np.ndarray:
+    """Inner products `[N, Q]`.
+
+    Of one query not by BLAS, whose threads would wait for each other at each of the many small
+    products: the parts are what is done at once.
+    """
+    if len(queries) == 1:
+        found: np.ndarray = np.einsum("ns,s->n", vectors, queries[0])
+        return found[:, None]
+    return vectors @ queries.T
 
 
 def _by_cells(
