@@ -25,9 +25,7 @@ from tests.workflows.conftest import fit
 from training.candidate import plan_candidates
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion.promote import promote
-from workflows.space import cells, parts, searching
-from workflows.space.index import recall
-from workflows.space.nearest import Hits
+from workflows.space import parts, searching
 
 YAML = """
 name: drawings
@@ -44,6 +42,9 @@ candidates: [{type: alignment, dim: 8, width: 16, learning_rate: 0.02}]
 training: {max_epochs: 4, batch_size: 24}
 """
 SHOWN = 15
+
+# In one process of pytest-xdist: what is prepared for the first serves all.
+pytestmark = pytest.mark.xdist_group("space")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,69 +268,6 @@ def test_added_rows_make_their_own_parts_alone(space: Space, search: Any) -> Non
     assert search("a new text, number 7")["results"][0]["sample_id"].startswith("s")
 
 
-def test_boundaries_follow_the_embedding_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "LEAST_ROWS", 1000)
-    monkeypatch.setattr(parts, "MEAN_ROWS", 2000)
-    monkeypatch.setattr(parts, "MOST_ROWS", 4000)
-    over = [parts.Over(shards=(f"shard-{i}",), rows=100 + i % 7) for i in range(400)]
-
-    def names(of: list[parts.Over]) -> set[tuple[parts.Over, ...]]:
-        found = [tuple(of[start:stop]) for start, stop in parts._runs(of)]
-        assert [one for run in found for one in run] == of
-        sizes = [sum(one.rows for one in run) for run in found]
-        assert max(sizes) <= 4000 and min(sizes[:-1]) >= 1000
-        return set(found)
-
-    before = names(over)
-    assert 10 < len(before) < 40
-    for place in (0, 150, 399):
-        changed = [*over[:place], parts.Over(shards=("new",), rows=90), *over[place:]]
-        assert len(names(changed) - before) <= 3
-
-
-def test_recall_is_the_share_of_the_exact_neighbours() -> None:
-    def hits(places: list[list[int]], near: float = 1.0) -> Hits:
-        of = np.array(places)
-        return Hits(similarities=np.full(of.shape, near), parts=of // 100, places=of % 100)
-
-    exact = hits([[1, 2, 3, 4], [101, 102, 103, 104]])
-    assert recall(exact, found=exact) == 1
-    assert recall(exact, found=hits([[4, 1, 7, 8], [101, 2, 3, 4]])) == 3 / 8
-    assert recall(exact, found=hits([[1, 2, 3, 4]] * 2, near=-np.inf)) == 0
-
-
-def test_what_cells_miss_is_what_an_exact_search_finds_beside_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from features.shard import Embeddings, embedding_bytes, embedding_table
-    from workflows.space.nearest import search as nearest
-
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((3000, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    queries, store = vectors[:50], Store(LocalStorage(tmp_path))
-    part = parts.Part(name="p", space="s", first=0, over=())
-    found = Embeddings(rows=np.arange(len(vectors)), values=vectors)
-    layout = {"sensorium.layout": "contiguous"}
-    table = embedding_table(found, keys=[bytes(16)] * len(vectors), metadata=layout)
-    store.storage.write_once(part.path, embedding_bytes(table))
-    store.storage.write_once(part.cells_path, cells.Cells.of(vectors).to_bytes())
-
-    model = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(vectors)
-    expected = model.kneighbors(queries, return_distance=False)
-    exact = nearest(store, [part], queries=queries, k=10, by_cells=False)
-    assert exact.places.tolist() == expected.tolist()
-    shares = []
-    for probes in (1, 8, cells.MOST_CELLS):
-        monkeypatch.setattr(cells, "PROBES", probes)
-        some = nearest(store, [part], queries=queries, k=10, by_cells=True)
-        naive = np.mean([len({*a} & {*b}) / 10 for a, b in zip(some.places.tolist(), expected)])
-        assert recall(exact, found=some) == pytest.approx(naive)
-        shares.append(naive)
-    assert shares[0] < 0.6 < shares[1] < shares[2] == 1, "noise has no clusters"
-    assert some.places.tolist() == expected.tolist()
-
-
 def test_payloads_that_repeat_are_found_once(space: Space, search: Any) -> None:
     table = pd.read_parquet("table.parquet")
     table.loc[:119, "text"] = "the very same"
@@ -403,6 +341,7 @@ def test_the_table_in_the_terminal_says_how_it_was_searched(
         ([" "], 2, "QUERY is empty"),
         (["hello", "--snapshot", "ffff"], 2, "no snapshot begins with 'ffff'"),
         (["hello", "--store", "elsewhere"], 1, "was fitted to is not in"),
+        (["hello", "--html", "nowhere/page.html"], 2, "a file in a folder that is there"),
         (["s3://no_bucket!/x.png"], 2, "not of the form s3://BUCKET/KEY"),
     ],
 )
@@ -420,16 +359,6 @@ def test_what_cannot_be_searched_is_said(
 
 def test_a_text_that_looks_like_a_file_can_be_meant(search: Any) -> None:
     assert search("no.png", "--modality", "caption")["query"]["modality"] == "caption"
-
-
-def test_a_fusion_has_no_space(
-    champion_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", champion_uri)
-    code, _, errors = sensorium(capsys, "search", "shapes", "a flat bar")
-    said = " ".join(errors.split())
-    assert code == 2 and "of the type 'early', which has no space" in said
-    assert "alignment and cca make one" in said
 
 
 def test_embeddings_of_another_encoder_are_refused(

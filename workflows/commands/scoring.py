@@ -215,12 +215,14 @@ def search(
 
     from workflows import scoring
     from workflows.cluster import Connection
-    from workflows.pipeline import StageError, load_pipeline
+    from workflows.pipeline import ConfigurationError, StageError, load_pipeline
     from workflows.serving.score import open_place
     from workflows.space.searching import Request, search_registered
     from workflows.space.telling import answer_json, print_answer
     from workflows.tracking import connected
 
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise ConfigurationError(f"--html {html}: it names a file in a folder that is there")
     # What programs read is JSON alone.
     console = make_console(stderr=as_json)
     pipeline = load_pipeline(model) if names_a_pipeline(model) else None

@@ -95,6 +95,8 @@ def _by_cells(
     store: Store, part: Part, *, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     proposed = Cells.read(store.storage, part.cells_path).search(queries, k=k * OVERSAMPLING)
+    if not proposed.size:
+        return proposed.astype(np.float32), proposed
 
     def read(file: pa.NativeFile) -> np.ndarray:
         with pq.ParquetFile(file) as parquet:

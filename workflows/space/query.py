@@ -88,10 +88,11 @@ def understand(
                 f"a file of {_list(inputs)}"
             )
         raise ConfigurationError(f"QUERY {given!r}: {said}{hint}")
-    chosen = modality or _only(texts, inputs=inputs, what="a text")
-    return Query(
-        modality=chosen, kind="text", given=given, payload=given, columns=inputs[chosen].columns
-    )
+    chosen = modality or _only(texts, what="a text")
+    columns = inputs[chosen].columns
+    # Where the table names files of texts, a text itself is the content of one.
+    payload = given.encode() if columns.uri else given
+    return Query(modality=chosen, kind="text", given=given, payload=payload, columns=columns)
 
 
 def _file(given: str, *, inputs: Mapping[str, Input], modality: str | None, folder: str) -> Query:
@@ -123,7 +124,7 @@ def _file(given: str, *, inputs: Mapping[str, Input], modality: str | None, fold
                 f"QUERY {given!r} {what}, and the model takes {_list(inputs)}"
                 + (f" ({'; '.join(why)})" if why and not kinds else "")
             )
-        chosen = _only(meant, inputs=inputs, what=f"{given!r}")
+        chosen = _only(meant, what=f"{given!r}")
         kind = inputs[chosen].columns.kind
     return Query(
         modality=chosen,
@@ -177,7 +178,7 @@ def _is_in_files(inputs: Mapping[str, Input], modality: str | None) -> bool:
     return modality is not None and inputs[modality].columns.uri
 
 
-def _only(found: list[str], *, inputs: Mapping[str, Input], what: str) -> str:
+def _only(found: list[str], *, what: str) -> str:
     if len(found) > 1:
         raise ConfigurationError(
             f"QUERY: {what} may be of {' or '.join(found)}; say which by --modality"
