@@ -1,4 +1,4 @@
-"""The index of a space: where its parts end, what is in them, and what an approximate search misses."""
+"""The index of a space: where its parts end, what is in them, and what cells miss."""
 
 from __future__ import annotations
 
