@@ -6,6 +6,7 @@ their rows.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ def collect_garbage(
     kept snapshot names it nor a running job may take it up (see `features.lease`). Files that
     killed writers left go after a day. Encoders' cards stay.
 
+    The files of an index stay while it is one over a kept snapshot.
+
     Candidates and the state of unfinished training stay, unless `candidates` is given, which says
     of the kept snapshots which candidates are needed; and unless a job is running.
 
@@ -119,6 +122,7 @@ def _collect(
     kept, dropped = _sift(store, keep=keep, young=now - grace, spare=spare)
     needed = {path for snapshot in kept for path in shards_of(snapshot)}
     needed_candidates = None if candidates is None or jobs else set(candidates(kept))
+    needed |= _indexes_of(store, kept={snapshot.id for snapshot in kept})
     found = Garbage(kept=tuple(snapshot.id for snapshot in kept), jobs=tuple(jobs))
 
     def is_garbage(entry: Entry) -> bool:
@@ -131,6 +135,8 @@ def _collect(
             return needed_candidates is not None and name not in needed_candidates and age > grace
         if kind in ("statistics", "places"):  # written before their snapshot, by a job that runs
             return not jobs and of_snapshot(entry.path) not in found.kept and age > grace
+        if kind == "indexes":  # a search may be at work on what is young
+            return entry.path not in needed and age > grace
         if kind not in ("samples", "embeddings", "quarantine") or entry.path in needed:
             return False
         if age <= grace or spare.shard(entry.path, kind=kind):
@@ -156,6 +162,30 @@ def _collect(
     for folder in (*first, *(kind for kind in KINDS if kind not in first)):
         delete(filter(is_garbage, store.storage.walk(folder)))
     return found
+
+
+def _indexes_of(store: Store, *, kept: Collection[str]) -> set[str]:
+    """Paths of the files of the indexes over kept snapshots (see `workflows.space.parts`)."""
+    needed: set[str] = set()
+    spaces: dict[str, list[str]] = {}
+    for entry in store.storage.walk("indexes"):
+        folder, _, name = entry.path.rpartition("/")
+        spaces.setdefault(folder, []).append(name)
+    for folder, names in spaces.items():
+        manifests = [name for name in names if name in {f"of-{id}.json" for id in kept}]
+        parts = {
+            part
+            for name in manifests
+            for part in json.loads(store.storage.read(f"{folder}/{name}"))["parts"]
+        }
+        needed |= {
+            f"{folder}/{name}"
+            for name in names
+            if name in manifests
+            or name.partition(".")[0] in parts
+            or (manifests and name.startswith("recall-"))
+        }
+    return needed
 
 
 def of_snapshot(path: str) -> str:

@@ -17,7 +17,7 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -248,6 +248,27 @@ def read_vectors(file: _Seekable, parquet: pq.ParquetFile, *, into: np.ndarray) 
         if read != part.nbytes:
             raise OSError(f"the file ends {part.nbytes - read} bytes before its vectors do")
         start += group.num_rows
+
+
+def each_vectors(file: pa.NativeFile, parquet: pq.ParquetFile) -> Iterator[np.ndarray]:
+    """The vectors of each row group of a file in the layout of this module, `[N, D]`.
+
+    Of a file that is mapped into memory no copies, where its pages happen to begin at a multiple of
+    a number's width; one group's copy at a time where they do not.
+    """
+    vector = parquet.schema_arrow.field("embedding").type
+    dtype = np.dtype(vector.value_type.to_pandas_dtype())
+    for number in range(parquet.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        size = group.num_rows * vector.list_size * dtype.itemsize
+        file.seek(_end_of_vectors(group) - size)
+        read = file.read_buffer(size)
+        if read.size != size:
+            raise OSError(f"the file ends {size - read.size} bytes before its vectors do")
+        flat = np.frombuffer(read, dtype)
+        if not flat.flags.aligned:  # as bytes: a product would copy it number by number
+            flat = np.frombuffer(read, np.uint8).copy().view(dtype)
+        yield flat.reshape(group.num_rows, vector.list_size)
 
 
 def read_some_vectors(file: _Seekable, parquet: pq.ParquetFile, *, rows: np.ndarray) -> np.ndarray:

@@ -252,6 +252,11 @@ def open_storage(root: str) -> Storage:
     return LocalStorage(folder)
 
 
+def local_file(storage: Storage, path: str) -> str | None:
+    """Where a file of a storage lies on this machine, to be mapped; None if it does not."""
+    return os.path.join(storage.root, path) if isinstance(storage, LocalStorage) else None
+
+
 def _is_there(path: str) -> bool:
     """Whether there is a file; an error of the medium is none, and is raised."""
     try:

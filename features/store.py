@@ -7,6 +7,7 @@
     snapshots/<id>.json                        the shards that make up one version of a dataset
     statistics/<id>.parquet                    what the footers of its shards say of their rows
     places/<id>.json                           where the rows of an earlier snapshot stood
+    indexes/<space>/of-<snapshot>.json         the parts of an index over it, which lie beside it
     latest/<name>.json                         the newest snapshot of a dataset, where its rows
                                                stand in the source, and which was before it
     scans/<name>.json                          what was found when the table was last scanned
@@ -35,7 +36,7 @@ from features.scan_record import ScanRecord, record_bytes, record_from
 from features.shard import ROW_GROUP_ROWS
 from features.snapshot import Snapshot, snapshot_from, snapshot_json
 from features.sources import RowRange
-from features.storage import Storage
+from features.storage import Storage, local_file
 
 READERS = 8
 """Shards that are read at once: threads wait for a medium, not for a processor."""
@@ -238,14 +239,18 @@ class Store:
         except ValueError as error:
             raise self._unreadable(path, error) from error
 
-    def read_file(self, path: str, read: Callable[[pa.NativeFile], T]) -> T:
+    def read_file(
+        self, path: str, read: Callable[[pa.NativeFile], T], *, mapped: bool = False
+    ) -> T:
         """What is read from a file; again after a fault that may pass.
 
+        `mapped`, one on a disk is mapped into memory, and what is read of it is no copy.
         What Arrow says of a damaged file names no file, and bears no number as what a system says.
         """
 
         def attempt() -> T:
-            with self.storage.open(path) as file:
+            local = local_file(self.storage, path) if mapped else None
+            with self.storage.open(path) if local is None else pa.memory_map(local) as file:
                 return read(file)
 
         try:

@@ -29,6 +29,7 @@ KINDS = (
     "attempts",
     "scans",
     "candidates",
+    "indexes",
     "searches",
     "train-runs",
     "leases",

@@ -32,6 +32,7 @@ ONLY_IN = {
     "botocore": ("features/s3.py",),
     "s3fs": ("features/storage.py",),
     "fsspec": ("features/storage.py",),
+    "faiss": ("workflows/space/cells.py",),
 }
 """Libraries that few files may know, and those files."""
 

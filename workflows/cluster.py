@@ -56,8 +56,7 @@ class Connection:
             return
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        _quieten()
         self._stack.enter_context(_without_noise())
         local = not os.environ.get("RAY_ADDRESS")
         with _own_signals():
@@ -67,6 +66,11 @@ class Connection:
                 logging_level=logging.WARNING,
             )
         self._stack.callback(ray.shutdown)
+
+
+def _quieten() -> None:
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def in_actors(
@@ -93,6 +97,7 @@ def in_actors(
         def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
             return {"result": [self._work(item) for item in batch["item"]]}
 
+    _quieten()  # again: the first import of ray.data sets its loggers anew
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -29,6 +29,7 @@ from features.encoding import Prepared, Rows, encode_rows
 from features.number_lists import as_numbers
 from features.payloads import open_payload
 from features.store import Store
+from training.answering import embed
 from training.candidate import (
     RECORD_FILE,
     CandidateRecord,
@@ -159,16 +160,8 @@ class SensoriumModel(PythonModel):
 
     def _predict_window(self, rows: pd.DataFrame, *, base: str) -> pd.DataFrame:
         count = len(rows)
-        embeddings, presence, masks = {}, {}, {}
         problems: list[list[str]] = [[] for _ in range(count)]
-        for name, item in self.inputs.items():
-            values = _payloads(rows, columns=item.columns)
-            found = self._embed(name, values=values, base=base, problems=problems)
-            presence[name] = np.array([row in found for row in range(count)], bool)
-            if self.record.modalities[name].get("sequence"):
-                embeddings[name], masks[name] = _padded(found, rows=count, dim=item.dim)
-            else:
-                embeddings[name] = _stacked(found, rows=count, dim=item.dim)
+        embeddings, presence, masks = self._embedded(rows, base=base, problems=problems)
         columns: dict[str, list[Any]] = answered(
             self.fitted(),
             record=self.record,
@@ -196,6 +189,36 @@ class SensoriumModel(PythonModel):
             },
             index=rows.index,
         )
+
+    def vectors(
+        self, rows: pd.DataFrame, *, base: str
+    ) -> tuple[Mapping[str, np.ndarray], list[str | None]]:
+        """Of the model of a shared space, each modality's unit vectors of raw rows, and problems.
+
+        float32 `[B, S]` by modality, NaN where it is missing or could not be used, which is said
+        as `predict` says it.
+        """
+        problems: list[list[str]] = [[] for _ in range(len(rows))]
+        embeddings, presence, masks = self._embedded(rows, base=base, problems=problems)
+        found = embed(self.fitted(), embeddings=embeddings, presence=presence, masks=masks)
+        vectors = {m: np.where(presence[m][:, None], x, np.nan) for m, x in found.items()}
+        return vectors, ["; ".join(texts) or None for texts in problems]
+
+    def _embedded(
+        self, rows: pd.DataFrame, *, base: str, problems: list[list[str]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What the model over embeddings is given of a window of rows."""
+        count = len(rows)
+        embeddings, presence, masks = {}, {}, {}
+        for name, item in self.inputs.items():
+            values = _payloads(rows, columns=item.columns)
+            found = self._embed(name, values=values, base=base, problems=problems)
+            presence[name] = np.array([row in found for row in range(count)], bool)
+            if self.record.modalities[name].get("sequence"):
+                embeddings[name], masks[name] = _padded(found, rows=count, dim=item.dim)
+            else:
+                embeddings[name] = _stacked(found, rows=count, dim=item.dim)
+        return embeddings, presence, masks
 
     def _embed(
         self, name: str, *, values: Sequence[Any], base: str, problems: list[list[str]]
@@ -308,6 +331,10 @@ class LoadedModel:
         answers = self.pyfunc.predict(rows, params={"base": self.base})
         assert isinstance(answers, pd.DataFrame)
         return answers
+
+    def vectors(self, rows: pd.DataFrame) -> tuple[Mapping[str, np.ndarray], list[str | None]]:
+        """Each modality's unit vectors of raw rows, and problems: see `SensoriumModel.vectors`."""
+        return self._ours.vectors(rows, base=self.base)
 
     @property
     def _ours(self) -> SensoriumModel:

@@ -454,6 +454,30 @@ def test_the_last_snapshots_of_a_name_and_all_young_ones_are_kept(store):
     assert not files(made[0]) & there(store) and files(made[2]) <= there(store)
 
 
+def test_an_index_goes_with_the_last_snapshot_that_it_is_over(store):
+    old = make_snapshot(store, name="a", encoder=OLD, texts=texts(0))
+    latest = make_snapshot(store, name="a", encoder=OLD, texts=texts(100))
+    stays, gone = {"one.parquet", "one.faiss"}, {"two.parquet", "three.faiss"}
+    for snapshot, parts in ((old, ["one", "two"]), (latest, ["one"])):
+        manifest = json.dumps({"parts": dict.fromkeys(parts, 1)}).encode()
+        store.storage.replace(f"indexes/x/of-{snapshot.id}.json", manifest)
+    for name in (*stays, *gone, "recall-1.json"):
+        store.storage.replace(f"indexes/x/{name}", b"x")
+    store.storage.replace(f"indexes/y/of-{old.id}.json", b'{"parts": {"one": 1}}')
+    store.storage.replace("indexes/y/recall-1.json", b"{}")
+    age(store, 8 * DAY)
+    store.storage.replace("indexes/z/made.parquet", b"by a search that is at work")
+    before = there(store)
+    assert collect_garbage(store, keep=2).files == 1, "of no snapshot at all"
+    assert collect_garbage(store, keep=1).kinds["indexes"].files == len(gone) + 2
+    index = {path for path in before - there(store) if path.startswith("indexes")}
+    assert index == {
+        *(f"indexes/x/{name}" for name in (*gone, f"of-{old.id}.json")),
+        f"indexes/y/of-{old.id}.json",
+        "indexes/y/recall-1.json",
+    }
+
+
 def test_a_shard_is_garbage_only_after_its_grace(store):
     latest = make_snapshot(store, name="a", encoder=OLD, texts=texts(0))
     draft = make_snapshot(store, name="a", encoder=NEW, texts=texts(500), commit=False)

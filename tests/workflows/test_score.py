@@ -188,3 +188,13 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(
     code, _, errors = sensorium(capsys, "score", "shape", "x.parquet", tmp_path)
     assert code == 1
     assert "no model 'shape' is registered here; did you mean 'shapes'?" in " ".join(errors.split())
+
+
+def test_a_fusion_has_no_space_to_search(
+    champion_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", champion_uri)
+    code, _, errors = sensorium(capsys, "search", "shapes", "a flat bar")
+    said = " ".join(errors.split())
+    assert code == 2 and "of the type 'early', which has no space" in said
+    assert "alignment and cca make one" in said

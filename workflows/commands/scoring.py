@@ -1,15 +1,15 @@
-"""What is done with a registered model's answers: `score`."""
+"""What is done with registered models: rows are answered, and the like of something found."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from features.spec import PayloadKey
 from workflows.commands.app import MODELS, command, names_a_pipeline
-from workflows.commands.registry import Tracking, refuse_unknown, tracking_uri
+from workflows.commands.registry import Json, Tracking, refuse_unknown, tracking_uri
 from workflows.console import count, make_console, several
 
 
@@ -128,3 +128,140 @@ def score(
         "could not be used",
         soft_wrap=True,
     )
+
+
+@command(
+    panel=MODELS,
+    example='sensorium search digits.yaml "a seven, leaning left" --in photo --html found.html',
+)
+def search(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_URI|PIPELINE",
+            help="models:/NAME@ALIAS or models:/NAME/VERSION; a name alone, or the pipeline's YAML "
+            "file, is its champion. It must be an alignment, which has a space to search.",
+            show_default=False,
+        ),
+    ],
+    query: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUERY",
+            help="A text, or the path or s3:// URI of an image, sound or film; numbers as JSON.",
+            show_default=False,
+        ),
+    ],
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            help="Modality of the query; by default that of a file's content, or of text.",
+            show_default=False,
+        ),
+    ] = None,
+    among: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--in", help="Search this modality alone; may be repeated.", show_default=False
+        ),
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", "-k", help="How many are shown.", min=1, max=200)
+    ] = 10,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Show so many of each modality: those of the query's own are mostly nearer.",
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with thumbnails and players.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    snapshot: Annotated[
+        str | None,
+        typer.Option(
+            help="Search this snapshot: the beginning of its id, or `latest`; by default the one "
+            "that the model was fitted to.",
+            show_default=False,
+        ),
+    ] = None,
+    index: Annotated[
+        Literal["auto", "exact", "cells"],
+        typer.Option(
+            help="Compare with all vectors, or look into cells of them (FAISS); by default the "
+            "first up to 2,000,000.",
+        ),
+    ] = "auto",
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Store of the embeddings; by default that of the pipeline which registered the "
+            "model.",
+            show_default=False,
+        ),
+    ] = None,
+    tracking: Tracking = None,
+) -> None:
+    """Find the samples of a snapshot, of any modality, that are nearest to a text or a file.
+
+    The index is made on the first search of a model, and kept in the store; later ones make only
+    the parts of what has changed.
+    """
+    import datetime
+    import sys
+
+    from workflows import scoring
+    from workflows.cluster import Connection
+    from workflows.pipeline import ConfigurationError, StageError, load_pipeline
+    from workflows.serving.score import open_place
+    from workflows.space.searching import Request, search_registered
+    from workflows.space.telling import answer_json, print_answer
+    from workflows.tracking import connected
+
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise ConfigurationError(f"--html {html}: it names a file in a folder that is there")
+    # What programs read is JSON alone.
+    console = make_console(stderr=as_json)
+    pipeline = load_pipeline(model) if names_a_pipeline(model) else None
+    if pipeline is not None:
+        uri, model = tracking or pipeline.tracking_uri, f"models:/{pipeline.model}@champion"
+    else:
+        uri = tracking_uri(tracking)
+        model = model if "/" in model else f"models:/{model}@champion"
+    with connected(uri) as client, Connection() as connection:
+        refuse_unknown(client, name=model)
+        try:
+            answer = search_registered(
+                Request(
+                    uri=model,
+                    query=query,
+                    modality=modality,
+                    among=tuple(among or ()),
+                    top=top,
+                    each=each,
+                    snapshot=snapshot,
+                    way=index,
+                    folder=str(Path.cwd()),
+                ),
+                client=client,
+                store=None if store is None else open_place(store, what="--store"),
+                pipeline=pipeline,
+                connection=connection,
+                console=console,
+            )
+        except (scoring.EncoderMismatch, scoring.ForeignModel) as error:
+            raise StageError(f"{model}: {error}") from error
+    if html is not None:
+        from workflows.reporting.search_page import render
+
+        created = datetime.datetime.now(datetime.UTC)
+        html.write_text(render(answer, created=created), encoding="utf-8")
+    if as_json:
+        sys.stdout.write(answer_json(answer) + "\n")
+        return
+    print_answer(answer, console=console)
+    if html is not None:
+        console.print(f"page: {html}", soft_wrap=True, markup=False)

@@ -1,0 +1,385 @@
+"""`sensorium search`: the nearest samples in an aligned model's space, by an index in the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from features.commit import make_snapshot
+from features.planning import make_plan
+from features.quarantine import count_quarantine
+from features.sample_shards import write_samples
+from features.storage import LocalStorage
+from features.store import Store
+from tests.workflows.command import sensorium
+from tests.workflows.conftest import fit
+from training.candidate import plan_candidates
+from workflows.pipeline import Pipeline, load_pipeline
+from workflows.promotion.promote import promote
+from workflows.space import parts, searching
+
+YAML = """
+name: drawings
+dataset:
+  path: table.parquet
+  split: split
+  slices: [language, shape]
+  shard_rows: {min: 16, target: 24, max: 48}
+features:
+  caption: {column: text, encoder: {type: hashing, dim: 64}}
+  photo: {column: picture, encoder: {type: hog, size: 16, pixels_per_cell: 8}}
+task: {type: retrieval}
+candidates: [{type: alignment, dim: 8, width: 16, learning_rate: 0.02}]
+training: {max_epochs: 4, batch_size: 24}
+"""
+SHOWN = 15
+
+# In one process of pytest-xdist: what is prepared for the first serves all.
+pytestmark = pytest.mark.xdist_group("space")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A champion that is an alignment, with its table and store."""
+
+    pipeline: Pipeline
+    store: Store
+    uri: str
+
+    @property
+    def index(self) -> dict[str, bytes]:
+        """All files of all indexes."""
+        folder = Path(self.store.storage.root) / "indexes"
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def embedded(pipeline: Pipeline, store: Store) -> None:
+    """Commit a snapshot of a pipeline's table, without Ray."""
+    from features.embedding import embed_shard
+    from features.sources import RowReader
+
+    source = pipeline.open_source()
+    plan = make_plan(
+        name=pipeline.name,
+        source=source,
+        dataset=pipeline.spec.dataset,
+        features=pipeline.spec.features,
+        target=None,
+        store=store,
+    )
+    write_samples(plan, store=store)
+    for work in plan.work:
+        feature = pipeline.spec.features[work.modality]
+        embed_shard(
+            work,
+            store=store,
+            spec=feature.encoder,
+            encoder=feature.encoder.load(),
+            source=source,
+            reader=RowReader(source, columns=feature.payload_columns.names),
+            columns=feature.payload_columns,
+            payload_key_by="stat",
+        )
+    store.commit(make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store)))
+
+
+@pytest.fixture(scope="module")
+def made_space(
+    shapes_table: Path, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a table, a store and a registry whose model `drawings` is an alignment."""
+    folder = tmp_path_factory.mktemp("space")
+    shutil.copyfile(shapes_table / "table.parquet", folder / "table.parquet")
+    shutil.copytree(shapes_table / "pictures", folder / "pictures")
+    shutil.copyfile(empty_database, folder / "mlflow.db")
+    (folder / "drawings.yaml").write_text(YAML)
+    pipeline = load_pipeline(folder / "drawings.yaml")
+    store = pipeline.open_store()
+    embedded(pipeline, store)
+    snapshot = store.latest("drawings")
+    assert snapshot is not None
+    options: dict[str, Any] = {
+        "snapshot": snapshot,
+        "task": pipeline.spec.task,
+        "candidates": pipeline.spec.candidates,
+        "training": pipeline.spec.training,
+    }
+    fit(plan_candidates(store, **options), store=store, snapshot=snapshot, pipeline=pipeline)
+    records = [plan.record for plan in plan_candidates(store, **options)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        promoted = promote(
+            pipeline=pipeline, store=store, snapshot=snapshot, records=[r for r in records if r]
+        )
+    assert promoted.promoted
+    return folder
+
+
+@pytest.fixture
+def space(made_space: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same without an index, in small parts; afterwards the table is as it was."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made_space / 'mlflow.db'}")
+    monkeypatch.setattr(parts, "LEAST_ROWS", 40)
+    monkeypatch.setattr(parts, "MEAN_ROWS", 60)
+    monkeypatch.setattr(parts, "MOST_ROWS", 90)
+    monkeypatch.chdir(made_space)
+    pipeline = load_pipeline(made_space / "drawings.yaml")
+    table = (made_space / "table.parquet").read_bytes()
+    store = Store(LocalStorage(pipeline.store_root))
+    yield Space(pipeline=pipeline, store=store, uri=f"sqlite:///{made_space / 'mlflow.db'}")
+    shutil.rmtree(made_space / "store" / "indexes", ignore_errors=True)
+    (made_space / "table.parquet").write_bytes(table)
+
+
+@pytest.fixture
+def search(space: Space, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command, and what it says as JSON."""
+
+    def run(*options: str | Path, model: str = "drawings.yaml") -> dict[str, Any]:
+        code, said, errors = sensorium(capsys, "search", model, *options, "--json")
+        assert code == 0, errors
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    return run
+
+
+def brute_force(query: dict[str, Any], *, space: Space) -> list[tuple[float, str, str]]:
+    """The nearest by scikit-learn over what the registered model answers to the table's rows."""
+    import mlflow
+
+    mlflow.set_tracking_uri(space.uri)
+    model = mlflow.pyfunc.load_model("models:/drawings@champion")
+    table = pd.read_parquet("table.parquet")
+    answers = model.predict(table[["text", "picture"]])["vectors"]
+    known = [
+        (vector, name, id)
+        for vectors, id in zip(answers, table["sample_id"], strict=True)
+        for name, vector in (vectors or {}).items()
+    ]
+    (asked,) = model.predict(pd.DataFrame([query]))["vectors"]
+    (vector,) = asked.values()
+    neighbours = NearestNeighbors(n_neighbors=SHOWN, metric="cosine", algorithm="brute")
+    neighbours.fit(np.array([vector for vector, _, _ in known]))
+    distances, places = neighbours.kneighbors([vector])
+    return [(1 - d, *known[i][1:]) for d, i in zip(distances[0], places[0].tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("way", ["exact", "cells"])
+@pytest.mark.parametrize(
+    ("query", "modality", "row"),
+    [
+        ("a slanted bar", "caption", {"text": "a slanted bar"}),
+        ("pictures/3.png", "photo", {"picture": "pictures/3.png"}),
+    ],
+)
+def test_the_nearest_are_those_of_a_brute_force_over_the_registered_model(
+    space: Space, search: Any, query: str, modality: str, row: dict[str, str], way: str
+) -> None:
+    found = search(query, "--top", str(SHOWN), "--index", way)
+    expected = brute_force(row, space=space)
+    assert found["query"]["modality"] == modality
+    results = found["results"]
+    assert [(r["modality"], r["sample_id"]) for r in results] == [e[1:] for e in expected]
+    np.testing.assert_allclose(
+        [r["similarity"] for r in results], [e[0] for e in expected], atol=2e-6
+    )
+    assert [r["rank"] for r in results] == list(range(1, SHOWN + 1))
+    table = pd.read_parquet("table.parquet").set_index("sample_id")
+    for result in results:
+        sample = table.loc[result["sample_id"]]
+        assert result["split"] == sample["split"]
+        assert result["slices"] == {
+            "language": sample["language"],
+            "shape": str(sample["shape"])[:2],
+        }
+        shown = sample["text"] if result["modality"] == "caption" else str(
+            Path("pictures").absolute() / Path(sample["picture"]).name
+        )  # fmt: skip
+        assert result["what"] == shown
+    there = {"caption": table["text"].notna().sum(), "photo": table["picture"].notna().sum() - 1}
+    assert found["searched"] == there, "one picture is broken, and has no vector"
+    for asked in found["recall"].values():
+        # So few vectors have few cells, which are all looked into.
+        assert asked["share"] == 1.0 and asked["exact"] is (way == "exact")
+        assert asked["queries"] == (0 if way == "exact" else 100)
+
+
+def test_a_search_makes_its_index_once_and_goes_on_where_it_was_killed(
+    space: Space, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = search("a flat bar")
+    whole = space.index
+    many = [name for name in whole if name.endswith(".parquet")]
+    assert first["index_parts_made"] == len(many) > 4
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "make_index", watched := Watched(searching.make_index))
+        assert search("a flat bar")["results"] == first["results"]
+    assert watched.made == 0 and space.index == whole
+    # As a kill leaves it: some parts, and no manifest.
+    folder = Path(space.store.storage.root) / "indexes"
+    for name in (*many[1::2], *(name for name in whole if "/of-" in name)):
+        (folder / name).unlink()
+    again = search("a flat bar")
+    assert again["index_parts_made"] == len(many[1::2])
+    assert space.index == whole, "byte for byte"
+    shutil.rmtree(folder)
+    assert search("a flat bar")["results"] == first["results"] and space.index == whole
+
+
+class Watched:
+    """A function that counts the parts of the indexes that it makes."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.made = function, 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        index = self.function(*arguments, **options)
+        self.made += index.made
+        return index
+
+
+def test_added_rows_make_their_own_parts_alone(space: Space, search: Any) -> None:
+    search("a flat bar")
+    before = space.index
+    table = pd.read_parquet("table.parquet")
+    more = table.iloc[:30].assign(
+        sample_id=[f"t{i}" for i in range(30)], text=[f"a new text, number {i}" for i in range(30)]
+    )
+    pd.concat([table, more]).to_parquet("table.parquet")
+    embedded(space.pipeline, space.store)
+    found = search("a new text, number 7", "--snapshot", "latest", "--in", "caption", "-k", "3")
+    assert found["results"][0]["sample_id"] == "t7"
+    assert found["results"][0]["similarity"] == pytest.approx(1, abs=1e-6)
+    parquet = {name for name in before if name.endswith(".parquet")}
+    assert parquet < {name for name in space.index if name.endswith(".parquet")}
+    assert 1 <= found["index_parts_made"] <= 3, "the last part, and what was added"
+    # The snapshot that the model was fitted to is searched as before.
+    assert search("a new text, number 7")["results"][0]["sample_id"].startswith("s")
+
+
+def test_payloads_that_repeat_are_found_once(space: Space, search: Any) -> None:
+    table = pd.read_parquet("table.parquet")
+    table.loc[:119, "text"] = "the very same"
+    table.to_parquet("table.parquet")
+    embedded(space.pipeline, space.store)
+    options = ("--snapshot", "latest", "--in", "caption", "-k", "4")
+    results = search("the very same", *options)["results"]
+    assert results[0]["sample_id"] == "s000" and results[0]["repeats"] == 119
+    assert len({r["what"] for r in results}) == 4 == len(results)
+
+
+def test_so_many_of_each_modality_and_of_one_alone(space: Space, search: Any) -> None:
+    each = search("pictures/3.png", "--each", "-k", "3")["results"]
+    assert [(r["modality"], r["rank"]) for r in each] == [
+        *(("caption", rank) for rank in (1, 2, 3)),
+        *(("photo", rank) for rank in (1, 2, 3)),
+    ]
+    alone = search("pictures/3.png", "--in", "caption", "-k", "3")
+    assert alone["results"] == each[:3] and list(alone["searched"]) == ["caption"]
+
+
+def test_what_was_found_is_shown_only_if_it_is_what_was_embedded(
+    space: Space, search: Any, made_space: Path
+) -> None:
+    table = pd.read_parquet("table.parquet")
+    before = search("a flat bar", "-k", "5")["results"]
+    table["text"] = table["text"].iloc[::-1].to_numpy()
+    table.to_parquet("table.parquet")
+    after = search("a flat bar", "-k", "5")["results"]
+    assert [r["sample_id"] for r in after] == [r["sample_id"] for r in before]
+    assert {r["what"] for r in after if r["modality"] == "caption"} == {
+        "the table or the file has changed since it was embedded"
+    }
+
+
+def test_the_table_in_the_terminal_says_how_it_was_searched(
+    space: Space, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "found.html"
+    code, said, errors = sensorium(
+        capsys, "search", "models:/drawings/1", "a flat bar", "-k", "4", "--html", page
+    )
+    assert code == 0, errors
+    lines = said.splitlines()
+    assert any("index    caption: " in line and "of 240 samples" in line for line in lines)
+    assert "recall@10 1.0 (exact: every vector is compared)" in said
+    assert "drawings version 1, snapshot" in said and "× caption, " in said
+    assert "a flat bar, number" in said and f"page: {page}" in said
+    text = page.read_text()
+    assert "Nearest to “a flat bar”" in text and text.count('<li class="card') == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["hello", "--modality", "foto"], 2, "no modality 'foto'; did you mean 'photo'?"),
+        (["hello", "--in", "foto"], 2, "--in: the model has no modality 'foto'; did you mean"),
+        (
+            ["no.png"],
+            2,
+            "'no.png': there is no such file; if it is meant as a text, say --modality",
+        ),
+        (["no.png", "--modality", "photo"], 2, "there is no such file; image 'photo' is asked for"),
+        (["table.parquet"], 2, "is of no known format, and the model takes text 'caption'"),
+        (["pictures/200.png"], 2, "is of no known format"),
+        (
+            ["pictures/200.png", "--modality", "photo"],
+            2,
+            "is no image: not an image",
+        ),
+        ([" "], 2, "QUERY is empty"),
+        (["hello", "--snapshot", "ffff"], 2, "no snapshot begins with 'ffff'"),
+        (["hello", "--store", "elsewhere"], 1, "was fitted to is not in"),
+        (["hello", "--html", "nowhere/page.html"], 2, "a file in a folder that is there"),
+        (["s3://no_bucket!/x.png"], 2, "not of the form s3://BUCKET/KEY"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(
+    space: Space,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    ended, _, errors = sensorium(capsys, "search", "drawings.yaml", *options)
+    assert (ended, message in " ".join(errors.split())) == (code, True), errors
+    assert not space.index, "nothing is made for a query that cannot be"
+
+
+def test_a_text_that_looks_like_a_file_can_be_meant(search: Any) -> None:
+    assert search("no.png", "--modality", "caption")["query"]["modality"] == "caption"
+
+
+def test_embeddings_of_another_encoder_are_refused(
+    space: Space, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = YAML.replace("dim: 64", "dim: 32").replace("name: drawings", "name: others")
+    Path("others.yaml").write_text(other)
+    embedded(load_pipeline("others.yaml"), space.store)
+    snapshot = space.store.latest("others")
+    assert snapshot is not None
+    command = ["search", "drawings.yaml", "a flat bar", "--snapshot", snapshot.id[:8]]
+    code, _, errors = sensorium(capsys, *command)
+    said = " ".join(errors.split())
+    assert code == 1 and "holds embeddings of 'caption' by the encoder" in said
+    assert sensorium(capsys, *command, "--in", "photo")[0] == 0, "its photos are the model's"
+
+
+def test_the_index_is_ordinary_parquet(space: Space, search: Any) -> None:
+    search("a flat bar", "--in", "photo")
+    folder = Path(space.store.storage.root) / "indexes"
+    tables = [pq.read_table(path) for path in folder.rglob("*.parquet")]
+    vectors = np.concatenate([np.stack(t["embedding"].to_numpy()) for t in tables])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert set(tables[0].column_names) == {"row", "payload_key", "embedding"}

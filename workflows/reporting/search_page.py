@@ -1,0 +1,146 @@
+"""The page of a search: what was asked, and the nearest samples with thumbnails and players."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from workflows.console import count, several
+from workflows.runs import without_passwords
+from workflows.space.found import Found
+from workflows.space.preview import Preview, preview, shorten
+from workflows.space.searching import Answer
+from workflows.space.telling import label_of, many, milliseconds, said_of
+
+TEMPLATES = Path(__file__).parent / "templates"
+SAID = {
+    "text": "text",
+    "image": "image",
+    "audio": "sound",
+    "video": "film",
+    "series": "series",
+    "table": "record",
+    "vector": "vector",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One payload that was found, as it is shown."""
+
+    found: Found
+    shown: Preview
+    label: str
+    again: str
+    share: float
+    """Of the similarity's bar, 0..1."""
+    group: int
+    """Number of its modality among those that are shown."""
+    where: str
+    """The end of its path or URI."""
+
+
+def render(answer: Answer, *, created: datetime) -> str:
+    """One HTML document, without scripts and without any reference to elsewhere."""
+    import jinja2
+    from markupsafe import Markup
+
+    from workflows.reporting import wording
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["score"] = wording.score
+    environment.filters["moment"] = wording.moment
+    css = "".join((TEMPLATES / name).read_text() for name in ("report.css", "search.css"))
+    modalities = list(dict.fromkeys(m for m in answer.searched if _of(answer, m)))
+    query = answer.query
+    return environment.get_template("search.html.j2").render(
+        css=Markup(css),
+        answer=answer,
+        created=created,
+        title=_title(answer),
+        query=_query(answer),
+        query_name=shorten(without_passwords(query.given), most=160) if query.is_file else "",
+        query_kind=SAID[query.kind],
+        modalities=[{"name": m, "count": len(_of(answer, m))} for m in modalities],
+        cards=[
+            _card(one, answer=answer, group=modalities.index(one.modality)) for one in answer.found
+        ],
+        tiles=_tiles(answer),
+        recall=said_of(answer.recall),
+        facts=[
+            ("Model", answer.model),
+            ("Snapshot", answer.snapshot),
+            ("Similarity", "the cosine of the angle between two vectors, −1 to 1"),
+            ("Recall", said_of(answer.recall)),
+        ],
+    )
+
+
+def _title(answer: Answer) -> str:
+    query = answer.query
+    if not query.is_file:
+        return f"Nearest to “{shorten(query.given, most=80)}”"
+    return f"Nearest to {'an' if query.kind == 'image' else 'a'} {SAID[query.kind]}"
+
+
+def _query(answer: Answer) -> Preview:
+    query = answer.query
+    payload: Any = query.payload
+    if isinstance(payload, dict):
+        payload = tuple(payload.get(name) for name in query.columns.columns)
+    if isinstance(payload, str):
+        return Preview(kind="text", text=shorten(payload, most=400))
+    return preview(payload, columns=query.columns, folder="")
+
+
+def _card(one: Found, *, answer: Answer, group: int) -> Card:
+    columns = answer.columns[one.modality]
+    lacking = None if one.lacking is None else without_passwords(one.lacking)
+    shown = preview(one.payload, columns=columns, folder=answer.folder, lacking=lacking)
+    return Card(
+        found=one,
+        shown=shown,
+        where="/".join(shown.where.split("/")[-2:]),
+        label=label_of(one),
+        again=f"and {several(one.repeats, 'more sample')} with the same payload"
+        if one.repeats
+        else "",
+        share=min(1.0, max(0.0, one.similarity)),
+        group=group,
+    )
+
+
+def _of(answer: Answer, modality: str) -> list[Found]:
+    return [one for one in answer.found if one.modality == modality]
+
+
+def _tiles(answer: Answer) -> list[dict[str, str]]:
+    exact = all(not recall.queries for recall in answer.recall.values())
+    least = min(answer.recall.values(), key=lambda recall: recall.share)
+    return [
+        {
+            "label": "Nearest",
+            "value": f"{max(one.similarity for one in answer.found):.3f}" if answer.found else "–",
+            "note": "cosine similarity",
+        },
+        {
+            "label": "Searched",
+            "value": count(sum(answer.searched.values())),
+            "note": f"vectors: {many(answer.searched)}",
+        },
+        {
+            "label": f"Recall@{least.at}",
+            "value": "1.0" if exact else f"{least.share:.3f}",
+            "note": "exact: all are compared"
+            if exact
+            else f"against exact search, by {count(least.queries)} samples of {least.of}",
+        },
+        {"label": "Time", "value": milliseconds(answer.seconds), "note": "of the search itself"},
+    ]

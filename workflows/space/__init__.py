@@ -1,0 +1,1 @@
+"""An aligned model's space, searched: its index over a snapshot, queries, and what is found."""

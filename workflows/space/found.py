@@ -1,0 +1,192 @@
+"""The samples that were found: what the snapshot says of them, and their payloads in the table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.columns import PayloadColumns, read_as_text
+from features.payload_keys import payload_keys
+from features.snapshot import Snapshot
+from features.sources import RowReader, Source, SourceError, rows_in_source
+from features.sources.formats import FORMATS, format_of
+from features.store import Store
+from workflows.space.index import Index
+from workflows.space.nearest import Hits
+from workflows.space.parts import Part
+
+KEYS_BY = ("stat", "content", "uri")
+"""What a payload's key may have been made of."""
+CHANGED = "the table or the file has changed since it was embedded"
+
+
+@dataclass(kw_only=True)
+class Found:
+    """A payload that was found, and the samples that hold it."""
+
+    modality: str
+    similarity: float
+    """Cosine, -1..1."""
+    rank: int
+    """From 1."""
+    sample_id: str
+    row: int
+    """Within the snapshot, from 0."""
+    shard: int
+    """Number of the sample shard."""
+    shard_row: int
+    key: bytes
+    """Of the payload."""
+    repeats: int = 0
+    """Further samples that hold the same payload, among those that were looked at."""
+    split: str = ""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """By the target's column."""
+    slices: Mapping[str, Any] = field(default_factory=dict)
+    payload: Any = None
+    """As it stands in the table: a text, a URI, bytes, numbers, a cut."""
+    lacking: str | None = None
+    """Why there is no payload to show."""
+
+
+def described(
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    hits: Hits,
+    places: Sequence[tuple[Index, Part]],
+    most: int,
+) -> list[Found]:
+    """At most so many of what was found, each payload once, with ids, labels and slices."""
+    rows: dict[int, tuple[np.ndarray, list[bytes]]] = {}
+    found: dict[tuple[str, bytes], Found] = {}
+    for similarity, number, place in zip(
+        hits.similarities[0].tolist(), hits.parts[0].tolist(), hits.places[0].tolist(), strict=True
+    ):
+        if not np.isfinite(similarity):
+            break
+        index, part = places[number]
+        if number not in rows:
+            rows[number] = _rows_and_keys(
+                store, part, wanted=hits.places[0][hits.parts[0] == number]
+            )
+        at, keys = rows[number]
+        one = int(np.searchsorted(np.unique(hits.places[0][hits.parts[0] == number]), place))
+        shard, row = _sample(part, row=int(at[one]))
+        if (index.modality, keys[one]) in found:
+            found[index.modality, keys[one]].repeats += 1
+            continue
+        if len(found) == most:
+            continue
+        found[index.modality, keys[one]] = Found(
+            modality=index.modality,
+            similarity=float(similarity),
+            rank=len(found) + 1,
+            sample_id="",
+            row=snapshot.first_rows[shard] + row,
+            shard=shard,
+            shard_row=row,
+            key=keys[one],
+        )
+    _tell(store, snapshot, list(found.values()))
+    return list(found.values())
+
+
+def _rows_and_keys(
+    store: Store, part: Part, *, wanted: np.ndarray
+) -> tuple[np.ndarray, list[bytes]]:
+    """Samples and keys of some vectors of a part, in ascending order and each once."""
+
+    def read(file: pa.NativeFile) -> pa.Table:
+        with pq.ParquetFile(file, pre_buffer=True) as parquet:
+            return parquet.read(columns=["row", "payload_key"])
+
+    table = store.read_file(part.path, read, mapped=True).take(pa.array(np.unique(wanted)))
+    return table["row"].to_numpy(), table["payload_key"].to_pylist()
+
+
+def _sample(part: Part, *, row: int) -> tuple[int, int]:
+    """The sample shard of a row of a part, and the row in it."""
+    ends = np.cumsum([over.rows for over in part.over])
+    shard = int(np.searchsorted(ends, row, side="right"))
+    return part.first + shard, row - (int(ends[shard - 1]) if shard else 0)
+
+
+def _tell(store: Store, snapshot: Snapshot, found: Sequence[Found]) -> None:
+    for number in sorted({one.shard for one in found}):
+        table = store.read_table(snapshot.samples[number].path)
+        some = [one for one in found if one.shard == number]
+        rows = table.take(pa.array([one.shard_row for one in some])).to_pylist()
+        for one, values in zip(some, rows, strict=True):
+            one.sample_id, one.split = values["sample_id"], values["split"]
+            one.labels = _named(values, "target.")
+            one.slices = _named(values, "slice.")
+
+
+def _named(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix) and value is not None
+    }
+
+
+def read_payloads(
+    found: Sequence[Found],
+    *,
+    snapshot: Snapshot,
+    columns: Mapping[str, PayloadColumns],
+    source: Source | None,
+) -> None:
+    """Put their payloads into what was found, as they stand in the table, or why they do not.
+
+    A payload is shown only if its key is that which was embedded, so that what is shown is what
+    was found, whatever became of the table meanwhile. A relative path is made absolute.
+    """
+    if source is None or not all(snapshot.samples[one.shard].ranges for one in found):
+        for one in found:
+            one.lacking = "it is not known where the rows of this snapshot stood in the table"
+        return
+    wanted = list(dict.fromkeys(name for read in columns.values() for name in read.names))
+    reader = RowReader(source, columns=wanted, text=read_as_text(columns.values(), also=()))
+    for one in sorted(found, key=lambda one: (one.shard, one.shard_row)):
+        try:
+            ranges = rows_in_source(snapshot.samples[one.shard].ranges, [one.shard_row])
+            table = reader.read(ranges)
+            read = columns[one.modality]
+            (payload,) = read.payloads(table)
+            keys = [
+                payload_keys([payload], columns=read, folder=source.folder, by=by)[0]
+                for by in KEYS_BY
+            ]
+        except (SourceError, OSError, ValueError, IndexError, KeyError) as error:
+            one.lacking = f"it cannot be read from the table: {error}"
+            continue
+        if one.key not in keys:
+            one.lacking = CHANGED
+        else:
+            one.payload = payload
+
+
+def source_of(snapshot: Snapshot) -> Source | None:
+    """The table that a snapshot was made of, by its files; None if they are not known.
+
+    In formats whose names do not tell them, a folder of files for instance, by what they look like.
+    """
+    if not snapshot.files:
+        return None
+    first = snapshot.files[0]
+    try:
+        format = "folder" if first.endswith(("/*", "/")) else format_of(first)
+    except SourceError:
+        return None
+    folder = os.path.dirname(first.rstrip("/"))
+    if format not in FORMATS:
+        return None
+    return Source(files=tuple(snapshot.files), stats=(), format=format, folder=folder)

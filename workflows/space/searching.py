@@ -1,0 +1,400 @@
+"""A query, from what a person gives to what is found: the model, the index, the samples.
+
+Scoring's rules hold here too: embeddings of an encoder that is not the one which the model was
+fitted to are refused, whether the query's or the snapshot's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+
+from features.columns import PayloadColumns
+from features.fingerprint import nearest_hint
+from features.snapshot import Snapshot
+from features.sources import Source, SourceError
+from features.storage import Storage
+from features.store import Store
+from workflows.cluster import Connection, in_actors
+from workflows.console import duration, progress, several
+from workflows.pipeline import ConfigurationError, Pipeline, StageError
+from workflows.promotion.lineage import resolve
+from workflows.promotion.operate import storage_of
+from workflows.promotion.registry import tags_of
+from workflows.space import cells
+from workflows.space.found import Found, described, read_payloads, source_of
+from workflows.space.index import (
+    EXACT,
+    Each,
+    Index,
+    Recall,
+    Way,
+    here,
+    make_cells,
+    make_index,
+    missing_parts,
+    nearest,
+    recall_of,
+    with_cells,
+)
+from workflows.space.parts import MEAN_ROWS
+from workflows.space.projecting import Projection
+from workflows.space.query import Query, understand
+
+if TYPE_CHECKING:
+    from workflows.scoring import LoadedModel
+    from workflows.tracking import MlflowClient, ModelVersion
+
+HERE_ROWS = 500_000
+"""Samples whose vectors are made by this process; more are worth starting Ray for, which takes
+seconds, as a projection of so many rows does."""
+DEPTH = 4
+"""How many times as many vectors as payloads are wanted are looked at first, since a payload may
+stand in several samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is searched for, where, and how."""
+
+    uri: str
+    """Of the model, as `score` takes it."""
+    query: str
+    modality: str | None = None
+    """Of the query; found out if it is not given."""
+    among: Sequence[str] = ()
+    """Modalities that are searched; all by default."""
+    top: int = 10
+    each: bool = False
+    """Whether so many of every modality are wanted: those of the query's own are mostly nearer."""
+    snapshot: str | None = None
+    """The beginning of an id, or `latest`; by default that of the model."""
+    way: Way = "auto"
+    folder: str = "."
+    """From where the query's relative path starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was found, and by what."""
+
+    model: str
+    """Name, and version."""
+    query: Query
+    snapshot: str
+    dataset: str
+    found: Sequence[Found]
+    searched: dict[str, int]
+    """By modality, how many vectors."""
+    recall: dict[str, Recall]
+    """By modality that was searched."""
+    seconds: float
+    """Of the search alone."""
+    made: int
+    """Parts of the index that were not there before."""
+    columns: dict[str, PayloadColumns]
+    folder: str
+    """From where relative paths in the table start."""
+
+
+def search_registered(
+    request: Request,
+    *,
+    client: MlflowClient,
+    store: Storage | None,
+    pipeline: Pipeline | None,
+    connection: Connection,
+    console: Console,
+) -> Answer:
+    """Search with a registered model, through the store of the pipeline that registered it.
+
+    ConfigurationError for a query, or options, that cannot be, and for a model without a space;
+    StageError for encoders that are others, and for a snapshot that is not there.
+    """
+    from workflows import scoring
+
+    version = resolve(client, name=request.uri)
+    own = storage_of(version) if store is None else store
+    if own is None:
+        raise ConfigurationError(
+            f"the store of the pipeline that registered {request.uri} is not to be reached from "
+            "here; name it by --store"
+        )
+    uri = f"models:/{version.name}/{version.version}"
+    with scoring.loaded(uri, base=request.folder) as model:
+        return _search(
+            request,
+            model=model,
+            version=version,
+            store=Store(own),
+            pipeline=pipeline,
+            connection=connection,
+            console=console,
+        )
+
+
+def _search(
+    request: Request,
+    *,
+    model: LoadedModel,
+    version: ModelVersion,
+    store: Store,
+    pipeline: Pipeline | None,
+    connection: Connection,
+    console: Console,
+) -> Answer:
+    _refuse_without_space(model, name=request.uri)
+    query = understand(
+        request.query, inputs=model.inputs, modality=request.modality, folder=request.folder
+    )
+    among = _among(request, model=model)
+    snapshot = _snapshot(store, wanted=request.snapshot, version=version)
+    _refuse_other_encoders(model, snapshot=snapshot, among=among)
+    vector = _vector(query, model=model)
+    projections = {m: _projection(model, store=store, modality=m) for m in model.inputs}
+    indexes = _indexes(
+        store,
+        snapshot,
+        projections=[projections[m] for m in among],
+        connection=connection,
+        console=console,
+    )
+    by_cells = [with_cells(request.way, vectors=index.vectors) for index in indexes]
+    recall = {}
+    for index, cell in zip(indexes, by_cells, strict=True):
+        recall[index.modality] = EXACT
+        if cell and index.vectors:
+            _make_cells(store, index, connection=connection, console=console)
+            asking = projections[_asked_by(query, snapshot=snapshot, model=model) or index.modality]
+            recall[index.modality] = recall_of(store, index, snapshot, asking=asking)
+    begun = time.perf_counter()
+    together = [[pair] for pair in zip(indexes, by_cells, strict=True)]
+    if not request.each:
+        together = [[pair for some in together for pair in some]]
+    found = [
+        one
+        for some in together
+        for one in _distinct(store, snapshot, searched=some, vector=vector, top=request.top)
+    ]
+    seconds = time.perf_counter() - begun
+    source = _source(snapshot, pipeline=pipeline)
+    columns = {m: model.inputs[m].columns for m in among}
+    read_payloads(found, snapshot=snapshot, columns=columns, source=source)
+    return Answer(
+        model=f"{version.name} version {version.version}",
+        query=query,
+        snapshot=snapshot.id,
+        dataset=snapshot.name,
+        found=found,
+        searched={index.modality: index.vectors for index in indexes},
+        recall=recall,
+        seconds=seconds,
+        made=sum(index.made for index in indexes),
+        columns=columns,
+        folder="" if source is None else source.folder,
+    )
+
+
+def _refuse_without_space(model: LoadedModel, *, name: str) -> None:
+    from training.built_in import BUILT_IN
+    from training.models.alignment_spec import SpaceSpec
+    from training.models.shared_space import SharedSpace
+
+    if not isinstance(model.fitted(), SharedSpace):
+        types = [type for type, spec in BUILT_IN.items() if issubclass(spec, SpaceSpec)]
+        raise ConfigurationError(
+            f"{name} is of the type {model.record.spec.get('type')!r}, which has no space that its "
+            f"modalities share, so nothing can be searched in it; {' and '.join(types)} make one "
+            "(`candidates: [{type: alignment}]`), and a `finetune` with one of them as its head"
+        )
+
+
+def _among(request: Request, *, model: LoadedModel) -> list[str]:
+    for name in request.among:
+        if name not in model.inputs:
+            raise ConfigurationError(
+                f"--in: the model has no modality {name!r}; "
+                f"{nearest_hint(name, list(model.inputs))}its modalities: {', '.join(model.inputs)}"
+            )
+    return [m for m in model.inputs if not request.among or m in request.among]
+
+
+def _snapshot(store: Store, *, wanted: str | None, version: ModelVersion) -> Snapshot:
+    """The snapshot that is meant, with where its rows stand in the table, if that is known."""
+    id = tags_of(version).get("snapshot", "")
+    if wanted is None:
+        try:
+            return store.placed(id)
+        except FileNotFoundError as error:
+            raise StageError(
+                f"the snapshot {id[:12] or 'of the model'} that {version.name} version "
+                f"{version.version} was fitted to is not in {store.storage.root}; search another "
+                "by --snapshot: `latest` is the newest of the same dataset, if that is known, and "
+                "`sensorium store ls` lists all"
+            ) from error
+    if wanted == "latest":
+        try:
+            name = store.read_snapshot(id).name
+        except FileNotFoundError:
+            name = version.name
+        found = store.latest(name)
+        if found is None:
+            raise StageError(f"{store.storage.root} has no snapshot of the dataset {name!r}")
+        return found
+    there = sorted(name.removesuffix(".json") for name in store.storage.list("snapshots"))
+    meant = [one for one in there if one.startswith(wanted)]
+    if len(meant) != 1:
+        said = f"{several(len(meant), 'snapshot')} begin" if meant else "no snapshot begins"
+        raise ConfigurationError(
+            f"--snapshot: {said} with {wanted!r} in {store.storage.root}; `sensorium store ls` "
+            "lists them, and `latest` is the newest"
+        )
+    return store.placed(meant[0])
+
+
+def _refuse_other_encoders(model: LoadedModel, *, snapshot: Snapshot, among: Sequence[str]) -> None:
+    for name in among:
+        part = snapshot.modalities.get(name)
+        if part is None:
+            raise ConfigurationError(
+                f"snapshot {snapshot.id[:12]} has no modality {name!r}; it has "
+                f"{', '.join(snapshot.modalities)}; leave it out by --in"
+            )
+        expected = model.inputs[name].encoder_fingerprint
+        if part.encoder_fingerprint != expected:
+            raise StageError(
+                f"snapshot {snapshot.id[:12]} holds embeddings of {name!r} by the encoder "
+                f"{part.encoder_fingerprint[:12]}, and the model was fitted to {expected[:12]}: "
+                "what is near would mean nothing. Embed the table with the model's encoder (of a "
+                "finetune, its tuned one: set `model:` to its folder in the store) and name that "
+                "snapshot by --snapshot"
+            )
+
+
+def _vector(query: Query, *, model: LoadedModel) -> np.ndarray:
+    """The query in the space, float32 `[S]`."""
+    import pandas as pd
+
+    rows = pd.DataFrame(
+        {name: pd.Series([cell], dtype=object) for name, cell in query.cells.items()}
+    )
+    vectors, (problem,) = model.vectors(rows)
+    vector = vectors[query.modality][0].astype(np.float32)
+    if not np.isfinite(vector).all():
+        said = problem or f"{query.modality}: there is no payload"
+        raise ConfigurationError(f"QUERY {query.given!r} cannot be used: {said}")
+    return vector
+
+
+def _projection(model: LoadedModel, *, store: Store, modality: str) -> Projection:
+    return Projection(
+        store=store.storage,
+        record=model.record,
+        weights=model.weights(),
+        modality=modality,
+        encoder=model.inputs[modality].encoder_fingerprint,
+    )
+
+
+def _asked_by(query: Query, *, snapshot: Snapshot, model: LoadedModel) -> str | None:
+    """The query's modality, if the snapshot has vectors of it that queries can be drawn from."""
+    part = snapshot.modalities.get(query.modality)
+    expected = model.inputs[query.modality].encoder_fingerprint
+    usable = part is not None and part.encoder_fingerprint == expected and part.present
+    return query.modality if usable else None
+
+
+def _indexes(
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    projections: Sequence[Projection],
+    connection: Connection,
+    console: Console,
+) -> list[Index]:
+    """The indexes of the modalities, made where they are not there, with a bar for each."""
+    found = []
+    for projection in projections:
+        missing = missing_parts(store, snapshot, projection=projection)
+        rows = sum(part.rows for part in missing)
+        each = _each(rows, connection=connection)
+        begun = time.perf_counter()
+        with progress(console) as bar:
+            task = bar.add_task("index", total=len(missing), note=projection.modality)
+            index = make_index(
+                store,
+                snapshot,
+                projection=projection,
+                each=each,
+                on_part=lambda _, bar=bar, task=task: bar.update(task, advance=1),  # type: ignore[misc]
+            )
+        if missing:
+            console.print(
+                f"[bold]index[/bold]    {escape(projection.modality)}: "
+                f"{several(len(missing), 'part')} of {len(index.parts)} made of "
+                f"{several(rows, 'sample')} in {duration(time.perf_counter() - begun)}"
+            )
+        found.append(index)
+    return found
+
+
+def _each(rows: int, *, connection: Connection) -> Each:
+    """Where parts of so many samples are made."""
+    if rows <= HERE_ROWS:
+        return here
+    connection.open()
+    return in_actors
+
+
+def _make_cells(store: Store, index: Index, *, connection: Connection, console: Console) -> None:
+    begun = time.perf_counter()
+    try:
+        cells.require()
+        missing = sum(not store.storage.exists(part.cells_path) for part in index.parts)
+        each = _each(MEAN_ROWS * missing, connection=connection)
+        made = make_cells(store, index, each=each)
+    except ImportError as error:
+        raise StageError(f"{error}; or compare with all vectors, by --index exact") from error
+    if made:
+        console.print(
+            f"[bold]index[/bold]    {escape(index.modality)}: cells of {several(made, 'part')} "
+            f"in {duration(time.perf_counter() - begun)}"
+        )
+
+
+def _distinct(
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    searched: Sequence[tuple[Index, bool]],
+    vector: np.ndarray,
+    top: int,
+) -> list[Found]:
+    """The nearest payloads, each once; deeper, while too many of them are repeated."""
+    indexes, by_cells = [index for index, _ in searched], [cells for _, cells in searched]
+    vectors = sum(index.vectors for index in indexes)
+    depth = DEPTH * top
+    while True:
+        hits, places = nearest(store, indexes, query=vector, k=depth, by_cells=by_cells)
+        found = described(store, snapshot, hits=hits, places=places, most=top)
+        if len(found) == top or depth >= vectors:
+            return found
+        depth *= 8
+
+
+def _source(snapshot: Snapshot, *, pipeline: Pipeline | None) -> Source | None:
+    """The table that a snapshot was made of, by the pipeline if it is still its table."""
+    if pipeline is not None:
+        try:
+            source = pipeline.open_source()
+        except (ConfigurationError, SourceError, OSError):
+            return source_of(snapshot)
+        if source.files == snapshot.files:
+            return source
+    return source_of(snapshot)
