@@ -35,7 +35,7 @@ NAME = "served"
 WORDS = ("low", "middle", "high")
 YAML = """
 name: served
-dataset: {{path: table.parquet, id: id, split: split, shard_rows: {{min: 16, target: 64, max: 128}}}}
+dataset: {{path: table.parquet, id: id, split: split}}
 features:
   caption: {{column: text, encoder: {caption}}}
   photo: {{column: picture, encoder: {photo}}}
@@ -156,14 +156,13 @@ def _embed(pipeline: Pipeline, *, store: Store) -> Snapshot:
         store=store,
     )
     write_samples(plan, store=store)
-    encoders = {name: part.encoder for name, part in plan.features.items()}
     for work in plan.work:
-        feature = plan.features[work.modality]
+        feature = plan.modalities[work.modality].feature
         embed_shard(
             work,
             store=store,
-            spec=encoders[work.modality],
-            encoder=encoders[work.modality].load(),
+            spec=feature.encoder,
+            encoder=feature.encoder.load(),
             source=source,
             reader=RowReader(source, columns=feature.payload_columns.names),
             columns=feature.payload_columns,

@@ -138,7 +138,7 @@ class SensoriumModel(PythonModel):
 
     def predict(
         self,
-        context: PythonModelContext,
+        context: PythonModelContext | None,
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
@@ -306,6 +306,12 @@ class SensoriumModel(PythonModel):
                 self._encoders[name] = (spec, spec.load())
             return self._encoders[name]
 
+    def load(self) -> None:
+        """Load all encoders and the model, which else their first payloads would wait for."""
+        for name in self.inputs:
+            self._encoder(name)
+        self.fitted()
+
     def weights(self) -> bytes:
         """The weights of the model over embeddings, as safetensors."""
         return (self._folder / self.record.files["model"]).read_bytes()
@@ -355,6 +361,14 @@ class LoadedModel:
         answers = self.pyfunc.predict(rows, params={"base": self.base})
         assert isinstance(answers, pd.DataFrame)
         return answers
+
+    def answer(self, rows: pd.DataFrame, *, params: Mapping[str, Any]) -> pd.DataFrame:
+        """As the registered model answers, of rows that its signature need not look at."""
+        return self._ours.predict(None, rows, dict(params))
+
+    def load(self) -> None:
+        """Load the encoders and the model now; EncoderMismatch as `encoder` raises it."""
+        self._ours.load()
 
     @property
     def _ours(self) -> SensoriumModel:

@@ -26,6 +26,7 @@ from workflows.reporting.findings import ReportData
 from workflows.reporting.report import _commands, render
 from workflows.scoring import SensoriumModel
 from workflows.serving.cells import payloads
+from workflows.serving.places import Places
 from workflows.serving.signature import example
 
 RECORD = [{"age": a, "ward": w, "code": c} for a, w, c in ((1.5, "west", "7"), (3.0, "east", "8"))]
@@ -132,9 +133,17 @@ def test_the_model_takes_the_row_that_the_report_shows(
     values = payloads(rows, columns=columns)
     embedded = model._embed(name, values=values, base=files, problems=problems)
     assert problems == [[]] and set(embedded) == {0}
-    # The example that MLflow keeps beside the model is of the same form.
+    # The example that MLflow keeps beside the model is of the same form, but for files, which are
+    # in it where they are easily made, so that a server takes it too.
     shown = example(model.inputs)
-    assert shown.iloc[0].to_dict() == rows.iloc[0].to_dict()
+    inline = {name: str(cell)[:5] == "data:" for name, cell in shown.iloc[0].items()}
+    assert any(inline.values()) == (columns.kind in ("image", "audio") or columns.uri)
+    for column, cell in shown.iloc[0].items():
+        assert inline[column] or cell == rows.iloc[0][column]
+    places = None if columns.kind == "video" else Places()
+    values = payloads(shown.iloc[:1], columns=columns, places=places)
+    embedded = model._embed(name, values=values, base=files, problems=problems)
+    assert problems == [[]] and set(embedded) == {0}
     assert shown.iloc[1].isna().all()
 
 
