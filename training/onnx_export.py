@@ -9,7 +9,6 @@ Outputs are `answers` `[B, C]`, or, of a retrieval, for each modality `{modality
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import logging
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OPSET = 20
+OPSET = 18
 TOLERANCE = 1e-5
 """Most that an answer may differ: of probabilities and vectors by itself, of numbers over the
 deviation of the targets."""
@@ -132,7 +131,7 @@ def random_inputs(
     The first row has the modalities that are `present`, and others have some of them, too.
     """
     rng = np.random.default_rng((SEED, seed, rows))
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name, part in record.modalities.items():
         there = (rng.random(rows) < 0.75) & (name in present)
         there[:1] = name in present
@@ -166,7 +165,6 @@ def _traced(model: nn.Module, *, record: CandidateRecord) -> bytes:
     for place, name in enumerate(names):
         if _is_sequence(name, record=record):
             shapes[names.index(_mask(name))] = shapes[place]
-    buffer = io.BytesIO()
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
@@ -184,7 +182,7 @@ def _traced(model: nn.Module, *, record: CandidateRecord) -> bytes:
                 verbose=False,
             )
             assert program is not None
-            program.save(buffer)
+            return bytes(program.model_proto.SerializeToString())
     except Exception as error:  # whatever torch meets in a model's code
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise NotExportable(
@@ -192,7 +190,6 @@ def _traced(model: nn.Module, *, record: CandidateRecord) -> bytes:
         ) from error
     finally:
         logger.setLevel(level)
-    return buffer.getvalue()
 
 
 def _answering(model: nn.Module, *, record: CandidateRecord) -> nn.Module:
@@ -277,6 +274,6 @@ def _mask(name: str) -> str:
     return f"{name}_mask"
 
 
-def described_text(exported: Exported) -> str:
+def described_text(described: Mapping[str, Any]) -> str:
     """What is said of a graph, as a JSON file."""
-    return json.dumps(exported.described, indent=1, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(described, indent=1, ensure_ascii=False, default=str) + "\n"
