@@ -2,13 +2,13 @@
 
     python -m benchmarks.fuzz_serving [--requests 10000] [--seed 0] [--server sensorium|mlflow]
 
-A model of texts, images, sounds and records is served in a process of its own. Every request is made
-from one that is right, by mutations that are drawn by the seed. Of each it is known what must come
-of it: `refused`, a 400 (413 or 415) with a message and no trace of code; or `answered`, a 200 with as
-many answers as rows, in which a payload that was made useless is missing, and said to be. Between
-them come right requests, whose answers must be those of `load_model(...).predict` to the last bit
-of what JSON holds. At the end the server must be alive, and hold no more memory or files than
-after the first tenth.
+A model of texts, images, sounds and records is served in a process of its own. Every request is
+made from one that is right, by mutations that are drawn by the seed. Of each it is known what must
+come of it: `refused`, a 400 (413 or 415) with a message and no trace of code; or `answered`, a 200
+with as many answers as rows, in which a payload that was made useless is missing, and said to be.
+Between them come right requests, whose answers must be those of `load_model(...).predict` to the
+last bit of what JSON holds. At the end the server must be alive, and hold no more memory or files
+than after the first tenth.
 
 `--server mlflow` sends the same to `mlflow models serve`, which reads requests before the model
 sees them: what it does otherwise is counted, and told.
@@ -20,7 +20,6 @@ import argparse
 import base64
 import collections
 import http.client
-import io
 import json
 import os
 import random
@@ -253,9 +252,11 @@ class Fuzzer:
 
     def content_type(self) -> Attack:
         found = self._attack("content type", self._request([self.row()]), REFUSED)
-        kind = self.draw.choice(["text/csv", "text/plain", "application/vnd.apache.parquet",
-                                 "application/json; charset=utf-16", "application/octet-stream",
-                                 "application/json; q=1", "", ";;", "multipart/form-data"])  # fmt: skip
+        kind = self.draw.choice([
+            "text/csv", "text/plain", "application/vnd.apache.parquet", "multipart/form-data",
+            "application/json; charset=utf-16", "application/octet-stream",
+            "application/json; q=1", "", ";;",
+        ])  # fmt: skip
         found.headers = {"Content-Type": kind}
         return found
 
@@ -305,7 +306,7 @@ class Fuzzer:
 
     def damaged_sound(self) -> Attack:
         cut = self.draw.choice([
-            self.wav[: self.draw.randrange(1, 44)], self.wav[:44], b"RIFF" + os.urandom(0) + b"x" * 90,
+            self.wav[: self.draw.randrange(1, 44)], self.wav[:44], b"RIFF" + b"x" * 90,
             self.wav[: self.draw.randrange(60, len(self.wav) - 50)],
         ])  # fmt: skip
         return self._one_bad(
@@ -353,7 +354,7 @@ class Fuzzer:
         """No fault: any text is a text, whatever it looks like."""
         text = self.draw.choice([
             "{{7*7}}", "/etc/passwd", "data:;base64,AAAA", "file:///etc/passwd", "%s%n", "\0\0",
-            "'; DROP TABLE", "a" * 100_000, "😀" * 500, "NaN", "null", "\u202e", "=1+1", "${jndi:x}",
+            "'; DROP TABLE", "a" * 100_000, "😀" * 500, "NaN", "null", "\u202e", "=1+1",
         ])  # fmt: skip
         return self._attack("odd texts", self._request([{**self.row(), "text": text}]), "answered")
 
