@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,9 @@ class Outcome:
 class Fuzzer:
     """Makes malformed requests out of right rows."""
 
-    def __init__(self, rows: list[dict[str, Any]], *, seed: int) -> None:
+    def __init__(self, rows: list[dict[str, Any]], *, seed: int, roots: bool = False) -> None:
         self.rows = rows
+        self.roots = roots
         self.draw = random.Random(seed)
         full = [row for row in rows if row["picture"] and row["sound"] and row["text"]]
         self.full = full
@@ -232,6 +233,8 @@ class Fuzzer:
             "pipe:0", "subfile:/etc/passwd", "concat:/etc/passwd", " ", "\0", "/", "//host/share",
         ])  # fmt: skip
         column = self.draw.choice(["picture", "sound"])
+        if self.roots and (place[0] in "p~." or ":/" in place[2:7]):
+            place = "/etc/passwd"  # a relative path, which may be one of those that are read
         more = self.draw.choice([{}, {"params": {"base": "/etc"}}, {"params": {"base": "s3://b"}}])
         return self._attack(
             "files of the server", self._request([{**self.row(), column: place}], **more), REFUSED
@@ -239,11 +242,14 @@ class Fuzzer:
 
     def bare_base64(self) -> Attack:
         row = self.row()
-        row["picture"] = row["picture"].partition(",")[2]
+        row["picture"] = "/" * self.roots + row["picture"].partition(",")[2]
         return self._attack("base64 that is not marked", self._request([row]), REFUSED)
 
     def large_file_name(self) -> Attack:
-        row = {**self.row(), "picture": "a" * self.draw.choice([300, 5_000, 2_000_000])}
+        row = {
+            **self.row(),
+            "picture": "/" * self.roots + "a" * self.draw.choice([300, 5_000, 2_000_000]),
+        }
         return self._attack("long names", self._request([row]), REFUSED)
 
     def params(self) -> Attack:
@@ -378,26 +384,36 @@ def png_bomb(side: int) -> bytes:
 class Server:
     """A served model in a process of its own."""
 
-    def __init__(self, served: ServedModel, *, kind: str, log: Path) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        *,
+        kind: str,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind = kind
         self.port = free_port()
-        command = [sys.executable, "-m", "workflows", "serve", served.model]
-        command += ["--port", str(self.port)]
-        if kind == "mlflow":
-            command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", served.model]
-            command += ["--env-manager", "local", "-p", str(self.port)]
         self.log = log
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with open(log, "wb") as out:
             self.process = subprocess.Popen(
-                command,
+                [*self.command(kind), served.model, "--port", str(self.port)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**served.environment(), "PATH": path},
+                env={**served.environment(), **(environment or {}), "PATH": path},
                 cwd=served.folder,
                 start_new_session=True,
             )
         self.connection = self._connection()
+
+    @staticmethod
+    def command(kind: str) -> list[str]:
+        """How it is started, but for the model and its options."""
+        if kind == "sensorium":
+            return [sys.executable, "-m", "workflows", "serve"]
+        served = ["models", "serve", "--env-manager", "local", "-m"]
+        return [sys.executable, "-m", "mlflow", *served]
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -513,10 +529,21 @@ def fault_of(attack: Attack, status: int, body: bytes) -> str | None:
     return None
 
 
-def fuzz(server: Server, served: ServedModel, *, requests: int, seed: int, model: Any) -> Outcome:
-    """Send that many malformed requests, and a right one between every ten."""
+def fuzz(
+    server: Server,
+    served: ServedModel,
+    *,
+    requests: int,
+    seed: int,
+    model: Any,
+    roots: bool = False,
+) -> Outcome:
+    """Send that many malformed requests, and a right one between every ten.
+
+    If it has `roots`, the server reads some files, and relative paths may lead to one of them.
+    """
     rows = cells(served.inline())
-    fuzzer = Fuzzer(rows, seed=seed)
+    fuzzer = Fuzzer(rows, seed=seed, roots=roots)
     right = []
     for number in range(8):
         some = [rows[(number * 3 + i) % len(rows)] for i in range(1 + number % 3)]
