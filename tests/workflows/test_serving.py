@@ -76,7 +76,7 @@ def test_both_servers_answer_exactly_as_the_loaded_model(
 ) -> None:
     rows = cells(served.inline())[:6]
     expected = expected_answers(model, rows)
-    assert {label["prediction"] for label in expected} > {"low"}
+    assert len({label["prediction"] for label in expected}) > 1
     for kind, server in servers.items():
         for form in FORMS:
             status, said = post(server, form_of(rows, form))
@@ -105,9 +105,11 @@ def test_both_read_files_below_the_roots_and_no_others(
             asked = {"dataframe_records": [{**row, "picture": path, "sound": None}]}
             status, said = post(server, asked)
             assert (status, said.get("predictions")) == (200, [expected]), (kind, path, said)
-        for path in (row["sound"], str(served.folder / row["sound"]), "../sounds/3.wav",
+        for path in (str(served.folder / row["sound"]), "../sounds/3.wav",
                      "secret.png", "/etc/passwd", "file:///etc/passwd"):  # fmt: skip
-            asked = {"instances": [row | {"picture": None, "sound": None}, {"sound": path}]}
+            asked = {"dataframe_records": [{**row, "sound": None}, {**row, "sound": path}]}
+            asked["dataframe_records"][0]["picture"] = None
+            asked["dataframe_records"][1]["picture"] = None
             status, said = post(server, {**asked, "params": {"base": str(secret.parent)}})
             assert status == 400, (kind, path)
             assert said["message"].startswith("column 'sound', row 1: "), said
@@ -134,8 +136,8 @@ def test_mlflows_server_refuses_what_reaches_the_model_in_its_words(
     server = servers["mlflow"]
     for row, message in [
         ({"text": 7}, "column 'text', row 0: it holds a int; a payload is text, or null"),
-        ({"sound": True}, "column 'sound', row 0: it holds a bool; a payload is bytes, a path"),
-        ({"picture": "iVBORw0KGgo"}, "send the content itself, as data:;base64,CONTENT"),
+        ({"sound": [1, 2]}, "column 'sound', row 0: it holds a list; a payload is bytes, a path"),
+        ({"picture": "/iVBORw0KGgo"}, "send the content itself, as data:;base64,CONTENT"),
         ({"tex": "it is low"}, "the input has none of the model's columns: age, picture, sound, "),
     ]:
         status, said = post(server, {"dataframe_records": [row]})

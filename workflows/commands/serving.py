@@ -59,8 +59,8 @@ def serve(
     from workflows.serving.places import ROOTS
     from workflows.serving.server import serve as serve_model
 
-    os.environ[ROOTS] = ",".join(root) if root else os.environ.get(ROOTS, "")
     with _loaded(model, tracking=tracking) as found:
+        os.environ[ROOTS] = ",".join(root) if root else os.environ.get(ROOTS, "")
         make_console().print(
             f"[bold]serve[/bold]    {escape(found.uri)} at http://{host}:{port}/invocations",
             soft_wrap=True,
