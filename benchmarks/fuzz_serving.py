@@ -488,6 +488,16 @@ def cells(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(rows.to_json(orient="records"))
 
 
+def form_of(rows: list[dict[str, Any]], form: str) -> dict[str, Any]:
+    """Rows that have all columns, in one of the forms of a request."""
+    match form:
+        case "dataframe_split":
+            return {form: {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}}
+        case "inputs":
+            return {form: {name: [row[name] for row in rows] for name in rows[0]}}
+    return {form: rows}
+
+
 def expected_answers(model: Any, rows: list[dict[str, Any]]) -> list[Any]:
     """What `load_model(...).predict` answers, as JSON holds it."""
     answers = model.predict(pd.DataFrame(rows, dtype=object))

@@ -13,7 +13,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from benchmarks.fuzz_serving import FORMS, Server, cells, expected_answers, fuzz, load
+from benchmarks.fuzz_serving import FORMS, Server, cells, expected_answers, form_of, fuzz, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
 from tests.workflows.command import sensorium
 from workflows.serving.places import ROOTS, Places, places_of
@@ -54,15 +54,6 @@ def model(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(served.folder)
     monkeypatch.delenv(SERVING, raising=False)
     return load(served)
-
-
-def form_of(rows: list[dict[str, Any]], form: str) -> dict[str, Any]:
-    match form:
-        case "dataframe_split":
-            return {form: {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}}
-        case "inputs":
-            return {form: {name: [row[name] for row in rows] for name in rows[0]}}
-    return {form: rows}
 
 
 def post(server: Server, content: Any) -> tuple[int, Any]:
