@@ -57,8 +57,8 @@ def export_onnx(model: nn.Module, *, record: CandidateRecord) -> Exported:
 
     NotExportable if torch finds no such graph, or if onnxruntime answers otherwise.
     """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        import_extra(name, extra="onnx")
+    import_extra("onnx", extra="onnx")  # what torch exports with
+    import_extra("onnxscript", extra="onnx")
     graph = _traced(model, record=record)
     checked = check_onnx(graph, model=model, record=record)
     return Exported(
