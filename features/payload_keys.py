@@ -95,7 +95,8 @@ def depends_on_files(value: Any, *, columns: PayloadColumns) -> bool:
         case Cut():
             return depends_on_files(value.whole, columns=columns)
         case str():
-            return columns.kind != "text" or columns.uri
+            uri = columns.kind != "text" or columns.uri
+            return uri and not payloads.is_inline(value)
         case tuple() if columns.kind != "table":
             return any(depends_on_files(cell, columns=columns) for cell in value)
     return False
@@ -122,6 +123,11 @@ def _cell_bytes(cell: Any) -> bytes:
 
 
 def _uri_key(uri: str, *, folder: str, by: str) -> bytes:
+    if payloads.is_inline(uri):
+        try:
+            return _hash(b"inline", payloads.inline_bytes(uri))
+        except BadPayload:
+            return _hash(b"absent", uri.encode())
     if by == "uri":
         return _hash(b"uri", uri.encode())
     try:

@@ -7,6 +7,8 @@ sample for what may pass.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
 import importlib
 import os
@@ -37,6 +39,10 @@ OF_THE_FILE = {
 }
 """Errors that will be the same the next time; all others are the medium's."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+INLINE = "data:"
+"""How a URI begins that is its own file: RFC 2397."""
+SHOWN = 200
+"""Characters of a URI that a reason repeats."""
 
 
 def open_payload(
@@ -71,13 +77,16 @@ def open_payload(
 
 
 def fetch(uri: str, *, base: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The bytes behind a path (relative to `base`, or absolute), a file:// or an s3:// URI.
+    """The bytes behind a path (relative to `base`, or absolute), a file:// or an s3:// URI, or in
+    a `data:` URI.
 
     Raises BadPayload if there is no such file or object, or if it is a folder, empty or too
     large, which an object is found to be before it is fetched; OSError if the medium fails four
     times in a row, or the server as often as `s3.ATTEMPTS` says, or if it refuses the
     credentials; ValueError for a scheme that is not supported.
     """
+    if is_inline(uri):
+        return inline_bytes(uri, limits=limits)
     place = locate(uri, base=base)
     if place.startswith(s3.SCHEME):
         return _read_object(place, limits=limits)
@@ -87,12 +96,42 @@ def fetch(uri: str, *, base: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
             return _read(path, uri=uri, limits=limits)
         except OSError as error:
             if error.errno in OF_THE_FILE:
-                reason = f"{OF_THE_FILE[error.errno]}: {uri!r}"
+                reason = f"{OF_THE_FILE[error.errno]}: {shown(uri)}"
                 raise BadPayload(reason, stage="fetch") from error
             if wait is None:
                 raise
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def is_inline(uri: str) -> bool:
+    """Whether a URI is its own file, as `data:image/png;base64,iVBORw0KGgo=` is."""
+    return uri[: len(INLINE)].lower() == INLINE
+
+
+def inline_bytes(uri: str, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The bytes in a `data:[TYPE];base64,…` URI (RFC 2397, in base64 alone); BadPayload if there
+    are none, or too many. The type is of no account: a file says itself what it is.
+    """
+    head, comma, text = uri.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise BadPayload(
+            f"a data URI has the form data:TYPE;base64,CONTENT: {shown(uri)}", stage="fetch"
+        )
+    if len(text) // 4 * 3 > limits.bytes:
+        raise BadPayload(f"a data URI of more than {limits.bytes:,} bytes", stage="fetch")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadPayload(f"what a data URI holds is not base64: {error}", stage="fetch") from error
+    if not data:
+        raise BadPayload(f"the data URI holds nothing: {shown(uri)}", stage="fetch")
+    return data
+
+
+def shown(uri: str) -> str:
+    """A URI as a reason repeats it: its beginning, if it is long."""
+    return repr(uri if len(uri) <= SHOWN else f"{uri[:SHOWN]}...")
 
 
 def locate(uri: str, *, base: str) -> str:
@@ -102,13 +141,13 @@ def locate(uri: str, *, base: str) -> str:
     """
     if _SCHEME.match(uri) is None and base.startswith(s3.SCHEME):
         if not uri.strip():
-            raise BadPayload(f"this is not the path of a file: {uri!r}", stage="fetch")
+            raise BadPayload(f"this is not the path of a file: {shown(uri)}", stage="fetch")
         uri = f"{base.rstrip('/')}/{uri}"
     if not uri.startswith(s3.SCHEME):
         return local_path(uri, base=base)
     bucket, _, key = uri.removeprefix(s3.SCHEME).partition("/")
     if not s3.is_bucket(bucket) or not key or "\0" in key:
-        raise BadPayload(f"this is not of the form s3://BUCKET/KEY: {uri!r}", stage="fetch")
+        raise BadPayload(f"this is not of the form s3://BUCKET/KEY: {shown(uri)}", stage="fetch")
     return uri
 
 
@@ -121,17 +160,17 @@ def local_path(uri: str, *, base: str) -> str:
         parts = urllib.parse.urlsplit(uri)
         if parts.netloc not in ("", "localhost"):
             raise ValueError(
-                f"{uri!r} names the host {parts.netloc!r}; a file:// URI of this machine has "
-                "three slashes, as in file:///data/a.png"
+                f"{shown(uri)} names the host {shown(parts.netloc)}; a file:// URI of this "
+                "machine has three slashes, as in file:///data/a.png"
             )
         path = urllib.parse.unquote(parts.path)
     else:
         raise ValueError(
-            f"{uri!r}: payloads on {scheme[1]}:// are not supported; give paths relative to the "
-            "table's folder, absolute paths, file:// or s3:// URIs"
+            f"{shown(uri)}: payloads on {scheme[1][:SHOWN]}:// are not supported; give paths "
+            "relative to the table's folder, absolute paths, file://, s3:// or data: URIs"
         )
     if not path.strip() or "\0" in path:
-        raise BadPayload(f"this is not the path of a file: {uri!r}", stage="fetch")
+        raise BadPayload(f"this is not the path of a file: {shown(uri)}", stage="fetch")
     return os.path.join(base, path)
 
 
@@ -139,12 +178,12 @@ def _read_object(uri: str, *, limits: Limits) -> bytes:
     try:
         size = stat_uri(uri).size
         if size > limits.bytes:
-            raise BadPayload(f"the object is too large: {uri!r}", stage="fetch")
+            raise BadPayload(f"the object is too large: {shown(uri)}", stage="fetch")
         data = read_uri(uri) if size else b""
     except FileNotFoundError as error:
-        raise BadPayload(f"there is no such object: {uri!r}", stage="fetch") from error
+        raise BadPayload(f"there is no such object: {shown(uri)}", stage="fetch") from error
     if not data:
-        raise BadPayload(f"the object is empty: {uri!r}", stage="fetch")
+        raise BadPayload(f"the object is empty: {shown(uri)}", stage="fetch")
     return data
 
 
@@ -153,15 +192,15 @@ def _read(path: str, *, uri: str, limits: Limits) -> bytes:
     if stat.S_ISDIR(status.st_mode):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
-        raise BadPayload(f"it is not a regular file: {uri!r}", stage="fetch")
+        raise BadPayload(f"it is not a regular file: {shown(uri)}", stage="fetch")
     if status.st_size > limits.bytes:
-        raise BadPayload(f"the file is too large: {uri!r}", stage="fetch")
+        raise BadPayload(f"the file is too large: {shown(uri)}", stage="fetch")
     with open(path, "rb") as file:
         data = file.read()
     if len(data) < status.st_size:
         raise OSError(errno.EIO, f"it ended after {len(data)} of {status.st_size} bytes", path)
     if not data:
-        raise BadPayload(f"the file is empty: {uri!r}", stage="fetch")
+        raise BadPayload(f"the file is empty: {shown(uri)}", stage="fetch")
     return data
 
 

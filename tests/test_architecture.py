@@ -25,7 +25,12 @@ ONLY_IN = {
         "workflows/cluster.py",
         "workflows/submit.py",  # another library in all but name: a client of the job server
     ),
-    "mlflow": ("workflows/tracking.py", "workflows/scoring.py"),
+    "mlflow": (
+        "workflows/tracking.py",
+        "workflows/scoring.py",
+        "workflows/serving/signature.py",
+        "workflows/serving/server.py",
+    ),
     "transformers": ("features/encoders/*.py",),
     "pyarrow.fs": ("features/storage.py", "features/s3.py", "features/s3_storage.py"),
     "boto3": ("features/s3.py",),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from workflows.commands import cluster, inspection, registry, scoring, stages, store
+from workflows.commands import cluster, inspection, registry, scoring, serving, stages, store
 from workflows.commands.app import (
     BAD_CONFIGURATION,
     FAILED,
@@ -17,7 +17,17 @@ from workflows.commands.app import (
 )
 from workflows.console import make_console
 
-__all__ = ["app", "cluster", "inspection", "main", "registry", "scoring", "stages", "store"]
+__all__ = [
+    "app",
+    "cluster",
+    "inspection",
+    "main",
+    "registry",
+    "scoring",
+    "serving",
+    "stages",
+    "store",
+]
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from features.columns import NUMBER_KINDS, PayloadColumns
 from features.decoders.base import BadPayload
 from features.encoders import Encoder, EncoderSpec, parse_encoder
 from features.encoding import Prepared, Rows, encode_rows
-from features.number_lists import as_numbers
 from features.payloads import open_payload
 from features.store import Store
 from training.answering import embed
@@ -37,9 +37,11 @@ from training.candidate import (
     load_model_files,
     parse_record,
 )
-from training.task import MultilabelSpec, RegressionSpec, RetrievalSpec, parse_task
-from workflows.inputs import Input, column_names, example_cells, input_from
-from workflows.serving.said import answered, filled, fills_in, refuse_to_guess
+from workflows.inputs import Input, column_names, input_from
+from workflows.serving.cells import InvalidCell, payloads
+from workflows.serving.places import Places, places_of
+from workflows.serving.said import answered, filled, refuse_to_guess
+from workflows.serving.signature import example, requirements, signature
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -50,22 +52,35 @@ CODE = "from mlflow.models import set_model\nfrom workflows.scoring import Senso
 CODE += "set_model(SensoriumModel())\n"
 WINDOW_ROWS = 512
 """Rows that are decoded and held in memory at once."""
-REQUIRED = (
-    "mlflow",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pyarrow",
-    "safetensors",
-    "scikit-image",
-    "scikit-learn",
-    "sensorium",
-    "soundfile",
-    "soxr",
-    "torch",
-    "transformers",
-)
-"""Distributions that the model is pinned to, where they are installed."""
+_log = logging.getLogger(__name__)
+
+
+class _Told(MlflowException):
+    """An error that a scoring server passes on in these words, and in no others.
+
+    MLflow's server would write all that it was sent before them.
+    """
+
+    def serialize_as_json(self) -> str:
+        self.message = str(self.args[0])
+        text: str = super().serialize_as_json()
+        return text
+
+
+class InvalidInput(_Told, ValueError):
+    """Rows that are none for the model: which column, which row, and what is wanted instead."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+class Unanswered(_Told):
+    """A served model that cannot answer, for no fault of those who ask it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model could not answer; the log of its server says why", error_code=INTERNAL_ERROR
+        )
 
 
 class EncoderMismatch(RuntimeError):
@@ -98,9 +113,9 @@ def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Inp
             name=record.name,
             python_model=str(place / "model.py"),
             artifacts={"candidate": str(files), "inputs": str(place / INPUTS)},
-            signature=_signature(inputs, record=record),
-            input_example=_example(inputs),
-            pip_requirements=_requirements(),
+            signature=signature(inputs, record=record),
+            input_example=example(inputs),
+            pip_requirements=requirements(),
             tags={"sensorium.candidate": record.fingerprint},
             metadata={"sensorium": {"candidate": record.fingerprint, "snapshot": record.snapshot}},
         )
@@ -124,7 +139,7 @@ class SensoriumModel(PythonModel):
 
     def predict(
         self,
-        context: PythonModelContext,
+        context: PythonModelContext | None,
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
@@ -134,34 +149,64 @@ class SensoriumModel(PythonModel):
         treated as missing, and said so. `params["base"]` is the folder that relative paths
         start from; without it, the working directory.
 
+        Behind a scoring server no file is read but those below `SENSORIUM_SERVE_ROOTS` (see
+        `workflows.serving.places`), the first of which is the base of relative paths.
+
         Returns, in the input's order and with its index, the answers of the task (see
         `said`), `missing` (names of the modalities that are not there), of a `filled` candidate
         `filled` (names of those that were drawn from the others; the answer had to do without the
         rest), and `problems` (why a payload was not used, or None). A row of which nothing is known
         has no answer (None), and its `problems` say so.
 
-        Raises ValueError if none of the model's columns is there, TypeError for a value that is
-        no payload, and EncoderMismatch if an encoder is not here, or its weights or options are
+        Raises InvalidInput, a ValueError, if none of the model's columns is there, or for a value
+        that is no payload; EncoderMismatch if an encoder is not here, or its weights or options are
         not those that the model was fitted to. What an encoder itself raises is raised if it
-        fails for every row and not for the row alone.
+        fails for every row and not for the row alone. Of all that, a server's callers are told
+        InvalidInput alone; the rest is for its log.
         """
-        columns = set(column_names(self.inputs))
-        if not columns & set(model_input.columns):
-            raise ValueError(
+        places = places_of(os.environ)
+        try:
+            return self._predict(model_input, params=params or {}, places=places)
+        except InvalidInput:
+            raise
+        except InvalidCell as error:
+            raise InvalidInput(str(error)) from error
+        except Exception:
+            if places is None:
+                raise
+            _log.exception("a request could not be answered")
+            raise Unanswered from None
+
+    def _predict(
+        self, rows: pd.DataFrame, *, params: Mapping[str, Any], places: Places | None
+    ) -> pd.DataFrame:
+        columns = column_names(self.inputs)
+        rows = _side_by_side(rows)
+        repeated = sorted({str(name) for name in rows.columns[rows.columns.duplicated()]})
+        if repeated:
+            raise InvalidInput(f"the input has several columns {repeated[0]!r}")
+        if not {*columns} & {*rows.columns}:
+            raise InvalidInput(
                 f"the input has none of the model's columns: {', '.join(sorted(columns))}; a "
                 "modality may be missing, but at least one column must be there (with null values)"
             )
-        base = str((params or {}).get("base") or os.getcwd())
+        base = str(params.get("base") or (places and places.base) or os.getcwd())
         windows = [
-            self._predict_window(model_input.iloc[start : start + WINDOW_ROWS], base=base)
-            for start in range(0, max(1, len(model_input)), WINDOW_ROWS)
+            self._predict_window(
+                rows.iloc[start : start + WINDOW_ROWS], base=base, places=places, first=start
+            )
+            for start in range(0, max(1, len(rows)), WINDOW_ROWS)
         ]
-        return pd.concat(windows)
+        return windows[0] if len(windows) == 1 else pd.concat(windows)
 
-    def _predict_window(self, rows: pd.DataFrame, *, base: str) -> pd.DataFrame:
+    def _predict_window(
+        self, rows: pd.DataFrame, *, base: str, places: Places | None, first: int
+    ) -> pd.DataFrame:
         count = len(rows)
         problems: list[list[str]] = [[] for _ in range(count)]
-        embeddings, presence, masks = self._embedded(rows, base=base, problems=problems)
+        embeddings, presence, masks = self._embedded(
+            rows, base=base, problems=problems, places=places, first=first
+        )
         columns: dict[str, list[Any]] = answered(
             self.fitted(),
             record=self.record,
@@ -205,13 +250,19 @@ class SensoriumModel(PythonModel):
         return vectors, ["; ".join(texts) or None for texts in problems]
 
     def _embedded(
-        self, rows: pd.DataFrame, *, base: str, problems: list[list[str]]
+        self,
+        rows: pd.DataFrame,
+        *,
+        base: str,
+        problems: list[list[str]],
+        places: Places | None = None,
+        first: int = 0,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What the model over embeddings is given of a window of rows."""
         count = len(rows)
         embeddings, presence, masks = {}, {}, {}
         for name, item in self.inputs.items():
-            values = _payloads(rows, columns=item.columns)
+            values = payloads(rows, columns=item.columns, places=places, base=base, first=first)
             found = self._embed(name, values=values, base=base, problems=problems)
             presence[name] = np.array([row in found for row in range(count)], bool)
             if self.record.modalities[name].get("sequence"):
@@ -239,6 +290,10 @@ class SensoriumModel(PythonModel):
                 problems[row].append(f"{name}: {error.reason}")
             except ValueError as error:
                 problems[row].append(f"{name}: {error}")
+            except (OSError, MemoryError):
+                raise  # of the machine, and no fault of the row
+            except Exception as error:
+                problems[row].append(f"{name}: {type(error).__name__}: {error}")
         # In the stored type, so that a row scores as its embedding in a store does.
         done = Rows()
         proven = self._proven.get(name, ())
@@ -281,6 +336,12 @@ class SensoriumModel(PythonModel):
                 spec = self.encoder_spec(name)
                 self._encoders[name] = (spec, spec.load())
             return self._encoders[name]
+
+    def load(self) -> None:
+        """Load all encoders and the model, which else their first payloads would wait for."""
+        for name in self.inputs:
+            self._encoder(name)
+        self.fitted()
 
     def weights(self) -> bytes:
         """The weights of the model over embeddings, as safetensors."""
@@ -336,6 +397,14 @@ class LoadedModel:
         """Each modality's unit vectors of raw rows, and problems: see `SensoriumModel.vectors`."""
         return self._ours.vectors(rows, base=self.base)
 
+    def answer(self, rows: pd.DataFrame, *, params: Mapping[str, Any]) -> pd.DataFrame:
+        """As the registered model answers, of rows that its signature need not look at."""
+        return self._ours.predict(None, rows, dict(params))
+
+    def load(self) -> None:
+        """Load the encoders and the model now; EncoderMismatch as `encoder` raises it."""
+        self._ours.load()
+
     @property
     def _ours(self) -> SensoriumModel:
         model = self.pyfunc.unwrap_python_model()
@@ -381,103 +450,18 @@ def _padded(
     return values, mask
 
 
-def answer_columns(record: CandidateRecord) -> list[Any]:
-    """The columns that `said` gives, in MLflow's types."""
-    from mlflow.types import ColSpec, DataType
-    from mlflow.types.schema import Array, Map
+def _side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, if MLflow has made one of them all.
 
-    task, numbers = parse_task(record.task), Array(DataType.double)
-    if isinstance(task, RegressionSpec):
-        one = len(record.classes) == 1
-        return [
-            ColSpec(DataType.double if one else numbers, "prediction"),
-            ColSpec(numbers, "values"),
-        ]
-    if isinstance(task, RetrievalSpec):
-        return [ColSpec(Map(numbers), "vectors")]
-    if isinstance(task, MultilabelSpec):
-        return [ColSpec(Array(DataType.string), "prediction"), ColSpec(numbers, "probabilities")]
-    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
-    kind = kinds.get(type(record.classes[0]), DataType.string)
-    return [
-        ColSpec(kind, "prediction"),
-        ColSpec(DataType.double, "confidence"),
-        ColSpec(numbers, "probabilities"),
-    ]
-
-
-def _payloads(rows: pd.DataFrame, *, columns: PayloadColumns) -> list[Any]:
-    """The payload of each row; None where it is missing, or its column is not there."""
-
-    def cells(name: str | None) -> list[Any]:
-        if name is None or name not in rows.columns:
-            return [None] * len(rows)
-        return [_cell(value, column=name, columns=columns) for value in rows[name].tolist()]
-
-    return columns.combine(
-        [cells(name) for name in columns.columns],
-        starts=cells(columns.start),
-        ends=cells(columns.end),
-    )
-
-
-def _cell(value: Any, *, column: str, columns: PayloadColumns) -> Any:
-    """A cell as a payload or a part of one; None for what stands for a missing one."""
-    if value is None or value is pd.NA or value is pd.NaT:
-        return None
-    if isinstance(value, float | np.floating) and np.isnan(value):
-        return None
-    if isinstance(value, bytearray | memoryview):
-        value = bytes(value)
-    if columns.kind == "table" or column in (columns.start, columns.end):
-        return value.item() if isinstance(value, np.generic) else value
-    if columns.kind in NUMBER_KINDS and isinstance(value, list | tuple | np.ndarray):
-        return as_numbers(value)
-    if isinstance(value, str | bytes):
-        return value
-    wanted = "a list of numbers" if columns.kind in NUMBER_KINDS else "text, a path or URI, bytes"
-    raise TypeError(
-        f"column {column!r} holds a {type(value).__name__}; a payload is {wanted}, or None if it "
-        "is missing"
-    )
-
-
-def _signature(inputs: Mapping[str, Input], *, record: CandidateRecord) -> Any:
-    """One optional column per modality.
-
-    Of type `any`: MLflow's `string` and `binary` refuse a column that pandas has made float64
-    because all of it is missing, and no type of MLflow's is both bytes and a path.
+    It takes `{"a": ["x", "y"], "b": ["z", "w"]}` for one row of lists, where none holds anything
+    but text.
     """
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array
-
-    columns = column_names(inputs)
-    return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in columns]),
-        outputs=Schema(
-            [
-                *answer_columns(record),
-                ColSpec(Array(DataType.string), "missing"),
-                *([ColSpec(Array(DataType.string), "filled")] if fills_in(record) else []),
-                ColSpec(DataType.string, "problems", required=False),
-            ]
-        ),
-        params=ParamSchema([ParamSpec("base", DataType.string, default="")]),
-    )
-
-
-def _example(inputs: Mapping[str, Input]) -> pd.DataFrame:
-    cells = [example_cells(item) for item in inputs.values()]
-    return pd.DataFrame({name: [cell, None] for some in cells for name, cell in some.items()})
-
-
-def _requirements() -> list[str]:
-    found = []
-    for name in REQUIRED:
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        found.append(f"{name}=={version.partition('+')[0]}")
-    return found
+    if len(rows) != 1 or not len(rows.columns):
+        return rows
+    cells = rows.iloc[0].tolist()
+    if not all(isinstance(cell, list) and all(isinstance(x, str) for x in cell) for cell in cells):
+        return rows
+    if len({len(cell) for cell in cells}) > 1:
+        lengths = ", ".join(f"{name!r} {len(c)}" for name, c in zip(rows.columns, cells))
+        raise InvalidInput(f"the columns are of different lengths: {lengths}")
+    return pd.DataFrame(dict(zip(rows.columns, cells)), dtype=object)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
 import errno
 import io
@@ -22,8 +23,10 @@ import pytest
 from PIL import Image, ImageFile
 
 from features import payloads
+from features.columns import PayloadColumns
 from features.decoders.base import BadPayload, Limits
-from features.payloads import decode, fetch
+from features.payload_keys import depends_on_files, payload_key
+from features.payloads import decode, fetch, open_payload
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -319,3 +322,44 @@ def test_a_missing_extra_names_its_install_line(module: str, kind: str, line: st
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "ImportError" in done.stderr
     assert line in done.stderr
+
+
+PNG = b"\x89PNG\r\n\x1a\n of some sort"
+TEXT = base64.b64encode(PNG).decode()
+
+
+def test_a_data_uri_is_the_bytes_that_it_holds(tmp_path: Path) -> None:
+    columns = PayloadColumns(kind="image", columns=("picture",))
+    for uri in (f"data:;base64,{TEXT}", f"DATA:image/png;charset=x;Base64,{TEXT}"):
+        assert fetch(uri, base=str(tmp_path)) == PNG
+        assert not depends_on_files(uri, columns=columns)
+        for by in ("stat", "content"):
+            key = payload_key(uri, columns=columns, folder="", by=by)
+            assert key == payload_key(PNG, columns=columns, folder="", by=by)
+    text = PayloadColumns(kind="text", columns=("said",))
+    assert open_payload(f"data:;base64,{TEXT}", columns=text, folder="")[:5] == "data:"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        (f"data:image/png,{TEXT}", "has the form data:TYPE;base64,CONTENT"),
+        ("data:;base64", "has the form data:TYPE;base64,CONTENT"),
+        (f"data:;base64,{TEXT[:-3]}", "is not base64"),
+        ("data:;base64,%%%%", "is not base64"),
+        ("data:;base64,ü", "is not base64"),
+        ("data:;base64,", "holds nothing"),
+    ],
+)
+def test_a_data_uri_that_holds_no_content_is_bad(uri: str, reason: str) -> None:
+    with pytest.raises(BadPayload, match=reason):
+        fetch(uri, base="")
+    columns = PayloadColumns(kind="image", columns=("picture",))
+    assert payload_key(uri, columns=columns, folder="")
+
+
+def test_a_long_uri_is_not_repeated_whole(tmp_path: Path) -> None:
+    for uri in ("a" * 100_000, "data:," + "a" * 100_000, "x" * 300 + "://" + "a" * 100_000):
+        with pytest.raises(ValueError) as refused:
+            fetch(uri, base=str(tmp_path))
+        assert len(str(refused.value)) < 900

@@ -24,7 +24,10 @@ from workflows.inputs import Input, column_names, example_cells
 from workflows.reporting.data_findings import ModalityFindings
 from workflows.reporting.findings import ReportData
 from workflows.reporting.report import _commands, render
-from workflows.scoring import SensoriumModel, _example, _payloads
+from workflows.scoring import SensoriumModel
+from workflows.serving.cells import payloads
+from workflows.serving.places import Places
+from workflows.serving.signature import example
 
 RECORD = [{"age": a, "ward": w, "code": c} for a, w, c in ((1.5, "west", "7"), (3.0, "east", "8"))]
 SERIES = {"type": "series", "channels": 1, "scaling": "none"}
@@ -127,13 +130,21 @@ def test_the_model_takes_the_row_that_the_report_shows(
     columns = model.inputs[name].columns
     assert list(rows.columns) == list(columns.names) and len(rows) == 1
     problems: list[list[str]] = [[]]
-    values = _payloads(rows, columns=columns)
+    values = payloads(rows, columns=columns)
     embedded = model._embed(name, values=values, base=files, problems=problems)
     assert problems == [[]] and set(embedded) == {0}
-    # The example that MLflow keeps beside the model is of the same form.
-    example = _example(model.inputs)
-    assert example.iloc[0].to_dict() == rows.iloc[0].to_dict()
-    assert example.iloc[1].isna().all()
+    # The example that MLflow keeps beside the model is of the same form, but for files, which are
+    # in it where they are easily made, so that a server takes it too.
+    shown = example(model.inputs)
+    inline = {name: str(cell)[:5] == "data:" for name, cell in shown.iloc[0].items()}
+    assert any(inline.values()) == (columns.kind in ("image", "audio") or columns.uri)
+    for column, cell in shown.iloc[0].items():
+        assert inline[column] or cell == rows.iloc[0][column]
+    places = None if columns.kind == "video" else Places()
+    values = payloads(shown.iloc[:1], columns=columns, places=places)
+    embedded = model._embed(name, values=values, base=files, problems=problems)
+    assert problems == [[]] and set(embedded) == {0}
+    assert shown.iloc[1].isna().all()
 
 
 def test_all_columns_stand_in_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class Tokens:
 
     def after(self, token_W: Tensor) -> Tokens:
         """These behind a learned token `[W]`, which is there wherever one of them is."""
-        first_B1W = token_W.expand(len(self.x_BTW), 1, -1)
+        first_B1W = token_W.expand(self.x_BTW.shape[0], 1, -1)
         return Tokens(
             x_BTW=torch.cat([first_B1W, self.x_BTW], dim=1),
             there_BT=torch.cat([self.present_B[:, None], self.there_BT], dim=1),

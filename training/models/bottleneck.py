@@ -58,7 +58,7 @@ class BottleneckFusion(FusionModel):
         tokens = modality_tokens(self.projections, embeddings, presence, masks)
         streams = {m: part.after(self.class_MW[i]) for i, (m, part) in enumerate(tokens.items())}
         present_BM = torch.stack([part.present_B for part in streams.values()], dim=1)
-        bottleneck_BNW = self.bottleneck_NW.expand(len(present_BM), -1, -1)
+        bottleneck_BNW = self.bottleneck_NW.expand(present_BM.shape[0], -1, -1)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, PerModality)
             if number < self.fusion_layer:
@@ -86,7 +86,7 @@ def _exchange(
     after, written = {}, []
     for m, part in streams.items():
         there_BT = torch.cat(
-            [part.there_BT, part.there_BT.new_ones(len(part.there_BT), count)], dim=1
+            [part.there_BT, part.there_BT.new_ones(part.there_BT.shape[0], count)], dim=1
         )
         x_BTW = layer[m](torch.cat([part.x_BTW, bottleneck_BNW], dim=1), there_BT)
         after[m] = part.with_x(x_BTW[:, :-count])

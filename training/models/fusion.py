@@ -110,7 +110,7 @@ class AttentionFusion(FusionModel):
         all_modalities = joined(
             part.with_x(part.x_BTW + self.modality_MW[i]) for i, part in enumerate(tokens.values())
         )
-        class_B1W = self.class_W.expand(len(all_modalities.x_BTW), 1, -1)
+        class_B1W = self.class_W.expand(all_modalities.x_BTW.shape[0], 1, -1)
         x_BTW = torch.cat([class_B1W, all_modalities.x_BTW], dim=1)
         there_BT = F.pad(all_modalities.there_BT, (1, 0), value=True)
         for block in self.blocks:

@@ -41,7 +41,7 @@ class LowRankFusion(FusionModel):
     def fuse(self, embeddings: Tensors, presence: Tensors, masks: Tensors) -> Tensor:
         hidden_BMW, present_BM = project_all(self.projections, embeddings, presence, masks)
         width = hidden_BMW.shape[-1]
-        product_BRW = hidden_BMW.new_ones(len(hidden_BMW), self.rank, width)
+        product_BRW = hidden_BMW.new_ones(hidden_BMW.shape[0], self.rank, width)
         for i, m in enumerate(self.factors):
             factor_BRW = self.factors[m](hidden_BMW[:, i]).unflatten(-1, (self.rank, width))
             product_BRW = product_BRW * torch.where(present_BM[:, i, None, None], factor_BRW, 1.0)

@@ -71,7 +71,7 @@ class Coins(nn.Module):
         self.draws = RowDropout(0.5)
 
     def forward(self, like_BX: Tensor) -> Tensor:
-        coins_BN: Tensor = self.draws(like_BX.new_ones(len(like_BX), self.count)) - 1
+        coins_BN: Tensor = self.draws(like_BX.new_ones(like_BX.shape[0], self.count)) - 1
         return coins_BN
 
 

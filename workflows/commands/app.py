@@ -19,7 +19,7 @@ STAGES, MODELS, LOOKING = "Stages", "Models", "Looking closer"
 """The panels of `--help`."""
 ORDER = (
     *("demo", "plan", "embed", "train", "promote", "run", "submit", "report"),
-    *("score", "search", "approve", "rollback", "history", "lineage"),
+    *("score", "serve", "export", "search", "approve", "rollback", "history", "lineage"),
     *("trace", "schema", "check-encoder", "store"),
 )
 """Commands as `--help` lists them."""

@@ -1,0 +1,328 @@
+"""A model that is served: by MLflow's server and by ours, to friends and to strangers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+
+from benchmarks.fuzz_serving import FORMS, Server, cells, expected_answers, form_of, fuzz, load
+from benchmarks.served_model import ServedModel, data_uri, make_served_model
+from tests.workflows.command import sensorium
+from workflows.serving.places import ROOTS, Places, places_of
+from workflows.serving.request import InvalidRequest, read_request
+
+SEED = 20
+SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+
+
+@pytest.fixture(scope="module")
+def served(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    """A registered model of texts, images, sounds and records."""
+    folder = tmp_path_factory.mktemp("served")
+    return make_served_model(folder, rows=80, database=empty_database.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def servers(served: ServedModel) -> Iterator[dict[str, Server]]:
+    """MLflow's server, and ours, which may read the folder of pictures."""
+    folder = served.folder
+    options = {ROOTS: str(folder / "pictures")}
+    started = {
+        kind: Server(served, kind=kind, log=folder / f"{kind}.log", environment=options)
+        for kind in ("mlflow", "sensorium")
+    }
+    try:
+        for server in started.values():
+            server.wait()
+        yield started
+    finally:
+        for server in started.values():
+            server.stop()
+
+
+@pytest.fixture
+def model(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model as anyone loads it."""
+    monkeypatch.chdir(served.folder)
+    monkeypatch.delenv(SERVING, raising=False)
+    return load(served)
+
+
+def post(server: Server, content: Any) -> tuple[int, Any]:
+    status, body = server.post(json.dumps(content).encode())
+    return status, json.loads(body)
+
+
+@pytest.mark.slow
+def test_both_servers_answer_exactly_as_the_loaded_model(
+    servers: dict[str, Server], served: ServedModel, model: Any
+) -> None:
+    rows = cells(served.inline())[:6]
+    expected = expected_answers(model, rows)
+    assert len({label["prediction"] for label in expected}) > 1
+    for kind, server in servers.items():
+        for form in FORMS:
+            status, said = post(server, form_of(rows, form))
+            assert (status, said.get("predictions")) == (200, expected), (kind, form, said)
+        one = {"inputs": rows[0]}
+        assert post(server, one)[1]["predictions"] == expected_answers(model, rows[:1])
+        texts = [{"text": row["text"]} for row in rows]
+        assert post(server, form_of(texts, "inputs"))[1]["predictions"] == expected_answers(
+            model, texts
+        ), kind
+
+
+@pytest.mark.slow
+def test_both_read_files_below_the_roots_and_no_others(
+    servers: dict[str, Server], served: ServedModel, model: Any
+) -> None:
+    paths = cells(served.rows)
+    row = next(row for row in paths if row["picture"] and row["sound"])
+    whole = served.folder / row["picture"]
+    (expected,) = expected_answers(model, [{**row, "sound": None}])
+    secret = served.folder / "pictures" / "secret.png"
+    secret.unlink(missing_ok=True)
+    secret.symlink_to(served.folder / row["sound"])
+    for kind, server in servers.items():
+        for path in (str(whole), whole.as_uri(), whole.name):
+            asked = {"dataframe_records": [{**row, "picture": path, "sound": None}]}
+            status, said = post(server, asked)
+            assert (status, said.get("predictions")) == (200, [expected]), (kind, path, said)
+        for path in (str(served.folder / row["sound"]), "../sounds/3.wav",
+                     "secret.png", "/etc/passwd", "file:///etc/passwd"):  # fmt: skip
+            asked = {"dataframe_records": [{**row, "sound": None}, {**row, "sound": path}]}
+            asked["dataframe_records"][0]["picture"] = None
+            asked["dataframe_records"][1]["picture"] = None
+            status, said = post(server, {**asked, "params": {"base": str(secret.parent)}})
+            assert status == 400, (kind, path)
+            assert said["message"].startswith("column 'sound', row 1: "), said
+            assert "is a file that is not read here" in said["message"]
+
+
+@pytest.mark.slow
+def test_a_fuzz_neither_ends_nor_leaks_nor_misleads_it(
+    servers: dict[str, Server], served: ServedModel, model: Any
+) -> None:
+    print(f"seed {SEED}")
+    server = servers["sensorium"]
+    outcome = fuzz(server, served, requests=300, seed=SEED, model=model, roots=True)
+    assert outcome.faults == []
+    assert outcome.statuses[200] > 30 and outcome.statuses[400] > 100
+    assert outcome.right == 30 and server.process.poll() is None
+    assert outcome.files[-1] <= outcome.files[10] + 4
+
+
+@pytest.mark.slow
+def test_mlflows_server_refuses_what_reaches_the_model_in_its_words(
+    servers: dict[str, Server], served: ServedModel
+) -> None:
+    server = servers["mlflow"]
+    for row, message in [
+        ({"text": 7}, "column 'text', row 0: it holds a int; a payload is text, or null"),
+        ({"sound": [1, 2]}, "column 'sound', row 0: it holds a list; a payload is bytes, a path"),
+        ({"picture": "/iVBORw0KGgo"}, "send the content itself, as data:;base64,CONTENT"),
+        ({"tex": "it is low"}, "the input has none of the model's columns: age, picture, sound, "),
+    ]:
+        status, said = post(server, {"dataframe_records": [row]})
+        assert status == 400 and message in said["message"], said
+        assert "stack_trace" not in said and "Failed to predict data" not in said["message"]
+
+
+def asked(content: Any) -> Any:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return read_request(body, columns=["age", "text", "picture"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"is not JSON in UTF-8: Expecting property name.*line 1 column 2"),
+        (b'{"inputs": "\xff"}', r"is not JSON in UTF-8: 'utf-8' codec can't decode byte 0xff"),
+        (b"[" * 100_000, r"nested too deeply"),
+        (b'{"inputs": {"age": %s}}' % (b"9" * 5000), r"is not JSON.*digits"),
+        ([], r"is a JSON object with one of \"dataframe_split\""),
+        ({"rows": []}, r"exactly one of .*; this has none, but \"rows\""),
+        ({"inputs": {}, "instances": []}, r"this has \"inputs\", \"instances\""),
+        ({"inputs": {"text": "a"}, "more": 1}, r"\"more\" is no part of a request"),
+        ({"inputs": {"tex": ["a"]}}, r"column \"tex\" is none of the model's; .*\"text\""),
+        ({"instances": [{"text": "a"}, 7]}, r"instances, row 1: it is a number, and no object"),
+        ({"dataframe_records": {"text": "a"}}, r"dataframe_records is a list of objects"),
+        ({"dataframe_records": [{}]}, r"there is no column; the model's are \"age\""),
+        (b'{"instances": [{"text": "a", "text": "b"}]}', r"\"text\" is said twice in one object"),
+        (
+            {"dataframe_split": {"columns": ["text", "text"], "data": [["a", "b"]]}},
+            r"there are several columns \"text\"",
+        ),
+        (
+            {"dataframe_split": {"columns": ["text", "age"], "data": [["a", 1], ["b"]]}},
+            r"dataframe_split, row 1: it is 1 cells; it is a list of 2 cells, null where",
+        ),
+        ({"dataframe_split": {"columns": ["text"]}}, r"an object with `columns` and `data`"),
+        ({"dataframe_split": {"columns": [1], "data": []}}, r"`columns` is a list of names"),
+        ({"inputs": {"text": ["a", "b"], "age": [1]}}, r"different lengths: \"text\" 2, \"age\" 1"),
+        ({"inputs": {"text": ["a"], "age": 1}}, r"column \"age\" is a number, and \"text\" a list"),
+        (b'{"inputs": {"text": ["\\ud800"]}}', r"column \"text\", row 0: .*half of a surrogate"),
+        ({"inputs": {"text": "a"}, "params": {"bas": "x"}}, r"there is no \"bas\"; there is"),
+        ({"inputs": {"text": "a"}, "params": {"base": 1}}, r"base is a text, and no number"),
+        ({"inputs": {"age": [1] * 10_001}}, r"10,001 rows; a request has 10,000 at most"),
+    ],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_with_what_it_should_be(content: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as refused:
+        asked(content)
+    assert len(str(refused.value)) < 400
+
+
+def test_the_four_forms_say_the_same() -> None:
+    rows = [{"age": 1.5, "text": "a"}, {"age": None, "text": "ü"}]
+    expected = pd.DataFrame(rows, dtype=object)
+    for form in FORMS:
+        found = asked({**form_of(rows, form), "params": {"base": "/data"}})
+        pd.testing.assert_frame_equal(found.rows, expected)
+        assert found.params == {"base": "/data"}
+    partly = asked({"instances": [{"text": "a"}, {"age": 2}]}).rows
+    assert partly.to_dict("list") == {"text": ["a", None], "age": [None, 2]}
+    assert len(asked({"dataframe_split": {"columns": ["text"], "data": []}}).rows) == 0
+
+
+def test_only_a_server_is_told_where_it_may_read(tmp_path: Path) -> None:
+    assert places_of({}) is None, "whoever loads a model reads what he can"
+    assert places_of({SERVING: "true"}) == Places()
+    assert places_of({"MLSERVER_MODEL_URI": "/mnt/models"}) == Places()
+    assert places_of({ROOTS: ""}) == Places()
+    named = places_of({ROOTS: f"{tmp_path}, s3://bucket/new ,"})
+    assert named == Places(roots=(f"{tmp_path}/", "s3://bucket/new/"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "there"),
+    [
+        ("a.png", True),
+        ("deep/a.png", True),
+        ("deep/../a.png", True),
+        ("no-such-file.png", True),
+        ("data:;base64,AAAA", True),
+        ("s3://bucket/new/a.png", True),
+        ("../data-too/a.png", False),
+        ("deep/../../data-too/a.png", False),
+        ("link/passwd", False),
+        ("/etc/passwd", False),
+        ("file:///etc/passwd", False),
+        ("file://elsewhere/data/a.png", False),
+        ("s3://bucket/newer/a.png", False),
+        ("s3://bucket/new/../old/a.png", False),
+        ("s3://other/new/a.png", False),
+        ("s3://bucket", False),
+        ("https://bucket/new/a.png", False),
+        ("", False),
+        ("\0", False),
+    ],
+)
+def test_a_path_leads_nowhere_but_below_a_root(uri: str, there: bool, tmp_path: Path) -> None:
+    for name in ("data/deep", "data-too"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data/link").symlink_to("/etc")
+    places = places_of({ROOTS: f"{tmp_path}/data,s3://bucket/new"})
+    assert places is not None
+    allowed = True
+    try:
+        places.check(uri, base=str(tmp_path / "data"))
+    except ValueError as error:
+        allowed = False
+        assert ROOTS in str(error) and "data:;base64" in str(error)
+    assert allowed is there
+    with pytest.raises(ValueError) if uri[:5] != "data:" else pytest.MonkeyPatch.context():
+        Places().check(uri, base=str(tmp_path / "data"))
+
+
+def test_what_fails_in_a_server_is_told_to_its_log_alone(
+    model: Any, served: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from features.encoders.text import HashingSpec
+    from workflows.scoring import EncoderMismatch, Unanswered
+
+    monkeypatch.setattr(HashingSpec, "version", HashingSpec.version + 1)
+    rows = served.rows[["text"]]
+    with pytest.raises(EncoderMismatch, match="fitted to"):
+        model.predict(rows)
+    monkeypatch.setenv(SERVING, "true")
+    with pytest.raises(Unanswered, match="the log of its server says why") as refused:
+        model.predict(rows)
+    assert refused.value.get_http_status_code() == 500
+    assert "fitted to" not in refused.value.serialize_as_json()
+    assert "EncoderMismatch" in caplog.text
+
+
+def test_an_exported_head_answers_as_the_model(
+    served: ServedModel, model: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    out = tmp_path / "exported"
+    code, text, errors = sensorium(capsys, "export", "served", out, "--tracking", served.uri)
+    assert code == 0, errors
+    assert "answered by onnxruntime, greatest difference" in text
+    described = json.loads((out / "head.json").read_text())
+    assert described["model"] == "models:/served/1"
+    assert described["classes"] == ["high", "low", "middle"]
+    assert described["checked"]["subsets"] == 16
+    assert described["encoders"]["photo"]["type"] == "hog"
+
+    from workflows.serving import said
+
+    seen: dict[str, Any] = {}
+    predict = said.predict
+
+    def watched(head: Any, **given: Any) -> Any:
+        seen.update(given)
+        return predict(head, **given)
+
+    monkeypatch.setattr(said, "predict", watched)
+    answers = model.predict(served.rows)
+    session = onnxruntime.InferenceSession(out / "head.onnx")
+    (found,) = session.run(
+        None,
+        {
+            **{m: x.astype(np.float32) for m, x in seen["embeddings"].items()},
+            **{f"{m}_present": x for m, x in seen["presence"].items()},
+        },
+    )
+    np.testing.assert_allclose(found, np.stack(answers.probabilities.to_list()), atol=1e-6)
+
+
+def test_what_is_not_registered_is_neither_served_nor_exported(
+    served: ServedModel, tmp_path: Path, capsys: Any
+) -> None:
+    for command in (["serve", "servd"], ["export", "servd", tmp_path]):
+        code, _, errors = sensorium(capsys, *command, "--tracking", served.uri)
+        assert code == 1 and "did you mean 'served'" in " ".join(errors.split())
+
+
+@pytest.mark.slow
+def test_a_mismatched_encoder_is_found_before_the_first_request(
+    served: ServedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from features.encoders.text import HashingSpec\nHashingSpec.version += 1\n"
+    )
+    environment = served.environment()
+    environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
+    done = subprocess.run(
+        [*Server.command("sensorium"), served.model], env=environment, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "'caption'" in done.stderr and "embed and train again" in " ".join(done.stderr.split())
+
+
+def test_content_in_a_uri_is_as_content_in_a_cell(model: Any, served: ServedModel) -> None:
+    inline = model.predict(served.inline())
+    assert inline.equals(model.predict(served.rows))
+    broken = served.rows.head(1).assign(picture=data_uri(b"no image", kind="image/png"))
+    assert "photo: not an image of a known format" in model.predict(broken).problems.iloc[0]

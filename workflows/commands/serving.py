@@ -1,0 +1,150 @@
+"""A registered model put to use elsewhere: `serve`, `export`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from workflows.commands.app import MODELS, command, names_a_pipeline
+from workflows.commands.registry import Tracking, refuse_unknown, tracking_uri
+from workflows.console import make_console, several
+
+if TYPE_CHECKING:
+    from workflows.scoring import LoadedModel
+
+GRAPH, DESCRIPTION = "head.onnx", "head.json"
+"""Of an exported model; the description is written last."""
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL_URI|PIPELINE",
+        help="models:/NAME@ALIAS or models:/NAME/VERSION; a name alone, or the pipeline's YAML "
+        "file, is its champion.",
+        show_default=False,
+    ),
+]
+
+
+@command(panel=MODELS, example="sensorium serve digits --port 5001 --root /data/photos")
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 5001,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or s3://BUCKET/PREFIX below which requests may name files; as often as "
+            "there are some. Without it, $SENSORIUM_SERVE_ROOTS; else no file is read.",
+            show_default=False,
+        ),
+    ] = None,
+    max_mb: Annotated[int, typer.Option(help="Largest request, in MB.", min=1)] = 64,
+    tracking: Tracking = None,
+) -> None:
+    """Answer HTTP requests as `mlflow models serve` does, but strictly: nonsense is refused by 400.
+
+    POST to /invocations: texts as they are, files as `data:;base64,CONTENT`, or by a path or URI
+    below a --root. A payload that is broken is treated as missing, and `problems` say so.
+    """
+    from workflows.pipeline import StageError
+    from workflows.scoring import EncoderMismatch
+    from workflows.serving.places import ROOTS
+    from workflows.serving.server import serve as serve_model
+
+    with _loaded(model, tracking=tracking) as found:
+        os.environ[ROOTS] = ",".join(root) if root else os.environ.get(ROOTS, "")
+        make_console().print(
+            f"[bold]serve[/bold]    {escape(found.uri)} at http://{host}:{port}/invocations",
+            soft_wrap=True,
+        )
+        try:
+            serve_model(found.model, host=host, port=port, most_bytes=max_mb * 10**6)
+        except EncoderMismatch as error:
+            raise StageError(f"{found.uri}: {error}") from error
+
+
+@command(panel=MODELS, example="sensorium export models:/digits/3 exported")
+def export(
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="Folder for `head.onnx` and `head.json`, which says what goes in and comes out.",
+            show_default=False,
+        ),
+    ],
+    tracking: Tracking = None,
+) -> None:
+    """Write a registered model over embeddings as ONNX, checked by onnxruntime.
+
+    With normalisation, temperature and whatever is missing in the graph; the encoders are not.
+    A graph whose answers differ is not written. Needs pip install 'sensorium\\[onnx]'.
+    """
+    from training.onnx_export import NotExportable, described_text, export_onnx
+    from workflows.pipeline import StageError
+
+    with _loaded(model, tracking=tracking) as found:
+        try:
+            made = export_onnx(found.model.fitted(), record=found.model.record)
+        except (NotExportable, ImportError) as error:
+            raise StageError(f"{found.uri}: {error}") from error
+        encoders = {
+            name: {"type": item.encoder.get("type"), "fingerprint": item.encoder_fingerprint}
+            for name, item in found.model.inputs.items()
+        }
+    out.mkdir(parents=True, exist_ok=True)
+    described = {"model": found.uri, **made.described, "encoders": encoders}
+    (out / DESCRIPTION).unlink(missing_ok=True)
+    (out / GRAPH).write_bytes(made.graph)
+    (out / DESCRIPTION).write_text(described_text(described))
+    checked = made.described["checked"]
+    make_console().print(
+        f"[bold]export[/bold]   {escape(found.uri)} to {escape(str(out / GRAPH))}: "
+        f"{len(made.graph):,} bytes; {several(checked['rows'], 'row')} with every subset of "
+        f"{several(len(encoders), 'modality')} answered by onnxruntime, greatest "
+        f"difference {checked['greatest_difference']:.1g}",
+        soft_wrap=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    uri: str
+    """Of the version, whatever its alias means later."""
+    model: LoadedModel
+
+
+@contextmanager
+def _loaded(which: str, *, tracking: str | None) -> Iterator[_Found]:
+    """A registered model, for the time of a block; MLflow is asked at its beginning alone."""
+    from workflows import scoring
+    from workflows.pipeline import StageError, load_pipeline
+    from workflows.promotion.lineage import resolve
+    from workflows.tracking import connected
+
+    if names_a_pipeline(which):
+        pipeline = load_pipeline(which)
+        uri, which = tracking or pipeline.tracking_uri, f"models:/{pipeline.model}@champion"
+    else:
+        uri = tracking_uri(tracking)
+        which = which if "/" in which else f"models:/{which}@champion"
+    with ExitStack() as kept:
+        with connected(uri) as client:
+            refuse_unknown(client, name=which)
+            version = resolve(client, name=which)
+            named = f"models:/{version.name}/{version.version}"
+            model = kept.enter_context(scoring.loaded(named, base=str(Path.cwd())))
+            try:
+                model.inputs  # noqa: B018
+            except scoring.ForeignModel as error:
+                raise StageError(f"{named}: {error}") from error
+        yield _Found(uri=named, model=model)
