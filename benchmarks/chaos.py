@@ -15,12 +15,13 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small table; write nothing")
     parser.add_argument("--log", type=Path, help="file for all that the commands say")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the machines end with it
     size = QUICK if options.quick else WHOLE
     rows, bad = [], 0
     with world(size) as here:
@@ -236,6 +238,7 @@ class World:
         )
         killer = threading.Timer(MOST_SECONDS, process.kill)
         killer.start()
+        disturber.give_up = process.kill
         scores = words[0] == "score"
         if scores:
             disturber.begin("score")
@@ -258,6 +261,8 @@ class _Disturber:
         self, machines: Machines, *, kills: Sequence[Kill], usual: Mapping[str, float], ended: Ended
     ) -> None:
         self.stage = ""
+        self.give_up: Callable[[], None] = lambda: None
+        """Ends the command that is run."""
         self._machines, self._usual, self._ended = machines, usual, ended
         self._waiting = list(kills)
         self._begun = self._first = time.monotonic()
@@ -295,6 +300,12 @@ class _Disturber:
         off: dict[int, float] = {}
         while not self._over.wait(0.02) or off:
             now = time.monotonic()
+            for machine in self._machines.workers:
+                if machine.has_failed:
+                    self._ended.output += f"{machine.name} has ended by itself:\n{machine.log()}\n"
+                    self._ended.codes.append(-1)
+                    self.give_up()
+                    return
             for number in [n for n, until in off.items() if until <= now]:
                 self._machines.workers[number].start()
                 del off[number]

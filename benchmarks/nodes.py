@@ -31,9 +31,12 @@ HIDDEN = "mount -t tmpfs -o mode=1777 tmpfs /tmp && mkdir -p {folder}/tmp && cd 
 """What the shell of a machine does before all else, where folders can be hidden."""
 
 
-def can_hide() -> bool:
-    """Whether a machine can have a /tmp that no other sees."""
-    if shutil.which("unshare") is None:
+def can_hide(base: Path) -> bool:
+    """Whether machines with folders in `base` can have a /tmp that no other sees."""
+    needed = (ROOT, Path(sys.prefix).resolve(), Path(sys.executable))
+    if shutil.which("unshare") is None or not base.is_relative_to("/tmp"):
+        return False
+    if any(path.is_relative_to("/tmp") for path in needed):
         return False
     tried = subprocess.run(
         ["unshare", "--mount", "sh", "-c", "mount -t tmpfs tmpfs /tmp"], capture_output=True
@@ -107,6 +110,11 @@ class Machine:
     def is_off(self) -> bool:
         return self._session is None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is on, and its Ray has ended by itself."""
+        return self._session is not None and self._session.poll() is not None
+
     def ray_folder(self) -> Path:
         """Where its Ray keeps what it keeps."""
         return self._folder / f"{self._starts}" / "ray"
@@ -165,8 +173,7 @@ class Machines:
     """A head without CPUs, on which the driver runs, and two workers; for the time of a block."""
 
     def __init__(self, base: Path, *, environment: Mapping[str, str]) -> None:
-        hide = str(base).startswith("/tmp/") and can_hide()
-        self.hidden = hide
+        self.hidden = can_hide(base)
         self._base, self._environment = base, environment
         self.head = self._machine("head", number=1, cpus=0, head=None)
         self.head.start()
