@@ -71,7 +71,7 @@ class Size:
     """In each of embed, train and score."""
 
 
-WHOLE = Size(rows=700, scored=12_000, epochs=25, width=4096, kills=2)
+WHOLE = Size(rows=500, scored=8_000, epochs=12, width=4096, kills=2)
 QUICK = Size(rows=240, scored=1_500, epochs=5, width=4096, kills=1)
 
 
