@@ -14,25 +14,28 @@ from features.storage import open_storage
 from features.store import Store, parquet_bytes
 from features.verification import verify
 
-BUCKET = "chaos"
 CLASSES = ("flat", "upright", "slanted")
 
 
-def write_table(*, rows: int, scored: int, seed: int = 0) -> None:
+def make_bucket(name: str) -> None:
+    """An empty bucket, where the environment leads to."""
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket=name)
+
+
+def write_tables(root: str, *, rows: int, scored: int, seed: int = 0) -> None:
     """Drawings of bars with a sentence each, some of either missing, one broken; and a table to
     score, whose sentences are new.
     """
-    import boto3
-
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket=BUCKET)
+    storage = open_storage(root)
     rng = np.random.default_rng(seed)
     table = []
     for number in range(rows):
         label = int(rng.integers(len(CLASSES)))
         photo = None if rng.random() < 0.15 else f"photos/{number}.png"
         if photo:
-            s3.put_object(Bucket=BUCKET, Key=photo, Body=_drawn(label, rng=rng))
+            storage.replace(photo, _drawn(label, rng=rng))
         table.append(
             {
                 "sample_id": f"s{number:05}",
@@ -43,7 +46,7 @@ def write_table(*, rows: int, scored: int, seed: int = 0) -> None:
             }
         )
     broken = next(row["photo"] for row in table if row["photo"])
-    s3.put_object(Bucket=BUCKET, Key=broken, Body=b"\x89PNG cut short")
+    storage.replace(broken, b"\x89PNG cut short")
     new = [
         {
             "sample_id": f"n{number:05}",
@@ -53,8 +56,7 @@ def write_table(*, rows: int, scored: int, seed: int = 0) -> None:
         for number in range(scored)
     ]
     for name, content in (("table", table), ("new", new)):
-        body = bytes(parquet_bytes(pa.Table.from_pylist(content)))
-        s3.put_object(Bucket=BUCKET, Key=f"{name}.parquet", Body=body)
+        storage.replace(f"{name}.parquet", parquet_bytes(pa.Table.from_pylist(content)))
 
 
 def _said(label: int, number: int, *, rng: np.random.Generator) -> str:
@@ -75,10 +77,10 @@ def _drawn(label: int, *, rng: np.random.Generator) -> bytes:
     return sink.getvalue()
 
 
-def left_behind(name: str) -> dict[str, str]:
+def left_behind(root: str, *, name: str) -> dict[str, str]:
     """Digests of all that must be equal, of what a pipeline has left in its store."""
     found: dict[str, str] = {}
-    store = Store(open_storage(f"s3://{BUCKET}/{name}/store"))
+    store = Store(open_storage(f"{root}/{name}/store"))
     snapshot = store.latest("chaos")
     if snapshot is None:
         return found
@@ -95,7 +97,7 @@ def left_behind(name: str) -> dict[str, str]:
         [e.path for e in store.storage.walk() if e.path.endswith(".tmp")]
     )
     found["leases"] = str(sorted(store.storage.list("leases")))
-    answers = Store(open_storage(f"s3://{BUCKET}/{name}/answers"))
+    answers = Store(open_storage(f"{root}/{name}/answers"))
     for entry in answers.storage.walk():
         if entry.path.endswith(".parquet"):
             found[f"answers {entry.path}"] = _digest(answers.read_table(entry.path))

@@ -24,8 +24,9 @@ START_SECONDS = 60.0
 RAY = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A node that is silent for 5 s is lost; by default for 15 s, of which nothing is learned.
-    "RAY_health_check_period_ms": "1000",
+    # A node that refuses to answer for 1.5 s is lost; by default 15 s, of which nothing is learned.
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
 }
 HIDDEN = "mount -t tmpfs -o mode=1777 tmpfs /tmp && mkdir -p {folder}/tmp && cd {folder} && "
 """What the shell of a machine does before all else, where folders can be hidden."""
@@ -174,7 +175,7 @@ class Machines:
 
     def __init__(self, base: Path, *, environment: Mapping[str, str]) -> None:
         self.hidden = can_hide(base)
-        self._base, self._environment = base, environment
+        self.base, self._environment = base, environment
         self.head = self._machine("head", number=1, cpus=0, head=None)
         self.head.start()
         self.address = f"127.0.0.1:{_port_of(self.head)}"
@@ -185,7 +186,7 @@ class Machines:
     def _machine(self, name: str, *, number: int, cpus: int, head: str | None) -> Machine:
         return Machine(
             name,
-            base=self._base,
+            base=self.base,
             address=f"127.0.0.{number}",
             cpus=cpus,
             head=head,
