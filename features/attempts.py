@@ -8,21 +8,23 @@ class Attempts:
 
     def __init__(self) -> None:
         self._begun: dict[str, int] = {}
-        self._loads: dict[tuple[str, str], int] = {}
+        self._loads: dict[tuple[str, str], list[str]] = {}
 
     def begin(self, shard: str) -> int:
         """Count a new attempt; returns its number, from 1."""
         self._begun[shard] = self._begun.get(shard, 0) + 1
         return self._begun[shard]
 
-    def begin_load(self, encoder: str, actor: str) -> int:
-        """Count a load of an encoder by an actor; returns its number, from 1.
+    def begin_load(self, encoder: str, actor: str, node: str) -> list[str]:
+        """Note a load of an encoder by an actor on a node; the nodes of those before.
 
-        It is above 1 where those before have not ended: as often has the actor's process died.
+        None of them has ended: as often has the actor's process died.
         """
-        self._loads[encoder, actor] = self._loads.get((encoder, actor), 0) + 1
-        return self._loads[encoder, actor]
+        begun = self._loads.setdefault((encoder, actor), [])
+        before = list(begun)
+        begun.append(node)
+        return before
 
     def end_load(self, encoder: str, actor: str) -> None:
-        """Count from 1 again: the encoder is loaded, or has said why not."""
+        """Begin anew: the encoder is loaded, or has said why not."""
         self._loads.pop((encoder, actor), None)

@@ -22,6 +22,7 @@ import pydantic
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from features.attempts import Attempts
 from features.broken_encoder import BrokenEncoder
@@ -142,6 +143,14 @@ def _cause(error: BaseException) -> BaseException:
             return error
         error = inner
     return error
+
+
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """Where an actor is to be that holds something for the whole job: no other machine's loss is
+    then its own.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node_id=here, soft=True)
 
 
 def machines() -> Sequence[Mapping[str, float]]:
@@ -294,9 +303,12 @@ class ShardEncoder:
     def _load(self, modality: str, *, encoder: str) -> Encoder:
         """Load the encoder, unless this actor's process has died of that before, LOADS times."""
         spec = self._features[modality].encoder
-        actor = ray.get_runtime_context().get_actor_id()
-        number = ray.get(self._attempts.begin_load.remote(encoder, actor))
-        if number > LOADS:
+        context = ray.get_runtime_context()
+        actor, node = context.get_actor_id(), context.get_node_id()
+        died = ray.get(self._attempts.begin_load.remote(encoder, actor, node))
+        # A machine that was lost, as spot machines are, has taken a process with it for no fault.
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} if died else set()
+        if sum(node in alive for node in died) >= LOADS:
             raise BrokenEncoder(
                 f"modality {modality!r}: the process was ended {LOADS} times while it loaded the "
                 f"encoder {spec.type!r}, so it is not tried again. The system does that where "
@@ -347,9 +359,15 @@ def _run(
         {"work": [_WORK.dump_json(one).decode() for one in block]}
         for block in blocks_of(work, actors=actors.count)
     ]
-    # It begins to count anew if its node is lost.
     attempts = (
-        ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        ray.remote(Attempts)
+        .options(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=beside_driver(),
+        )
+        .remote()
     )
     with warnings.catch_warnings():
         # There is no other way to say how often a task is tried again, until Ray 2.64.

@@ -61,7 +61,7 @@ class S3Storage:
 
     def list(self, folder: str) -> set[str]:
         """One request per 1,000 names."""
-        prefix = self._key(f"{folder}/")
+        prefix = self._key(f"{folder}/" if folder else "")
         pages = self._pages(prefix, Delimiter="/")
         return {item["Key"].removeprefix(prefix) for item in pages} - {""}
 

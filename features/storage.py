@@ -55,7 +55,10 @@ class Storage(Protocol):
     root: str
 
     def list(self, folder: str) -> set[str]:
-        """Names of the files directly in a folder; empty if there is none. One listing."""
+        """Names of the files directly in a folder, or in the root (`""`); empty if there is none.
+
+        One listing.
+        """
 
     def walk(self, folder: str = "") -> Iterator[Entry]:
         """All files below a folder, in no order, one by one; what a killed writer left, too."""

@@ -142,17 +142,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs, started for the first test that asks for it."""
+def ray_cluster(s3_endpoint: str) -> Iterator[None]:
+    """A local Ray of two CPUs, started for the first test that asks for it.
+
+    Its workers find the S3 server of `s3_endpoint`.
+    """
     import ray
 
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-        object_store_memory=256 * 1024**2,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+            object_store_memory=256 * 1024**2,
+        )
     yield
     ray.shutdown()
 
@@ -167,6 +172,12 @@ def moto_endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(request: pytest.FixtureRequest) -> str:
+    """The endpoint of a real S3 server, if there is one, else of moto's."""
+    return os.environ.get(REAL_S3) or str(request.getfixturevalue("moto_endpoint"))
 
 
 @pytest.fixture(params=["moto", "real"])

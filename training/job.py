@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -20,9 +21,9 @@ from typing import Any, cast
 import ray
 import ray.train
 import ray.train.torch
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 
-from features.job import SCALES_TO, machines
+from features.job import SCALES_TO, beside_driver, machines
 from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda, Standing
@@ -34,6 +35,8 @@ from training.tuning.payloads import PayloadSource
 RETRIES = 3
 """How often the worker group is started again after a worker has died."""
 POLL_SECONDS = 0.3
+LOST_SECONDS = 180.0
+"""How long a job waits for another machine in the place of one that was lost."""
 MAILBOX_SECONDS = 10.0
 """How long the driver waits for what its mailbox holds."""
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -98,15 +101,24 @@ def fit(
 def _check_resources(workers: int) -> bool:
     """Whether every worker can have a GPU; TrainingError if it cannot even have a CPU.
 
-    Ray would wait for resources that never come, without a word.
+    Ray would wait for resources that never come, without a word. A cluster that has lost machines
+    may be about to get others, and is given LOST_SECONDS for it.
     """
-    resources = machines()
-    cpus = int(sum(machine.get("CPU", 0) for machine in resources))
-    if workers > cpus:
-        raise TrainingError(
-            f"training.workers: {workers} workers need a CPU each, and the Ray cluster has "
-            f"{cpus}; lower it, or add nodes (a cluster that grows says so in {SCALES_TO})"
-        )
+    end = time.monotonic() + LOST_SECONDS
+    while True:
+        resources = machines()
+        cpus = int(sum(machine.get("CPU", 0) for machine in resources))
+        if workers <= cpus:
+            break
+        lost = sum(not node["Alive"] for node in ray.nodes())
+        if not lost or time.monotonic() > end:
+            after = f", {LOST_SECONDS:.0f} s after it has lost {lost}" if lost else ""
+            raise TrainingError(
+                f"training.workers: {workers} workers need a CPU each, and the Ray cluster has "
+                f"{cpus}{after}; lower it, or add nodes (a cluster that grows says so in "
+                f"{SCALES_TO})"
+            )
+        time.sleep(POLL_SECONDS)
     return int(sum(machine.get("GPU", 0) for machine in resources)) >= workers
 
 
@@ -186,16 +198,21 @@ def _mailbox(
     on_round: Callable[[RoundProgress], None] | None,
     on_progress: Callable[[FitProgress], None] | None,
 ) -> Iterator[Any]:
-    """A mailbox whose items are passed on, in a thread, for the time of a block."""
+    """A mailbox whose items are passed on, in a thread, for the time of a block.
+
+    It is on the driver's machine, which the job does not outlive.
+    """
     if on_round is None and on_progress is None:
         yield None
         return
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    placed = ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(Mailbox)
+    mailbox: Any = placed.remote()
     over = threading.Event()
 
     def pass_on() -> None:
-        # What is told of progress must not hold up the end of a job that was interrupted.
-        with suppress(GetTimeoutError):
+        # What is told of progress must not hold up the end of a job that was interrupted, nor end
+        # one that goes on.
+        with suppress(GetTimeoutError, RayActorError):
             for item in ray.get(mailbox.take.remote(), timeout=MAILBOX_SECONDS):
                 if isinstance(item, RoundProgress):
                     if on_round is not None:

@@ -106,6 +106,7 @@ def test_a_listing_is_of_one_folder_and_a_walk_of_all_below(storage_root):
     for path in ("a/1", "a/2", "a/b/3", "ab/4", "5"):
         storage.write_once(path, path.encode() * 10)
     assert storage.list("a") == {"1", "2"}
+    assert storage.list("") == {"5"}
     assert names(storage) == ["5", "a/1", "a/2", "a/b/3", "ab/4"]
     found = {entry.path: entry for entry in storage.walk("a")}
     assert sorted(found) == ["a/1", "a/2", "a/b/3"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from benchmarks.servers import mlflow_server as serve_mlflow
 from features.commit import make_snapshot
 from features.embedding import embed_shard
 from features.planning import make_plan
@@ -190,6 +191,26 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         client.search_experiments()
         client.search_registered_models()
     return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowServer:
+    """A running server of MLflow's."""
+
+    uri: str
+    database: Path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
+    """MLflow's own server, with a database of its own; it keeps the artifacts too."""
+    folder = tmp_path_factory.mktemp("server")
+    database = folder / "mlflow.db"
+    shutil.copyfile(empty_database, database)
+    with serve_mlflow(database, artifacts=f"{folder}/artifacts", environment={}) as uri:
+        yield MlflowServer(uri=uri, database=database)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from tests.conftest import BUCKET, REAL_S3, make_bucket
 from tests.fault_table import FaultTable
 from tests.features import faulty_bucket, faulty_disk
 from tests.features.faulty_server import Faults, faulty_server
+from tests.workflows.in_process import without_ray
 from workflows.pipeline import ConfigurationError, StageError, load_pipeline
 
 PIPELINE = """
@@ -104,34 +105,9 @@ def run(world: Path, *, store: str, table: str = "after", retry: bool = False) -
     )
 
 
-def work_here(plan: Any, *, work: Any, storage: Any, actors: Any) -> Iterator[Any]:
-    """The job's actor, in this process; no shard is begun twice."""
-    actor = features.job.ShardEncoder(
-        storage=storage,
-        source=plan.source,
-        features={m: part.feature for m, part in plan.modalities.items()},
-        payload_key_by=plan.dataset.payload_key,
-        limits=plan.dataset.limits,
-        threads="1",
-        attempts=None,
-    )
-    texts = [features.job._WORK.dump_json(one).decode() for one in work]
-    for batch in actor({"work": texts}):
-        yield from features.job.results_of(batch)
-
-
-def load_here(actor: Any, modality: str, *, encoder: str) -> Any:
-    """An encoder, loaded without an account of it."""
-    return actor._features[modality].encoder.load()
-
-
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features.job, "_run", work_here)
-    node = {"Alive": True, "Resources": {"CPU": 2}}
-    monkeypatch.setattr(features.job.ray, "nodes", lambda: [node])
-    monkeypatch.setattr(features.job.ShardEncoder, "_killers", lambda self, work: {})
-    monkeypatch.setattr(features.job.ShardEncoder, "_load", load_here)
+    without_ray(monkeypatch)
     sleep = faulty_disk.time_sleep
     monkeypatch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.001)))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes most of the time

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ from urllib.error import HTTPError
 import pytest
 from urllib3.util import Retry
 
+from tests.workflows.conftest import MlflowServer
 from workflows import tracking
 from workflows.pipeline import StageError
 from workflows.promotion import operate, registry
@@ -31,46 +27,9 @@ Shapes = Any
 """What the fixture `fitted_shapes` gives; see conftest.py."""
 
 
-SERVER = """
-import sys
-from werkzeug.serving import make_server
-import mlflow.server
-server = make_server("127.0.0.1", 0, mlflow.server.app, threaded=True)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
-@pytest.fixture(scope="module")
-def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of MLflow's server, which keeps the artifacts too.
-
-    Its application in a process of its own: the command `mlflow server` starts the same, and takes
-    three times as long.
-    """
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copyfile(empty_database, folder / "mlflow.db")
-    environment = {
-        **os.environ,
-        # What `mlflow server` tells the application that it starts.
-        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder}/mlflow.db",
-        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"{folder}/artifacts",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    running = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert running.stdout is not None
-    yield f"http://127.0.0.1:{running.stdout.readline().strip()}"
-    running.kill()
-    running.wait()
+@pytest.fixture
+def server(mlflow_server: MlflowServer) -> str:
+    return mlflow_server.uri
 
 
 class Unsteady(ThreadingHTTPServer):

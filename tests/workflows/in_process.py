@@ -1,0 +1,76 @@
+"""The work of Ray's actors, done in this process: the commands' own code but for Ray itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+import features.job
+import training.job
+import workflows.serving.score
+from features.storage import open_storage
+from features.store import Store
+from training.agenda import Agenda, Standing
+from training.data.table import load_table
+from training.produce import produce_candidate
+from workflows.cluster import Connection
+
+
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Embed, fit and score here; no Ray is started, and none that runs is asked."""
+    patch.setattr(Connection, "open", lambda self: None)
+    patch.setattr(features.job, "_run", embed_here)
+    patch.setattr(features.job.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
+    patch.setattr(features.job.ShardEncoder, "_killers", lambda self, work: {})
+    patch.setattr(features.job.ShardEncoder, "_load", load_here)
+    patch.setattr(training.job, "fit", fit_here)
+    patch.setattr(workflows.serving.score, "in_actors", score_here)
+
+
+def embed_here(plan: Any, *, work: Any, storage: Any, actors: Any) -> Iterator[Any]:
+    """The job's actor; no shard is begun twice."""
+    actor = features.job.ShardEncoder(
+        storage=storage,
+        source=plan.source,
+        features={m: part.feature for m, part in plan.modalities.items()},
+        payload_key_by=plan.dataset.payload_key,
+        limits=plan.dataset.limits,
+        threads="1",
+        attempts=None,
+    )
+    texts = [features.job._WORK.dump_json(one).decode() for one in work]
+    for batch in actor({"work": texts}):
+        yield from features.job.results_of(batch)
+
+
+def load_here(actor: Any, modality: str, *, encoder: str) -> Any:
+    """An encoder, loaded without an account of it."""
+    del encoder
+    return actor._features[modality].encoder.load()
+
+
+def fit_here(*, store_root: str, snapshot_id: str, agenda: Agenda, **_: Any) -> Standing:
+    """What the training's one worker does, candidate by candidate."""
+    store = Store(open_storage(store_root))
+    snapshot = store.read_snapshot(snapshot_id)
+    table = load_table(store, snapshot, task=agenda.task, modalities=tuple(snapshot.modalities))
+    while (due := agenda.standing(store, snapshot=snapshot, keep=True).next()) is not None:
+        for candidate in due.missing():
+            produce_candidate(
+                candidate,
+                store=store,
+                snapshot=snapshot,
+                task=agenda.task,
+                training=due.training,
+                table=table,
+            )
+    return agenda.standing(store, snapshot=snapshot, keep=True)
+
+
+def score_here(
+    worker: Callable[[Any], Callable[[str], str]], argument: Any, items: Sequence[str]
+) -> Iterator[str]:
+    """`workflows.cluster.in_actors` with one actor."""
+    yield from map(worker(argument), items)
