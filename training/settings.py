@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from training.candidate import CandidateRecord
@@ -32,17 +33,28 @@ def settings_of(records: Sequence[CandidateRecord]) -> list[tuple[CandidateRecor
     return [tuple(group) for group in found.values()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What a setting comes to over its seeds."""
+
+    mean: float
+    sound: bool
+    """Whether half of its fits or more came to their end: of one that mostly fails, a good fit is
+    good luck."""
+
+
 def over_seeds(
     records: Sequence[CandidateRecord], *, reached: Mapping[str, float]
-) -> dict[str, float]:
+) -> dict[str, Settled]:
     """By fingerprint, what a record's setting comes to: the mean of `reached` over its fits.
 
     `reached` is by fingerprint; records that are not in it (they failed, or a metric is not defined
-    of them) are left out.
+    of them) have no share in the mean, and are not in what is returned.
     """
     found = {}
-    for group in settings_of([record for record in records if record.fingerprint in reached]):
-        values = [reached[record.fingerprint] for record in group]
-        mean = fmean(values)
-        found.update({record.fingerprint: mean for record in group})
+    for group in settings_of(records):
+        values = {r.fingerprint: reached[r.fingerprint] for r in group if r.fingerprint in reached}
+        if values:
+            settled = Settled(mean=fmean(values.values()), sound=2 * len(values) >= len(group))
+            found.update(dict.fromkeys(values, settled))
     return found

@@ -168,9 +168,28 @@ def test_the_best_trial_is_that_of_the_best_mean_over_its_seeds(make_store) -> N
     other = next(trial for trial in found.trials if trial.spec == second)
     assert dict(other.values) in lucky and other.by_seed[0] == 0.0 and other.reached[-1] == 0.0
     assert other.settled > best.settled == pytest.approx(sum(best.by_seed) / 3)
-    # So it was written down, too.
+    # So it was written down, too; what an earlier version wrote is looked at again.
+    (path,) = (Path(store.storage.root) / "searches").iterdir()
+    kept = json.loads(path.read_text())
+    for item in kept["trials"]:
+        del item["by_seed"]
+    old, _ = json.dumps(kept), path.unlink()
+    path.write_text(old)
+    assert step(store, snapshot).candidates == found.candidates
     again = step(store, snapshot)
     assert again.candidates == found.candidates and again.best.settled == best.settled
+
+
+def test_a_finalist_that_fails_with_most_seeds_is_not_the_best(make_store) -> None:
+    best = min(run(*make_store("first"))[0].candidates, key=lambda s: distance(s, TRAINING))
+
+    def outcome(spec: CandidateSpec, training: TrainingSpec) -> float | None:
+        mine = (spec.learning_rate, spec.width) == (best.learning_rate, best.width)
+        return None if mine and spec.seed > 0 else distance(spec, training)
+
+    found, _ = run(*make_store("second"), outcome=outcome)
+    assert found.best.spec != best and found.candidates[3] == best
+    assert len(found.candidates) == 6
 
 
 def test_it_is_written_down_where_each_trial_was_stopped(make_store) -> None:

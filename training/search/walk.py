@@ -50,10 +50,11 @@ class Trial:
     @property
     def settled(self) -> float | None:
         """What these values come to: the mean over the seeds of a finalist, of any other trial its
-        one fit on the last rung; None if none was fitted.
+        one fit on the last rung; None if fewer than half of these were fitted.
         """
-        known = [value for value in self.by_seed or self.reached[-1:] if value is not None]
-        return fmean(known) if known else None
+        fits = self.by_seed or self.reached[-1:]
+        known = [value for value in fits if value is not None]
+        return fmean(known) if known and 2 * len(known) >= len(fits) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +172,12 @@ class _Walk:
             for candidate in again
             if candidate.record is not None
         }
-        finalists = last[: self.search.finalists]
+        finalists, others = last[: self.search.finalists], last[self.search.finalists :]
         for trial in finalists:
             trial.by_seed = [reached[spec.name] for spec in self._fits_of(trial)]
-        ranked = [*self._best(finalists), *last[self.search.finalists :]]
-        candidates = self._with_seeds(ranked)
+        best = self._best(finalists)
+        ranked = [*best, *(trial for trial in finalists if trial not in best)]
+        candidates = self._with_seeds([*ranked, *others])
         return Search(spec=self.search, trials=trials, round=None, candidates=candidates)
 
     def remembered(self) -> Search | None:
@@ -184,6 +186,8 @@ class _Walk:
             kept = json.loads(self.store.storage.read(self._path))
         except FileNotFoundError:
             return None
+        if any("by_seed" not in item for item in kept["trials"]):
+            return None  # of a version that took the best seed for the best trial: look again
         trials = [
             Trial(
                 number=item["number"],
@@ -191,7 +195,7 @@ class _Walk:
                 spec=self.search.trial(self.base, number=item["number"], values=item["values"]),
                 reached=[rung["reached"] for rung in item["rungs"]],
                 fingerprints=[rung["candidate"] for rung in item["rungs"]],
-                by_seed=item.get("by_seed", []),
+                by_seed=item["by_seed"],
             )
             for item in kept["trials"]
         ]

@@ -85,8 +85,9 @@ def choose_winner(records: Sequence[CandidateRecord], *, metric: Metric) -> Cand
 
     Candidates that differ in nothing but their seed are one setting: settings are compared by
     their mean over the seeds, so that a lucky seed wins nothing by itself, and of the best setting
-    the best fit is taken. The test split has no say in it: it is kept for the comparison with the
-    champion. A candidate whose validation rows do not define the metric cannot win.
+    the best fit is taken. A setting of which most fits failed comes after all others. The test
+    split has no say in it: it is kept for the comparison with the champion. A candidate whose
+    validation rows do not define the metric cannot win.
     """
     reached = {
         record.fingerprint: record.metrics["validation"][metric.name]
@@ -111,7 +112,8 @@ def choose_winner(records: Sequence[CandidateRecord], *, metric: Metric) -> Cand
     return min(
         (record for record in records if record.fingerprint in reached),
         key=lambda record: (
-            -metric.gain(settled[record.fingerprint], 0),
+            not settled[record.fingerprint].sound,
+            -metric.gain(settled[record.fingerprint].mean, 0),
             -metric.gain(reached[record.fingerprint], 0),
             record.parameters,
             record.name,

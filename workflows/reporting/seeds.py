@@ -124,6 +124,9 @@ def seeds_line(found: Sequence[SeedFindings], *, winner: str) -> str:
         f"seeds    {winner}'s setting reaches {min(mine.validation):.3f} to "
         f"{max(mine.validation):.3f} on validation over {len(mine.names)} seeds"
     )
+    failed = len(mine.names) - len(mine.validation)
+    if failed:
+        line += f", of which {failed} failed"
     if mine.overtaken is None:
         return line
     return f"{line}; unstable: {mine.overtaken} lies within that, so another seed might have lost"
