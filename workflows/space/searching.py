@@ -28,7 +28,7 @@ from workflows.promotion.lineage import resolve
 from workflows.promotion.operate import storage_of
 from workflows.promotion.registry import tags_of
 from workflows.space import cells
-from workflows.space.found import Found, described, read_payloads, source_of
+from workflows.space.found import Found, distinct, read_payloads, source_of, tell
 from workflows.space.index import (
     EXACT,
     Each,
@@ -183,6 +183,7 @@ def _search(
         for one in _distinct(store, snapshot, searched=some, vector=vector, top=request.top)
     ]
     seconds = time.perf_counter() - begun
+    tell(store, snapshot, found=found)
     source = _source(snapshot, pipeline=pipeline)
     columns = {m: model.inputs[m].columns for m in among}
     read_payloads(found, snapshot=snapshot, columns=columns, source=source)
@@ -382,7 +383,7 @@ def _distinct(
     depth = DEPTH * top
     while True:
         hits, places = nearest(store, indexes, query=vector, k=depth, by_cells=by_cells)
-        found = described(store, snapshot, hits=hits, places=places, most=top)
+        found = distinct(store, snapshot, hits=hits, places=places, most=top)
         if len(found) == top or depth >= vectors:
             return found
         depth *= 8
