@@ -23,6 +23,7 @@ from features.store import Store
 from tests.workflows.command import sensorium
 from tests.workflows.conftest import fit
 from training.candidate import plan_candidates
+from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion.promote import promote
 from workflows.space import parts, searching
@@ -158,17 +159,17 @@ def brute_force(query: dict[str, Any], *, space: Space) -> list[tuple[float, str
     """The nearest by scikit-learn over what the registered model answers to the table's rows."""
     import mlflow
 
-    mlflow.set_tracking_uri(space.uri)
-    model = mlflow.pyfunc.load_model("models:/drawings@champion")
     table = pd.read_parquet("table.parquet")
-    answers = model.predict(table[["text", "picture"]])["vectors"]
+    with tracking.connected(space.uri):
+        model = mlflow.pyfunc.load_model("models:/drawings@champion")
+        answers = model.predict(table[["text", "picture"]])["vectors"]
+        (asked,) = model.predict(pd.DataFrame([query]))["vectors"]
+    (vector,) = asked.values()
     known = [
         (vector, name, id)
         for vectors, id in zip(answers, table["sample_id"], strict=True)
         for name, vector in (vectors or {}).items()
     ]
-    (asked,) = model.predict(pd.DataFrame([query]))["vectors"]
-    (vector,) = asked.values()
     neighbours = NearestNeighbors(n_neighbors=SHOWN, metric="cosine", algorithm="brute")
     neighbours.fit(np.array([vector for vector, _, _ in known]))
     distances, places = neighbours.kneighbors([vector])
