@@ -14,14 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from features.commit import make_snapshot
-from features.planning import make_plan
-from features.quarantine import count_quarantine
-from features.sample_shards import write_samples
 from features.storage import LocalStorage
 from features.store import Store
 from tests.workflows.command import sensorium
-from tests.workflows.conftest import fit
+from tests.workflows.conftest import embedded, fit
 from training.candidate import plan_candidates
 from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
@@ -62,36 +58,6 @@ class Space:
         folder = Path(self.store.storage.root) / "indexes"
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def embedded(pipeline: Pipeline, store: Store) -> None:
-    """Commit a snapshot of a pipeline's table, without Ray."""
-    from features.embedding import embed_shard
-    from features.sources import RowReader
-
-    source = pipeline.open_source()
-    plan = make_plan(
-        name=pipeline.name,
-        source=source,
-        dataset=pipeline.spec.dataset,
-        features=pipeline.spec.features,
-        target=None,
-        store=store,
-    )
-    write_samples(plan, store=store)
-    for work in plan.work:
-        feature = pipeline.spec.features[work.modality]
-        embed_shard(
-            work,
-            store=store,
-            spec=feature.encoder,
-            encoder=feature.encoder.load(),
-            source=source,
-            reader=RowReader(source, columns=feature.payload_columns.names),
-            columns=feature.payload_columns,
-            payload_key_by="stat",
-        )
-    store.commit(make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store)))
 
 
 @pytest.fixture(scope="module")
