@@ -188,7 +188,7 @@ def of_faiss(
 
     product = faiss.METRIC_INNER_PRODUCT
     half = faiss.ScalarQuantizer.QT_fp16
-    cells = max(1, min(4096, round(4 * len(vectors) ** 0.5)))
+    cells = max(1, round(len(vectors) ** 0.5))
     ways: list[tuple[str, Callable[[], Any]]] = [
         ("FAISS flat, float32", lambda: faiss.IndexFlatIP(DIM)),
         ("FAISS flat, float16", lambda: faiss.IndexScalarQuantizer(DIM, half, product)),

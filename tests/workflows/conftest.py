@@ -114,6 +114,14 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str 
     (folder / "shapes.yaml").write_text(YAML.format(promotion=promotion, size=size, text=text))
     pipeline = load_pipeline(folder / "shapes.yaml")
     store = Store(LocalStorage(pipeline.store_root))
+    snapshot = embedded(pipeline, store)
+    fit(_plan(pipeline, store, snapshot), store=store, snapshot=snapshot, pipeline=pipeline)
+    planned = _plan(pipeline, store, snapshot)
+    return Shapes(folder=folder, pipeline=pipeline, store=store, snapshot=snapshot, planned=planned)
+
+
+def embedded(pipeline: Pipeline, store: Store) -> Snapshot:
+    """The snapshot of a pipeline's table, embedded without Ray and committed."""
     source = pipeline.open_source()
     plan = make_plan(
         name=pipeline.name,
@@ -139,9 +147,7 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str 
         )
     snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))
     store.commit(snapshot)
-    fit(_plan(pipeline, store, snapshot), store=store, snapshot=snapshot, pipeline=pipeline)
-    planned = _plan(pipeline, store, snapshot)
-    return Shapes(folder=folder, pipeline=pipeline, store=store, snapshot=snapshot, planned=planned)
+    return snapshot
 
 
 def _plan(pipeline: Pipeline, store: Store, snapshot: Snapshot) -> list[PlannedCandidate]:

@@ -377,7 +377,10 @@ def test_every_command_has_help_with_an_example(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = sensorium(capsys, "--help")
     assert code == 0 and "3 the gate refused" in out
-    for command in ("demo", "plan", "embed", "train", "promote", "run", "report", "schema"):
+    for command in (
+        *("demo", "plan", "embed", "train", "promote", "run", "report", "schema"),
+        *("score", "search"),
+    ):
         assert command in out
         code, text, _ = sensorium(capsys, command, "--help")
         assert code == 0 and f"Example: sensorium {command}" in text

@@ -14,15 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from features.commit import make_snapshot
-from features.planning import make_plan
-from features.quarantine import count_quarantine
-from features.sample_shards import write_samples
 from features.storage import LocalStorage
 from features.store import Store
 from tests.workflows.command import sensorium
-from tests.workflows.conftest import fit
+from tests.workflows.conftest import embedded, fit
 from training.candidate import plan_candidates
+from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion.promote import promote
 from workflows.space import parts, searching
@@ -61,36 +58,6 @@ class Space:
         folder = Path(self.store.storage.root) / "indexes"
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def embedded(pipeline: Pipeline, store: Store) -> None:
-    """Commit a snapshot of a pipeline's table, without Ray."""
-    from features.embedding import embed_shard
-    from features.sources import RowReader
-
-    source = pipeline.open_source()
-    plan = make_plan(
-        name=pipeline.name,
-        source=source,
-        dataset=pipeline.spec.dataset,
-        features=pipeline.spec.features,
-        target=None,
-        store=store,
-    )
-    write_samples(plan, store=store)
-    for work in plan.work:
-        feature = pipeline.spec.features[work.modality]
-        embed_shard(
-            work,
-            store=store,
-            spec=feature.encoder,
-            encoder=feature.encoder.load(),
-            source=source,
-            reader=RowReader(source, columns=feature.payload_columns.names),
-            columns=feature.payload_columns,
-            payload_key_by="stat",
-        )
-    store.commit(make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store)))
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +125,17 @@ def brute_force(query: dict[str, Any], *, space: Space) -> list[tuple[float, str
     """The nearest by scikit-learn over what the registered model answers to the table's rows."""
     import mlflow
 
-    mlflow.set_tracking_uri(space.uri)
-    model = mlflow.pyfunc.load_model("models:/drawings@champion")
     table = pd.read_parquet("table.parquet")
-    answers = model.predict(table[["text", "picture"]])["vectors"]
+    with tracking.connected(space.uri):
+        model = mlflow.pyfunc.load_model("models:/drawings@champion")
+        answers = model.predict(table[["text", "picture"]])["vectors"]
+        (asked,) = model.predict(pd.DataFrame([query]))["vectors"]
+    (vector,) = asked.values()
     known = [
         (vector, name, id)
         for vectors, id in zip(answers, table["sample_id"], strict=True)
         for name, vector in (vectors or {}).items()
     ]
-    (asked,) = model.predict(pd.DataFrame([query]))["vectors"]
-    (vector,) = asked.values()
     neighbours = NearestNeighbors(n_neighbors=SHOWN, metric="cosine", algorithm="brute")
     neighbours.fit(np.array([vector for vector, _, _ in known]))
     distances, places = neighbours.kneighbors([vector])

@@ -55,7 +55,7 @@ class Found:
     """Why there is no payload to show."""
 
 
-def described(
+def distinct(
     store: Store,
     snapshot: Snapshot,
     *,
@@ -63,8 +63,8 @@ def described(
     places: Sequence[tuple[Index, Part]],
     most: int,
 ) -> list[Found]:
-    """At most so many of what was found, each payload once, with ids, labels and slices."""
-    rows: dict[int, tuple[np.ndarray, list[bytes]]] = {}
+    """At most so many of what was found, each payload once, and not yet what it is."""
+    known: dict[int, dict[int, tuple[int, bytes]]] = {}
     found: dict[tuple[str, bytes], Found] = {}
     for similarity, number, place in zip(
         hits.similarities[0].tolist(), hits.parts[0].tolist(), hits.places[0].tolist(), strict=True
@@ -72,43 +72,37 @@ def described(
         if not np.isfinite(similarity):
             break
         index, part = places[number]
-        if number not in rows:
-            rows[number] = _rows_and_keys(
-                store, part, wanted=hits.places[0][hits.parts[0] == number]
+        if number not in known:
+            wanted = np.unique(hits.places[0][hits.parts[0] == number])
+            known[number] = _rows_and_keys(store, part, places=wanted)
+        at, key = known[number][place]
+        if (index.modality, key) in found:
+            found[index.modality, key].repeats += 1
+        elif len(found) < most:
+            shard, row = _sample(part, row=at)
+            found[index.modality, key] = Found(
+                modality=index.modality,
+                similarity=similarity,
+                rank=len(found) + 1,
+                sample_id="",
+                row=snapshot.first_rows[shard] + row,
+                shard=shard,
+                shard_row=row,
+                key=key,
             )
-        at, keys = rows[number]
-        one = int(np.searchsorted(np.unique(hits.places[0][hits.parts[0] == number]), place))
-        shard, row = _sample(part, row=int(at[one]))
-        if (index.modality, keys[one]) in found:
-            found[index.modality, keys[one]].repeats += 1
-            continue
-        if len(found) == most:
-            continue
-        found[index.modality, keys[one]] = Found(
-            modality=index.modality,
-            similarity=float(similarity),
-            rank=len(found) + 1,
-            sample_id="",
-            row=snapshot.first_rows[shard] + row,
-            shard=shard,
-            shard_row=row,
-            key=keys[one],
-        )
-    _tell(store, snapshot, list(found.values()))
     return list(found.values())
 
 
-def _rows_and_keys(
-    store: Store, part: Part, *, wanted: np.ndarray
-) -> tuple[np.ndarray, list[bytes]]:
-    """Samples and keys of some vectors of a part, in ascending order and each once."""
+def _rows_and_keys(store: Store, part: Part, *, places: np.ndarray) -> dict[int, tuple[int, bytes]]:
+    """By place of a vector, its row within the part and the key of its payload."""
 
     def read(file: pa.NativeFile) -> pa.Table:
         with pq.ParquetFile(file, pre_buffer=True) as parquet:
             return parquet.read(columns=["row", "payload_key"])
 
-    table = store.read_file(part.path, read, mapped=True).take(pa.array(np.unique(wanted)))
-    return table["row"].to_numpy(), table["payload_key"].to_pylist()
+    table = store.read_file(part.path, read, mapped=True).take(pa.array(places))
+    values = zip(table["row"].to_pylist(), table["payload_key"].to_pylist(), strict=True)
+    return dict(zip(places.tolist(), values, strict=True))
 
 
 def _sample(part: Part, *, row: int) -> tuple[int, int]:
@@ -118,7 +112,8 @@ def _sample(part: Part, *, row: int) -> tuple[int, int]:
     return part.first + shard, row - (int(ends[shard - 1]) if shard else 0)
 
 
-def _tell(store: Store, snapshot: Snapshot, found: Sequence[Found]) -> None:
+def tell(store: Store, snapshot: Snapshot, *, found: Sequence[Found]) -> None:
+    """Put ids, splits, labels and slices into what was found, out of the sample shards."""
     for number in sorted({one.shard for one in found}):
         table = store.read_table(snapshot.samples[number].path)
         some = [one for one in found if one.shard == number]

@@ -2,9 +2,11 @@
 
 A part is made once for a model and the embedding shards in it, and an added or changed shard makes
 its own part anew and no other. Up to EXACT_ROWS vectors are all compared with the query: 1,000,000
-of 256 numbers take 0.1 s from mapped Parquet (`benchmarks/search_index.py`), which is a small part
-of the seconds in which a model and its encoder are loaded, and nothing is missed. Above that FAISS
-makes cells; what they miss is measured, once for an index, against the exact search.
+of 256 numbers take 0.4 s of a processor's time from mapped Parquet (`benchmarks/search_index.py`),
+which is little beside the seconds in which a model and its encoder are loaded; nothing is missed,
+and there is nothing to make but the vectors. Above that FAISS makes cells, which cost more to make
+than the vectors do, and a query looks at a few hundredths of these; what it misses is measured,
+once for an index, against the exact search.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What is shown of a payload: a thumbnail, a player, an excerpt; within bounds, and made anew.
 
 Images and sounds are decoded and written again, small, so that a page holds nothing of a file but
-what is seen and heard: no metadata, no vector graphics, no more than a few seconds.
+what is seen and heard: no metadata, no vector graphics, no more than a few seconds. A short film
+alone is passed on as it is.
 """
 
 from __future__ import annotations

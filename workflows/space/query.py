@@ -123,6 +123,10 @@ def _file(given: str, *, inputs: Mapping[str, Input], modality: str | None, fold
             raise ConfigurationError(
                 f"QUERY {given!r} {what}, and the model takes {_list(inputs)}"
                 + (f" ({'; '.join(why)})" if why and not kinds else "")
+                + "".join(
+                    f"; if its name is meant as a text, say --modality {name}"
+                    for name in _of_kind(inputs, "text")[:1]
+                )
             )
         chosen = _only(meant, what=f"{given!r}")
         kind = inputs[chosen].columns.kind

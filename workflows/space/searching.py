@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from features.columns import PayloadColumns
-from features.fingerprint import nearest_hint
 from features.snapshot import Snapshot
 from features.sources import Source, SourceError
 from features.storage import Storage
@@ -26,9 +25,8 @@ from workflows.console import duration, progress, several
 from workflows.pipeline import ConfigurationError, Pipeline, StageError
 from workflows.promotion.lineage import resolve
 from workflows.promotion.operate import storage_of
-from workflows.promotion.registry import tags_of
 from workflows.space import cells
-from workflows.space.found import Found, described, read_payloads, source_of
+from workflows.space.found import Found, distinct, read_payloads, source_of, tell
 from workflows.space.index import (
     EXACT,
     Each,
@@ -46,6 +44,12 @@ from workflows.space.index import (
 from workflows.space.parts import MEAN_ROWS
 from workflows.space.projecting import Projection
 from workflows.space.query import Query, understand
+from workflows.space.scope import (
+    chosen_modalities,
+    chosen_snapshot,
+    refuse_other_encoders,
+    refuse_without_space,
+)
 
 if TYPE_CHECKING:
     from workflows.scoring import LoadedModel
@@ -149,13 +153,13 @@ def _search(
     connection: Connection,
     console: Console,
 ) -> Answer:
-    _refuse_without_space(model, name=request.uri)
+    refuse_without_space(model, name=request.uri)
     query = understand(
         request.query, inputs=model.inputs, modality=request.modality, folder=request.folder
     )
-    among = _among(request, model=model)
-    snapshot = _snapshot(store, wanted=request.snapshot, version=version)
-    _refuse_other_encoders(model, snapshot=snapshot, among=among)
+    among = chosen_modalities(request.among, model=model)
+    snapshot = chosen_snapshot(store, wanted=request.snapshot, version=version)
+    refuse_other_encoders(model, snapshot=snapshot, among=among)
     vector = _vector(query, model=model)
     projections = {m: _projection(model, store=store, modality=m) for m in model.inputs}
     indexes = _indexes(
@@ -183,6 +187,7 @@ def _search(
         for one in _distinct(store, snapshot, searched=some, vector=vector, top=request.top)
     ]
     seconds = time.perf_counter() - begun
+    tell(store, snapshot, found=found)
     source = _source(snapshot, pipeline=pipeline)
     columns = {m: model.inputs[m].columns for m in among}
     read_payloads(found, snapshot=snapshot, columns=columns, source=source)
@@ -199,82 +204,6 @@ def _search(
         columns=columns,
         folder="" if source is None else source.folder,
     )
-
-
-def _refuse_without_space(model: LoadedModel, *, name: str) -> None:
-    from training.built_in import BUILT_IN
-    from training.models.alignment_spec import SpaceSpec
-    from training.models.shared_space import SharedSpace
-
-    if not isinstance(model.fitted(), SharedSpace):
-        types = [type for type, spec in BUILT_IN.items() if issubclass(spec, SpaceSpec)]
-        raise ConfigurationError(
-            f"{name} is of the type {model.record.spec.get('type')!r}, which has no space that its "
-            f"modalities share, so nothing can be searched in it; {' and '.join(types)} make one "
-            "(`candidates: [{type: alignment}]`), and a `finetune` with one of them as its head"
-        )
-
-
-def _among(request: Request, *, model: LoadedModel) -> list[str]:
-    for name in request.among:
-        if name not in model.inputs:
-            raise ConfigurationError(
-                f"--in: the model has no modality {name!r}; "
-                f"{nearest_hint(name, list(model.inputs))}its modalities: {', '.join(model.inputs)}"
-            )
-    return [m for m in model.inputs if not request.among or m in request.among]
-
-
-def _snapshot(store: Store, *, wanted: str | None, version: ModelVersion) -> Snapshot:
-    """The snapshot that is meant, with where its rows stand in the table, if that is known."""
-    id = tags_of(version).get("snapshot", "")
-    if wanted is None:
-        try:
-            return store.placed(id)
-        except FileNotFoundError as error:
-            raise StageError(
-                f"the snapshot {id[:12] or 'of the model'} that {version.name} version "
-                f"{version.version} was fitted to is not in {store.storage.root}; search another "
-                "by --snapshot: `latest` is the newest of the same dataset, if that is known, and "
-                "`sensorium store ls` lists all"
-            ) from error
-    if wanted == "latest":
-        try:
-            name = store.read_snapshot(id).name
-        except FileNotFoundError:
-            name = version.name
-        found = store.latest(name)
-        if found is None:
-            raise StageError(f"{store.storage.root} has no snapshot of the dataset {name!r}")
-        return found
-    there = sorted(name.removesuffix(".json") for name in store.storage.list("snapshots"))
-    meant = [one for one in there if one.startswith(wanted)]
-    if len(meant) != 1:
-        said = f"{several(len(meant), 'snapshot')} begin" if meant else "no snapshot begins"
-        raise ConfigurationError(
-            f"--snapshot: {said} with {wanted!r} in {store.storage.root}; `sensorium store ls` "
-            "lists them, and `latest` is the newest"
-        )
-    return store.placed(meant[0])
-
-
-def _refuse_other_encoders(model: LoadedModel, *, snapshot: Snapshot, among: Sequence[str]) -> None:
-    for name in among:
-        part = snapshot.modalities.get(name)
-        if part is None:
-            raise ConfigurationError(
-                f"snapshot {snapshot.id[:12]} has no modality {name!r}; it has "
-                f"{', '.join(snapshot.modalities)}; leave it out by --in"
-            )
-        expected = model.inputs[name].encoder_fingerprint
-        if part.encoder_fingerprint != expected:
-            raise StageError(
-                f"snapshot {snapshot.id[:12]} holds embeddings of {name!r} by the encoder "
-                f"{part.encoder_fingerprint[:12]}, and the model was fitted to {expected[:12]}: "
-                "what is near would mean nothing. Embed the table with the model's encoder (of a "
-                "finetune, its tuned one: set `model:` to its folder in the store) and name that "
-                "snapshot by --snapshot"
-            )
 
 
 def _vector(query: Query, *, model: LoadedModel) -> np.ndarray:
@@ -382,7 +311,7 @@ def _distinct(
     depth = DEPTH * top
     while True:
         hits, places = nearest(store, indexes, query=vector, k=depth, by_cells=by_cells)
-        found = described(store, snapshot, hits=hits, places=places, most=top)
+        found = distinct(store, snapshot, hits=hits, places=places, most=top)
         if len(found) == top or depth >= vectors:
             return found
         depth *= 8
