@@ -12,7 +12,9 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from benchmarks.fuzz_serving import FORMS, Server, cells, expected_answers, form_of, fuzz, load
+from benchmarks.fuzz_serving import cells, expected_answers, fuzz
+from benchmarks.malformed_requests import FORMS, form_of
+from benchmarks.model_servers import Server, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
 from tests.workflows.command import sensorium
 from workflows.serving.places import ROOTS, Places, places_of
@@ -113,7 +115,7 @@ def test_a_fuzz_neither_ends_nor_leaks_nor_misleads_it(
 ) -> None:
     print(f"seed {SEED}")
     server = servers["sensorium"]
-    outcome = fuzz(server, served, requests=300, seed=SEED, model=model, roots=True)
+    outcome = fuzz(server, served, requests=300, seed=SEED, model=model, clients=3, roots=True)
     assert outcome.faults == []
     assert outcome.statuses[200] > 30 and outcome.statuses[400] > 100
     assert outcome.right == 30 and server.process.poll() is None
