@@ -33,7 +33,9 @@ import pandas as pd
 
 from benchmarks.malformed_requests import BAD, EITHER, REFUSED, Attack, Fuzzer
 from benchmarks.model_servers import Server, load
+from benchmarks.results import Target, report
 from benchmarks.served_model import ServedModel, make_served_model
+from workflows.console import several
 
 GROWTH_MB = 64.0
 """Most that the server may hold more at the end than after the first tenth."""
@@ -195,22 +197,47 @@ def main() -> None:
         finally:
             server.stop()
             shutil.copy(folder / "server.log", Path(tempfile.gettempdir()) / "fuzz_serving.log")
-    growth, files = outcome.growth_mb, outcome.files[-1] - outcome.files[len(outcome.files) // 10]
-    print(
-        f"{outcome.sent:,} malformed requests to {options.server} in {outcome.seconds:.0f} s: "
-        f"{dict(outcome.statuses)}; {outcome.right:,} right ones in between; "
-        f"{len(outcome.faults)} faults"
-    )
-    print(
-        f"memory {outcome.rss_mb[0]:.0f} MB at first, {outcome.rss_mb[-1]:.0f} MB at last, "
-        f"{growth:+.1f} MB from the second tenth to the last; open files {outcome.files[0]} at "
-        f"first, {outcome.files[-1]} at last"
-    )
     for kind, count in outcome.by_kind.most_common():
         first = next(fault for fault in outcome.faults if f", {kind}:" in fault or kind in fault)
         print(f"  {count:6,} {kind}; the first: {first[:400]}")
-    if not alive or outcome.faults or growth > GROWTH_MB or files > FILES:
+    told(outcome, options=options, alive=alive)
+    if not alive or outcome.faults:
         raise SystemExit("the server has not stood it" if alive else "the server has ended")
+
+
+def told(outcome: Outcome, *, options: argparse.Namespace, alive: bool) -> None:
+    """The figures, on the terminal and, of many requests to our server, in RESULTS.md."""
+    files = outcome.files[-1] - outcome.files[len(outcome.files) // 10]
+    statuses = ", ".join(f"{code}: {n:,}" for code, n in sorted(outcome.statuses.items()))
+    report(
+        "fuzz_serving",
+        head=("server", "malformed", "right", "seconds", "statuses", "MB first → last", "files"),
+        rows=[
+            [
+                options.server + ("" if alive else ", which has ended"),
+                f"{outcome.sent:,}",
+                f"{outcome.right:,}",
+                f"{outcome.seconds:.0f}",
+                statuses,
+                f"{outcome.rss_mb[0]:.0f} → {outcome.rss_mb[-1]:.0f}",
+                f"{outcome.files[0]} → {outcome.files[-1]}",
+            ]
+        ],
+        targets=[
+            Target(what="not as they must be", limit=0, found=len(outcome.faults)),
+            Target(
+                what="memory, second tenth to last", limit=GROWTH_MB, found=outcome.growth_mb,
+                unit="MB",
+            ),
+            Target(what="further open files", limit=FILES, found=files),
+        ],
+        libraries=("mlflow", "starlette", "uvicorn"),
+        remarks=[
+            f"{several(options.clients, 'client')}, each over one connection; the right requests "
+            "are answered as `load_model(...).predict` answers them, to the last bit."
+        ],
+        write=options.server == "sensorium" and options.requests >= 10_000,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
