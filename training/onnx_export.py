@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 18
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 """Most that an answer may differ: of probabilities and vectors by itself, of numbers over the
-deviation of the targets."""
+deviation of the targets. The rounding of float32 alone comes to 4e-5 in deep transformers of large
+weights, and to some 1e-6 in others."""
 MOST_PATTERNS = 64
 """Subsets of modalities that are tried; of more, those of one and of all but one, and none."""
 TRIED = ((1, 1), (2, 3), (7, 5), (33, 2))
