@@ -1,6 +1,6 @@
 """Malformed requests and payloads, sent to a model that is really served, and what came of them.
 
-    python -m benchmarks.fuzz_serving [--requests 10000] [--seed 0] [--server sensorium|mlflow]
+    python -m benchmarks.fuzz_serving [--requests 10000] [--seed 0] [--clients 1] [--server mlflow]
 
 A model of texts, images, sounds and records is served in a process of its own. Every request is
 made from one that is right, by mutations that are drawn by the seed. Of each it is known what must
@@ -17,47 +17,30 @@ sees them: what it does otherwise is counted, and told.
 from __future__ import annotations
 
 import argparse
-import base64
 import collections
-import http.client
 import json
 import os
-import random
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-import zlib
-from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.served_model import ServedModel, data_uri, make_served_model
+from benchmarks.malformed_requests import BAD, EITHER, REFUSED, Attack, Fuzzer
+from benchmarks.model_servers import Server, load
+from benchmarks.results import Target, report
+from benchmarks.served_model import ServedModel, make_served_model
+from workflows.console import several
 
-JSON = "application/json"
-REFUSED, BAD, EITHER = "refused", "answered, payload missing", "answered or refused"
 GROWTH_MB = 64.0
 """Most that the server may hold more at the end than after the first tenth."""
 FILES = 8
 LEAKS = ("Traceback", 'File "', "site-packages", "root:x:", "stack_trace", "/work/", "/tmp/")
-
-
-@dataclass(kw_only=True)
-class Attack:
-    """A request, and what must come of it."""
-
-    name: str
-    body: bytes
-    expected: str
-    rows: int = 1
-    bad: str | None = None
-    """The modality that must be missing in the first row."""
-    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": JSON})
 
 
 @dataclass(kw_only=True)
@@ -82,420 +65,9 @@ class Outcome:
         return last[len(last) // 2] - first[len(first) // 2]
 
 
-class Fuzzer:
-    """Makes malformed requests out of right rows."""
-
-    def __init__(self, rows: list[dict[str, Any]], *, seed: int, roots: bool = False) -> None:
-        self.rows = rows
-        self.roots = roots
-        self.draw = random.Random(seed)
-        full = [row for row in rows if row["picture"] and row["sound"] and row["text"]]
-        self.full = full
-        self.png = base64.b64decode(full[0]["picture"].partition(",")[2])
-        self.wav = base64.b64decode(full[0]["sound"].partition(",")[2])
-        self.makers: list[Callable[[], Attack]] = [
-            self.no_json, self.cut_json, self.no_utf8, self.deep, self.wrong_top, self.two_forms,
-            self.unknown_column, self.twice, self.ragged, self.wrong_type, self.split_parts,
-            self.outside, self.params, self.content_type, self.digits, self.half_pairs,
-            self.said_twice, self.no_base64, self.damaged_image, self.damaged_sound,
-            self.swapped_media, self.bomb, self.empty_payload, self.numbers, self.nothing_known,
-            self.no_columns, self.bare_base64, self.lists_of_text, self.large_file_name,
-            self.garbage_bytes, self.wrong_scalar, self.odd_text,
-        ]  # fmt: skip
-
-    def attack(self) -> Attack:
-        return self.draw.choice(self.makers)()
-
-    def row(self) -> dict[str, Any]:
-        return dict(self.draw.choice(self.full))
-
-    def _request(
-        self, rows: list[dict[str, Any]], *, form: str | None = None, **more: Any
-    ) -> dict[str, Any]:
-        """Rows in one of the four forms."""
-        form = form or self.draw.choice(FORMS)
-        if form == "dataframe_split":
-            names = list(dict.fromkeys(name for row in rows for name in row))
-            cells = [[row.get(name) for name in names] for row in rows]
-            return {form: {"columns": names, "data": cells}, **more}
-        if form == "inputs":
-            names = list(dict.fromkeys(name for row in rows for name in row))
-            return {form: {name: [row.get(name) for row in rows] for name in names}, **more}
-        return {form: rows, **more}
-
-    def _attack(
-        self, name: str, content: Any, expected: str, *, rows: int = 1, bad: str | None = None
-    ) -> Attack:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        return Attack(name=name, body=body, expected=expected, rows=rows, bad=bad)
-
-    # What is no request.
-
-    def no_json(self) -> Attack:
-        text = self.draw.choice([b"", b"{", b"null garbage", b"<xml/>", b"{'a': 1}", b"\0" * 9])
-        return self._attack("no JSON", text, REFUSED)
-
-    def cut_json(self) -> Attack:
-        body = json.dumps(self._request([self.row()])).encode()
-        return self._attack("cut JSON", body[: self.draw.randrange(1, len(body))], REFUSED)
-
-    def no_utf8(self) -> Attack:
-        body = bytearray(json.dumps(self._request([self.row()])).encode())
-        for _ in range(self.draw.randint(1, 4)):
-            body.insert(self.draw.randrange(1, len(body)), self.draw.choice([0xFF, 0xC0, 0xFE]))
-        return self._attack("not UTF-8", bytes(body), REFUSED)
-
-    def garbage_bytes(self) -> Attack:
-        body = bytearray(json.dumps(self._request([self.row()])).encode())
-        for _ in range(self.draw.randint(1, 20)):
-            body[self.draw.randrange(len(body))] = self.draw.randrange(256)
-        return self._attack("bytes changed", bytes(body), EITHER)
-
-    def deep(self) -> Attack:
-        depth = self.draw.choice([2_000, 50_000, 200_000])
-        opening, closing = self.draw.choice([(b"[", b"]"), (b'{"a":', b"}")])
-        inner = b"1" if closing == b"}" else b""
-        nest = opening * depth + inner + closing * depth
-        place = self.draw.choice([b'{"inputs":%s}', b'{"dataframe_records":[{"text":%s}]}', b"%s"])
-        return self._attack("deep JSON", place % nest, REFUSED)
-
-    def wrong_top(self) -> Attack:
-        tops: list[Any] = [None, [], 7, "text", True, {}, {"rows": []}, {"prompt": "x"}]
-        tops += [{"messages": [{"role": "user"}]}, {"input": "x"}, [self.row()], {"predict": 1}]
-        return self._attack("wrong at the top", self.draw.choice(tops), REFUSED)
-
-    def two_forms(self) -> Attack:
-        one = self._request([self.row()], form="inputs")
-        return self._attack("two forms", {**one, "instances": [self.row()]}, REFUSED)
-
-    def unknown_column(self) -> Attack:
-        name = self.draw.choice(["tex", "id", "", "TEXT", "__class__", "text ", "x" * 5000, "é"])
-        return self._attack("unknown column", self._request([{**self.row(), name: "x"}]), REFUSED)
-
-    def no_columns(self) -> Attack:
-        content = self.draw.choice([[], [{}], [{}, {}]])
-        form = self.draw.choice(["instances", "dataframe_records", "inputs"])
-        return self._attack("no columns", {form: content}, REFUSED)
-
-    def twice(self) -> Attack:
-        rows = self.draw.randint(1, 3)
-        cells = [["it is low", "it is high"]] * rows
-        content = {"dataframe_split": {"columns": ["text", "text"], "data": cells}}
-        return self._attack("column twice", content, REFUSED)
-
-    def said_twice(self) -> Attack:
-        body = json.dumps(self._request([self.row()], form="dataframe_records")).encode()
-        twice = body.replace(b'{"text"', b'{"text": "it is high", "text"', 1)
-        assert twice != body
-        return self._attack("key twice", twice, REFUSED)
-
-    def ragged(self) -> Attack:
-        content = self._request([self.row() for _ in range(3)], form="dataframe_split")
-        data = content["dataframe_split"]["data"]
-        place = self.draw.randrange(3)
-        data[place] = self.draw.choice([data[place][:-1], [*data[place], 1], [], "row", None, {}])
-        if self.draw.random() < 0.4:
-            content = self._request([self.row() for _ in range(3)], form="inputs")
-            content["inputs"]["text"].pop()
-        return self._attack("ragged", content, REFUSED)
-
-    def split_parts(self) -> Attack:
-        content = self._request([self.row()], form="dataframe_split")
-        part = content["dataframe_split"]
-        change = self.draw.choice(["columns", "data", "index", "extra"])
-        part[change] = self.draw.choice([7, "text", {"a": 1}, True])
-        return self._attack("split parts", content, REFUSED)
-
-    def wrong_type(self) -> Attack:
-        column = self.draw.choice(["text", "picture", "sound"])
-        value = self.draw.choice([7, 1e308, True, [1, 2], {"b64": "x"}, [], {}, -0.5, [[None]]])
-        rows = [self.row(), {**self.row(), column: value}]
-        return self._attack("wrong type", self._request(rows), REFUSED, rows=2)
-
-    def wrong_scalar(self) -> Attack:
-        content = {"inputs": {"text": "it is low", "age": [1.0, 2.0]}}
-        record = [self.row(), self.draw.choice([7, "x", None, [1]])]
-        form = self.draw.choice(["instances", "dataframe_records"])
-        return self._attack(
-            "cells beside lists", self.draw.choice([content, {form: record}]), REFUSED
-        )
-
-    def lists_of_text(self) -> Attack:
-        row = {name: [cell, cell] for name, cell in self.row().items()}
-        return self._attack("lists of texts", self._request([row], form="dataframe_split"), REFUSED)
-
-    def outside(self) -> Attack:
-        place = self.draw.choice([
-            "/etc/passwd", "file:///etc/passwd", "../../../../etc/passwd", "http://127.0.0.1:22/",
-            "http://169.254.169.254/latest/meta-data", "https://example.org/a.png", "s3://b/k",
-            "ftp://h/f", "gopher://h", "file://host/etc/passwd", "/proc/self/environ", "/dev/zero",
-            "pictures/1.png", "file:/etc/passwd", "FILE:///etc/passwd", "~/.ssh/id_rsa", "..", ".",
-            "pipe:0", "subfile:/etc/passwd", "concat:/etc/passwd", " ", "\0", "/", "//host/share",
-        ])  # fmt: skip
-        column = self.draw.choice(["picture", "sound"])
-        if self.roots and (place[0] in "p~." or ":/" in place[2:7]):
-            place = "/etc/passwd"  # a relative path, which may be one of those that are read
-        more = self.draw.choice([{}, {"params": {"base": "/etc"}}, {"params": {"base": "s3://b"}}])
-        return self._attack(
-            "files of the server", self._request([{**self.row(), column: place}], **more), REFUSED
-        )
-
-    def bare_base64(self) -> Attack:
-        row = self.row()
-        row["picture"] = "/" * self.roots + row["picture"].partition(",")[2]
-        return self._attack("base64 that is not marked", self._request([row]), REFUSED)
-
-    def large_file_name(self) -> Attack:
-        row = {
-            **self.row(),
-            "picture": "/" * self.roots + "a" * self.draw.choice([300, 5_000, 2_000_000]),
-        }
-        return self._attack("long names", self._request([row]), REFUSED)
-
-    def params(self) -> Attack:
-        value = self.draw.choice([7, [], "x", {"base": 7}, {"base": {}}, {"bas": "x"}, True])
-        return self._attack("params", self._request([self.row()], params=value), REFUSED)
-
-    def content_type(self) -> Attack:
-        found = self._attack("content type", self._request([self.row()]), REFUSED)
-        kind = self.draw.choice([
-            "text/csv", "text/plain", "application/vnd.apache.parquet", "multipart/form-data",
-            "application/json; charset=utf-16", "application/octet-stream",
-            "application/json; q=1", "", ";;",
-        ])  # fmt: skip
-        found.headers = {"Content-Type": kind}
-        return found
-
-    def digits(self) -> Attack:
-        count = self.draw.choice([5_000, 100_000])
-        body = b'{"dataframe_records":[{"text":"it is low","age":' + b"9" * count + b"}]}"
-        return self._attack("thousands of digits", body, REFUSED)
-
-    def half_pairs(self) -> Attack:
-        text = self.draw.choice(["\\ud800", "a\\udfff", "\\udc00\\ud800"])
-        column = self.draw.choice(["text", "picture", "ward"])
-        body = b'{"dataframe_records":[{"%s":"%s"}]}' % (column.encode(), text.encode())
-        return self._attack("halves of surrogates", body, REFUSED)
-
-    # What is a request, of payloads that are of no use.
-
-    def _one_bad(self, name: str, *, column: str, value: Any, modality: str) -> Attack:
-        rows = [
-            {**self.row(), column: value},
-            *(self.row() for _ in range(self.draw.randint(0, 2))),
-        ]
-        return self._attack(name, self._request(rows), BAD, rows=len(rows), bad=modality)
-
-    def _media(self) -> tuple[str, str, bytes]:
-        return self.draw.choice([("picture", "photo", self.png), ("sound", "voice", self.wav)])
-
-    def no_base64(self) -> Attack:
-        column, modality, content = self._media()
-        text = base64.b64encode(content).decode()
-        value = self.draw.choice([
-            "data:;base64," + text[: len(text) // 2 // 4 * 4 + 1], "data:;base64,%%%",
-            "data:,hello", "data:;base64", "data:", f"data:image/png,{text}", "DATA:;BASE64,====",
-            "data:;base64," + text.replace("A", "*", 1), "data:;base64," + text + "é",
-        ])  # fmt: skip
-        return self._one_bad("not base64", column=column, value=value, modality=modality)
-
-    def damaged_image(self) -> Attack:
-        cut = self.png[: self.draw.randrange(1, len(self.png) - 20)]
-        if self.draw.random() < 0.5:
-            changed = bytearray(self.png)
-            for _ in range(8):
-                changed[self.draw.randrange(8, 40)] ^= 0xFF
-            cut = bytes(changed)
-        return self._one_bad(
-            "damaged images", column="picture", value=data_uri(cut), modality="photo"
-        )
-
-    def damaged_sound(self) -> Attack:
-        cut = self.draw.choice([
-            self.wav[: self.draw.randrange(1, 44)], self.wav[:44], b"RIFF" + b"x" * 90,
-            self.wav[: self.draw.randrange(60, len(self.wav) - 50)],
-        ])  # fmt: skip
-        return self._one_bad(
-            "damaged sounds", column="sound", value=data_uri(cut), modality="voice"
-        )
-
-    def swapped_media(self) -> Attack:
-        column, modality, content = self._media()
-        other = self.wav if content is self.png else self.png
-        return self._one_bad(
-            "sound for image", column=column, value=data_uri(other), modality=modality
-        )
-
-    def empty_payload(self) -> Attack:
-        column, modality, _ = self._media()
-        if self.draw.random() < 0.4:
-            text = self.draw.choice(["", " ", "\n\t"])
-            return self._one_bad("empty payloads", column="text", value=text, modality="caption")
-        return self._one_bad(
-            "empty payloads", column=column, value=data_uri(b""), modality=modality
-        )
-
-    def bomb(self) -> Attack:
-        side = self.draw.choice([20_000, 60_000, 2**31 - 1])
-        return self._one_bad(
-            "decompression bombs",
-            column="picture",
-            value=data_uri(png_bomb(side)),
-            modality="photo",
-        )
-
-    def numbers(self) -> Attack:
-        row = self.row()
-        row["age"] = self.draw.choice([1e400, -1e400, "many", "1e999", [], {}, "x" * 9000])
-        expected = REFUSED if isinstance(row["age"], list | dict) else BAD
-        bad = None if expected == REFUSED else "about"
-        return self._attack("odd numbers", self._request([row]), expected, bad=bad)
-
-    def nothing_known(self) -> Attack:
-        nothing = self.draw.choice([None, float("nan")])
-        rows = [dict.fromkeys(self.rows[0], nothing)]
-        return self._attack("nothing known", self._request(rows), BAD, bad="caption")
-
-    def odd_text(self) -> Attack:
-        """No fault: any text is a text, whatever it looks like."""
-        text = self.draw.choice([
-            "{{7*7}}", "/etc/passwd", "data:;base64,AAAA", "file:///etc/passwd", "%s%n", "\0\0",
-            "'; DROP TABLE", "a" * 100_000, "😀" * 500, "NaN", "null", "\u202e", "=1+1",
-        ])  # fmt: skip
-        return self._attack("odd texts", self._request([{**self.row(), "text": text}]), "answered")
-
-
-FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-
-
-def png_bomb(side: int) -> bytes:
-    """A small PNG that says that it is so many pixels wide and high."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        crc = zlib.crc32(name + content).to_bytes(4, "big")
-        return len(content).to_bytes(4, "big") + name + content + crc
-
-    head = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    rows = zlib.compress(bytes(100_000))
-    ends = chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + ends
-
-
-class Server:
-    """A served model in a process of its own."""
-
-    def __init__(
-        self,
-        served: ServedModel,
-        *,
-        kind: str,
-        log: Path,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.kind = kind
-        self.port = free_port()
-        self.log = log
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        with open(log, "wb") as out:
-            self.process = subprocess.Popen(
-                [*self.command(kind), served.model, "--port", str(self.port)],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**served.environment(), **(environment or {}), "PATH": path},
-                cwd=served.folder,
-                start_new_session=True,
-            )
-        self.connection = self._connection()
-
-    @staticmethod
-    def command(kind: str) -> list[str]:
-        """How it is started, but for the model and its options."""
-        if kind == "sensorium":
-            return [sys.executable, "-m", "workflows", "serve"]
-        served = ["models", "serve", "--env-manager", "local", "-m"]
-        return [sys.executable, "-m", "mlflow", *served]
-
-    def _connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-
-    def wait(self, seconds: float = 180.0) -> None:
-        """Until it answers; RuntimeError, with its log, if it ends or does not."""
-        last = time.monotonic() + seconds
-        while time.monotonic() < last and self.process.poll() is None:
-            try:
-                self.connection.request("GET", "/ping")
-                if self.connection.getresponse().read() is not None:
-                    return
-            except OSError:
-                self.connection.close()
-                time.sleep(0.1)
-        raise RuntimeError(f"the server does not answer:\n{self.log.read_text()[-3000:]}")
-
-    def post(self, body: bytes, *, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-        """Status and body; status 0 if the connection broke."""
-        for again in (True, False):
-            try:
-                given = {"Content-Type": JSON} if headers is None else headers
-                self.connection.request("POST", "/invocations", body=body, headers=given)
-                response = self.connection.getresponse()
-                return response.status, response.read()
-            except (http.client.RemoteDisconnected, ConnectionError) as error:
-                # One that the server closed after an answer may be opened again, once.
-                self.connection.close()
-                if not again:
-                    return 0, repr(error).encode()
-        raise AssertionError
-
-    @property
-    def pid(self) -> int:
-        """Of the process that holds the model: that of the command, or of what it started."""
-        found = self.process.pid
-        while True:
-            children = Path(f"/proc/{found}/task/{found}/children").read_text().split()
-            if not children:
-                return found
-            found = int(children[-1])
-
-    def rss_mb(self) -> float:
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-    def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def stop(self) -> None:
-        self.connection.close()
-        os.killpg(self.process.pid, 15)
-        self.process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def load(served: ServedModel) -> Any:
-    """The model as anyone loads it, in this process."""
-    import mlflow
-
-    mlflow.set_tracking_uri(served.uri)
-    return mlflow.pyfunc.load_model(served.model)
-
-
 def cells(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as JSON has them."""
     return json.loads(rows.to_json(orient="records"))
-
-
-def form_of(rows: list[dict[str, Any]], form: str) -> dict[str, Any]:
-    """Rows that have all columns, in one of the forms of a request."""
-    match form:
-        case "dataframe_split":
-            return {form: {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}}
-        case "inputs":
-            return {form: {name: [row[name] for row in rows] for name in rows[0]}}
-    return {form: rows}
 
 
 def expected_answers(model: Any, rows: list[dict[str, Any]]) -> list[Any]:
@@ -546,42 +118,54 @@ def fuzz(
     requests: int,
     seed: int,
     model: Any,
+    clients: int = 1,
     roots: bool = False,
 ) -> Outcome:
     """Send that many malformed requests, and a right one between every ten.
 
-    If it has `roots`, the server reads some files, and relative paths may lead to one of them.
+    Each client has a connection of its own. If it has `roots`, the server reads some files, and
+    relative paths may lead to one of them.
     """
     rows = cells(served.inline())
-    fuzzer = Fuzzer(rows, seed=seed, roots=roots)
     right = []
     for number in range(8):
         some = [rows[(number * 3 + i) % len(rows)] for i in range(1 + number % 3)]
         right.append((some, expected_answers(model, some)))
     for some, _ in right:  # warm
         server.post(json.dumps({"dataframe_records": some}).encode())
-    outcome, begun = Outcome(), time.perf_counter()
+    outcome, begun, lock = Outcome(), time.perf_counter(), threading.Lock()
     every = max(1, requests // 100)
-    for number in range(requests):
-        attack = fuzzer.attack()
-        status, body = server.post(attack.body, headers=attack.headers)
-        outcome.sent += 1
-        outcome.statuses[status] += 1
-        fault = fault_of(attack, status, body)
-        if fault is not None:
-            outcome.by_kind[attack.name] += 1
-            outcome.faults.append(f"request {number}, {attack.name}: {fault}")
-        if number % 10 == 0:
-            some, wanted = right[number // 10 % len(right)]
-            content = fuzzer._request(some)
-            status, body = server.post(json.dumps(content).encode())
-            if status != 200 or json.loads(body)["predictions"] != wanted:
-                outcome.faults.append(f"right request after {number}: {status} {body[:300]!r}")
-                outcome.by_kind["right request"] += 1
-            outcome.right += 1
-        if number % every == 0:
-            outcome.rss_mb.append(server.rss_mb())
-            outcome.files.append(server.open_files())
+
+    def send(client: int) -> None:
+        fuzzer, own = Fuzzer(rows, seed=seed * 1000 + client, roots=roots), server.client()
+        for number in range(client, requests, clients):
+            attack = fuzzer.attack()
+            status, body = own.post(attack.body, headers=attack.headers)
+            fault = fault_of(attack, status, body)
+            wrong = None
+            if number % 10 == 0:
+                some, wanted = right[number // 10 % len(right)]
+                found, said = own.post(json.dumps(fuzzer._request(some)).encode())
+                if found != 200 or json.loads(said)["predictions"] != wanted:
+                    wrong = f"right request after {number}: {found} {said[:300]!r}"
+            with lock:
+                outcome.sent += 1
+                outcome.statuses[status] += 1
+                outcome.right += number % 10 == 0
+                if fault is not None:
+                    outcome.by_kind[attack.name] += 1
+                    outcome.faults.append(f"request {number}, {attack.name}: {fault}")
+                if wrong is not None:
+                    outcome.by_kind["right request"] += 1
+                    outcome.faults.append(wrong)
+                if number % every == 0:
+                    outcome.rss_mb.append(server.rss_mb())
+                    outcome.files.append(server.open_files())
+        own.connection.close()
+
+    with ThreadPoolExecutor(max_workers=clients) as pool:
+        for _ in pool.map(send, range(clients)):
+            pass
     outcome.seconds = time.perf_counter() - begun
     return outcome
 
@@ -590,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clients", type=int, default=1, help="connections at a time")
     parser.add_argument("--server", choices=("sensorium", "mlflow"), default="sensorium")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
@@ -605,28 +190,54 @@ def main() -> None:
                 served,
                 requests=options.requests,
                 seed=options.seed,
+                clients=options.clients,
                 model=load(served),
             )
             alive = server.process.poll() is None
         finally:
             server.stop()
             shutil.copy(folder / "server.log", Path(tempfile.gettempdir()) / "fuzz_serving.log")
-    growth, files = outcome.growth_mb, outcome.files[-1] - outcome.files[len(outcome.files) // 10]
-    print(
-        f"{outcome.sent:,} malformed requests to {options.server} in {outcome.seconds:.0f} s: "
-        f"{dict(outcome.statuses)}; {outcome.right:,} right ones in between; "
-        f"{len(outcome.faults)} faults"
-    )
-    print(
-        f"memory {outcome.rss_mb[0]:.0f} MB at first, {outcome.rss_mb[-1]:.0f} MB at last, "
-        f"{growth:+.1f} MB from the second tenth to the last; open files {outcome.files[0]} at "
-        f"first, {outcome.files[-1]} at last"
-    )
     for kind, count in outcome.by_kind.most_common():
         first = next(fault for fault in outcome.faults if f", {kind}:" in fault or kind in fault)
         print(f"  {count:6,} {kind}; the first: {first[:400]}")
-    if not alive or outcome.faults or growth > GROWTH_MB or files > FILES:
+    told(outcome, options=options, alive=alive)
+    if not alive or outcome.faults:
         raise SystemExit("the server has not stood it" if alive else "the server has ended")
+
+
+def told(outcome: Outcome, *, options: argparse.Namespace, alive: bool) -> None:
+    """The figures, on the terminal and, of many requests to our server, in RESULTS.md."""
+    files = outcome.files[-1] - outcome.files[len(outcome.files) // 10]
+    statuses = ", ".join(f"{code}: {n:,}" for code, n in sorted(outcome.statuses.items()))
+    report(
+        "fuzz_serving",
+        head=("server", "malformed", "right", "seconds", "statuses", "MB first → last", "files"),
+        rows=[
+            [
+                options.server + ("" if alive else ", which has ended"),
+                f"{outcome.sent:,}",
+                f"{outcome.right:,}",
+                f"{outcome.seconds:.0f}",
+                statuses,
+                f"{outcome.rss_mb[0]:.0f} → {outcome.rss_mb[-1]:.0f}",
+                f"{outcome.files[0]} → {outcome.files[-1]}",
+            ]
+        ],
+        targets=[
+            Target(what="not as they must be", limit=0, found=len(outcome.faults)),
+            Target(
+                what="memory, second tenth to last", limit=GROWTH_MB, found=outcome.growth_mb,
+                unit="MB",
+            ),
+            Target(what="further open files", limit=FILES, found=files),
+        ],
+        libraries=("mlflow", "starlette", "uvicorn"),
+        remarks=[
+            f"{several(options.clients, 'client')}, each over one connection; the right requests "
+            "are answered as `load_model(...).predict` answers them, to the last bit."
+        ],
+        write=options.server == "sensorium" and options.requests >= 10_000,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.fuzz_serving import Server, cells, form_of, load
+from benchmarks.fuzz_serving import cells
+from benchmarks.malformed_requests import form_of
 from benchmarks.measure import short
+from benchmarks.model_servers import Server, load
 from benchmarks.results import Target, report
 from benchmarks.served_model import ServedModel, make_served_model
 from features.payloads import open_payload

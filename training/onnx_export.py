@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 18
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 """Most that an answer may differ: of probabilities and vectors by itself, of numbers over the
-deviation of the targets."""
+deviation of the targets. The rounding of float32 alone comes to 4e-5 in deep transformers of large
+weights, and to some 1e-6 in others."""
 MOST_PATTERNS = 64
 """Subsets of modalities that are tried; of more, those of one and of all but one, and none."""
 TRIED = ((1, 1), (2, 3), (7, 5), (33, 2))
@@ -84,7 +85,10 @@ def check_onnx(graph: bytes, *, model: nn.Module, record: CandidateRecord) -> di
     runtime = import_extra("onnxruntime", extra="onnx")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # an operator that it does not have, a graph that is wrong
+        raise NotExportable(f"{record.name!r}: onnxruntime refuses the graph: {error}") from error
     scale = _scale(record)
     worst, patterns, rows = 0.0, 0, 0
     for present in presence_patterns(tuple(record.modalities)):
@@ -92,7 +96,13 @@ def check_onnx(graph: bytes, *, model: nn.Module, record: CandidateRecord) -> di
         for count, steps in TRIED:
             given = random_inputs(record, present=present, rows=count, steps=steps, seed=patterns)
             expected = _expected(model, record=record, given=given)
-            found = dict(zip([o.name for o in session.get_outputs()], session.run(None, given)))
+            try:
+                outputs = session.run(None, given)
+            except Exception as error:
+                raise NotExportable(
+                    f"{record.name!r}: onnxruntime fails for {count} rows: {error}"
+                ) from error
+            found = dict(zip([o.name for o in session.get_outputs()], outputs))
             for name, wanted in expected.items():
                 if found[name].shape != wanted.shape or not np.isfinite(found[name]).all():
                     raise NotExportable(

@@ -458,6 +458,9 @@ def _side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     """
     if len(rows) != 1 or not len(rows.columns):
         return rows
+    first: Any = rows.iat[0, 0]
+    if not isinstance(first, list):
+        return rows
     cells = rows.iloc[0].tolist()
     if not all(isinstance(cell, list) and all(isinstance(x, str) for x in cell) for cell in cells):
         return rows

@@ -98,7 +98,7 @@ def test_numbers_come_in_their_unit_and_another_answer_is_refused() -> None:
     (numbers,) = session.run(None, given)
     assert numbers.dtype == np.float64 and abs(numbers[:, 1].mean() + 40) < 40
     # Of targets of a slightly other scale: the check is not passed by what is merely near.
-    scale = {"mean": [3.0, -40.0], "std": [0.5, 20.002]}
+    scale = {"mean": [3.0, -40.0], "std": [0.5, 20.02]}
     other = dataclasses.replace(record, target_scale=scale)
     with pytest.raises(NotExportable, match=r"answers differ by up to \d"):
         check_onnx(made.graph, model=model, record=other)

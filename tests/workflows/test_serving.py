@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,15 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from benchmarks.fuzz_serving import FORMS, Server, cells, expected_answers, form_of, fuzz, load
+from benchmarks.fuzz_serving import cells, expected_answers, fuzz
+from benchmarks.malformed_requests import FORMS, form_of
+from benchmarks.model_servers import Server, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
 from tests.workflows.command import sensorium
 from workflows.serving.places import ROOTS, Places, places_of
 from workflows.serving.request import InvalidRequest, read_request
 
+pytestmark = pytest.mark.xdist_group("serving")
 SEED = 20
 SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 
@@ -113,7 +115,7 @@ def test_a_fuzz_neither_ends_nor_leaks_nor_misleads_it(
 ) -> None:
     print(f"seed {SEED}")
     server = servers["sensorium"]
-    outcome = fuzz(server, served, requests=300, seed=SEED, model=model, roots=True)
+    outcome = fuzz(server, served, requests=300, seed=SEED, model=model, clients=3, roots=True)
     assert outcome.faults == []
     assert outcome.statuses[200] > 30 and outcome.statuses[400] > 100
     assert outcome.right == 30 and server.process.poll() is None
@@ -304,21 +306,16 @@ def test_what_is_not_registered_is_neither_served_nor_exported(
         assert code == 1 and "did you mean 'served'" in " ".join(errors.split())
 
 
-@pytest.mark.slow
 def test_a_mismatched_encoder_is_found_before_the_first_request(
-    served: ServedModel, tmp_path: Path
+    served: ServedModel, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "from features.encoders.text import HashingSpec\nHashingSpec.version += 1\n"
-    )
-    environment = served.environment()
-    environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
-    done = subprocess.run(
-        [*Server.command("sensorium"), served.model], env=environment, capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "'caption'" in done.stderr and "embed and train again" in " ".join(done.stderr.split())
+    from features.encoders.text import HashingSpec
+
+    monkeypatch.setenv(ROOTS, "")
+    monkeypatch.setattr(HashingSpec, "version", HashingSpec.version + 1)
+    code, _, errors = sensorium(capsys, "serve", "served", "--tracking", served.uri)
+    errors = " ".join(errors.split())
+    assert code == 1 and "modality 'caption'" in errors and "embed and train again" in errors
 
 
 def test_content_in_a_uri_is_as_content_in_a_cell(model: Any, served: ServedModel) -> None:

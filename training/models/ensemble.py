@@ -116,7 +116,9 @@ class Filled(nn.Module):
             there[m] = there[m] | fills_B
             if m in steps:
                 first_T = torch.arange(steps[m].shape[1], device=fills_B.device) == 0
-                steps[m] = torch.where(fills_B[:, None], first_T, steps[m])
+                # As logic: onnxruntime has no `where` of booleans.
+                fills_B1 = fills_B[:, None]
+                steps[m] = (fills_B1 & first_T) | (~fills_B1 & steps[m])
                 drawn = made[m][:, None] * first_T[None, :, None]
                 given[m] = torch.where(fills_B[:, None, None], drawn, given[m])
             else:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from workflows.scoring import LoadedModel
 
 JSON = "application/json"
+MOST_AT_ONCE = 64
+"""Requests that are read or answered at a time; the next is told 503."""
 _log = logging.getLogger(__name__)
 
 
@@ -100,6 +102,7 @@ def serve(model: LoadedModel, *, host: str, port: int, most_bytes: int) -> None:
         log_level="warning",
         server_header=False,
         timeout_keep_alive=75,
+        limit_concurrency=MOST_AT_ONCE,
     )
 
 
