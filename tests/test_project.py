@@ -79,7 +79,7 @@ def third_party_imports(folder: Path) -> dict[str, str]:
                 names = [call[0]]
             for name in names:
                 top = name.split(".")[0]
-                if top not in sys.stdlib_module_names and top not in (*LAYERS, "tests"):
+                if top not in sys.stdlib_module_names and top not in (*LAYERS, "tests", "benchmarks"):
                     found.setdefault(top, str(path.relative_to(ROOT)))
     return found
 
