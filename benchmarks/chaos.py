@@ -48,7 +48,11 @@ candidates:
   - {{type: early}}
   - {{type: late, width: {width}, dropout: 0.1}}
 training:
-  {{workers: {workers}, max_epochs: {epochs}, patience: {epochs}, batch_size: 64, checkpoint_every: 1}}
+  workers: {workers}
+  max_epochs: {epochs}
+  patience: {epochs}
+  batch_size: 64
+  checkpoint_every: 1
 store: {root}/{name}/store
 tracking: {{experiment: {name}, model: {name}}}
 """
@@ -216,13 +220,16 @@ class World:
         killer.start()
         disturber.give_up = process.kill
         assert process.stdout is not None
-        for line in process.stdout:
-            ended.output += f"{disturber.clock():6.1f}  {line}"
-            stage = line.split(" ", 1)[0].strip()
-            if stage in STAGES and disturber.stage not in ("score", stage):
-                disturber.begin(stage)
-        code = process.wait()
-        killer.cancel()
+        try:
+            for line in process.stdout:
+                ended.output += f"{disturber.clock():6.1f}  {line}"
+                stage = line.split(" ", 1)[0].strip()
+                if stage in STAGES and disturber.stage not in ("score", stage):
+                    disturber.begin(stage)
+            code = process.wait()
+        finally:
+            process.kill()
+            killer.cancel()
         disturber.end()
         return code
 
