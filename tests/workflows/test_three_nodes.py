@@ -16,11 +16,11 @@ from tests.workflows.command import sensorium
 from tests.workflows.conftest import MlflowServer
 from tests.workflows.in_process import without_ray
 
-SMALL = Size(rows=200, scored=1200, epochs=6, width=16, workers=1, kills=1)
+SMALL = Size(rows=200, scored=1200, epochs=6, width=16, workers=2, kills=1)
 LOSSES = [
     Kill(stage="embed", share=1, worker=0, off=0.5, at="ShardEncoder"),
     Kill(stage="train", share=1, worker=0, off=0.5, at="RayTrainWorker"),
-    Kill(stage="score", share=1, worker=0, off=0.5, at="MapBatches(Actor)"),
+    Kill(stage="score", share=1, worker=0, off=0.5, at="MapWorker"),
 ]
 """A machine each, as soon as it is at work on that."""
 MOMENT = {"embed": 0.0, "train": 0.0, "score": 0.0}
