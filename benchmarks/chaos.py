@@ -48,7 +48,11 @@ candidates:
   - {{type: early}}
   - {{type: late, width: {width}, dropout: 0.1}}
 training:
-  {{workers: 2, max_epochs: {epochs}, patience: {epochs}, batch_size: 64, checkpoint_every: 1}}
+  workers: {workers}
+  max_epochs: {epochs}
+  patience: {epochs}
+  batch_size: 64
+  checkpoint_every: 1
 store: {root}/{name}/store
 tracking: {{experiment: {name}, model: {name}}}
 """
@@ -64,12 +68,14 @@ class Size:
     scored: int
     epochs: int
     width: int
+    workers: int
+    """Of the training."""
     kills: int
     """In each of embed, train and score."""
 
 
-WHOLE = Size(rows=500, scored=8_000, epochs=12, width=4096, kills=2)
-QUICK = Size(rows=240, scored=1_500, epochs=5, width=4096, kills=1)
+WHOLE = Size(rows=500, scored=8_000, epochs=12, width=4096, workers=2, kills=2)
+QUICK = Size(rows=240, scored=1_500, epochs=5, width=4096, workers=2, kills=2)
 
 
 def main() -> None:
@@ -152,7 +158,11 @@ class World:
     def write(self, name: str, *, folder: Path) -> tuple[tuple[str, ...], ...]:
         """The YAML of a pipeline, in a folder; the commands to type there."""
         text = PIPELINE.format(
-            name=name, root=self._root, epochs=self._size.epochs, width=self._size.width
+            name=name,
+            root=self._root,
+            epochs=self._size.epochs,
+            width=self._size.width,
+            workers=self._size.workers,
         )
         folder.mkdir()
         (folder / "chaos.yaml").write_text(text)
@@ -210,13 +220,16 @@ class World:
         killer.start()
         disturber.give_up = process.kill
         assert process.stdout is not None
-        for line in process.stdout:
-            ended.output += f"{disturber.clock():6.1f}  {line}"
-            stage = line.split(" ", 1)[0].strip()
-            if stage in STAGES and disturber.stage not in ("score", stage):
-                disturber.begin(stage)
-        code = process.wait()
-        killer.cancel()
+        try:
+            for line in process.stdout:
+                ended.output += f"{disturber.clock():6.1f}  {line}"
+                stage = line.split(" ", 1)[0].strip()
+                if stage in STAGES and disturber.stage not in ("score", stage):
+                    disturber.begin(stage)
+            code = process.wait()
+        finally:
+            process.kill()
+            killer.cancel()
         disturber.end()
         return code
 

@@ -150,7 +150,7 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
     then its own.
     """
     here = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node_id=here, soft=True)
+    return NodeAffinitySchedulingStrategy(node_id=here, soft=False)
 
 
 def machines() -> Sequence[Mapping[str, float]]:

@@ -65,6 +65,9 @@ def import_of_an_extra(node: ast.AST) -> tuple[str, str] | None:
     return None
 
 
+OURS = (*LAYERS, "tests", "benchmarks")
+
+
 def third_party_imports(folder: Path) -> dict[str, str]:
     """Top-level modules that are neither ours nor Python's, each with a file that imports it."""
     found: dict[str, str] = {}
@@ -79,8 +82,7 @@ def third_party_imports(folder: Path) -> dict[str, str]:
                 names = [call[0]]
             for name in names:
                 top = name.split(".")[0]
-                ours = (*LAYERS, "tests", "benchmarks")
-                if top not in sys.stdlib_module_names and top not in ours:
+                if top not in sys.stdlib_module_names and top not in OURS:
                     found.setdefault(top, str(path.relative_to(ROOT)))
     return found
 

@@ -205,7 +205,7 @@ def _mailbox(
     if on_round is None and on_progress is None:
         yield None
         return
-    placed = ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(Mailbox)
+    placed = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=beside_driver())
     mailbox: Any = placed.remote()
     over = threading.Event()
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +15,6 @@ from rich.markup import escape
 from features.commit import draft_snapshot
 from features.plan import Plan
 from features.snapshot import Snapshot
-from features.turns import Overtaken, Turn
 from training.candidate import CandidateRecord
 from training.search.walk import Search
 from workflows.cluster import Connection
@@ -24,6 +22,7 @@ from workflows.console import count, duration, progress, several
 from workflows.drift import print_planned_changes
 from workflows.embed import embed
 from workflows.outcome import DeadlinePassed, Outcome
+from workflows.overlap import OnOverlap, one_at_a_time
 from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.plan import check_trainable, plan_embedding, print_changed_code, print_work
 from workflows.promotion.outcome import Promotion
@@ -49,15 +48,6 @@ from workflows.verdict_table import print_verdict
 MOST_UNUSED = 12
 """Columns without a use that are named."""
 DEMO_RECIPE = "digits.yaml"
-WAIT_SECONDS = 5.0
-"""How often a run that waits for another looks whether that has ended."""
-
-
-OnOverlap = Literal["leave", "wait"]
-
-
-class LeftToAnother(Exception):
-    """Another run of the pipeline is at work, and this one was to leave it to that."""
 
 
 def run(
@@ -78,30 +68,23 @@ def run(
     outcome = outcome or Outcome()
     outcome.pipeline = pipeline.name
     begun = time.perf_counter()
-    lease = Turn(
-        pipeline.open_store().storage, name=f"run {pipeline.name}", what=f"run {pipeline.name}"
-    )
     try:
         # The lease is given back first: Ray takes its time to end, and whoever stops a job may not.
-        with stopping(deadline=deadline) as check, Connection() as connection, lease:
-
-            def confirm() -> None:
-                check()
-                lease.confirm()
-
-            while True:
-                _take_turn(lease, on_overlap=on_overlap, outcome=outcome, console=console)
-                try:
-                    promotion, changed = _stages(
-                        pipeline,
-                        connection=connection,
-                        confirm=confirm,
-                        outcome=outcome,
-                        console=console,
-                    )
-                    break
-                except Overtaken:
-                    console.print("         another run has been at work meanwhile; looking again")
+        with stopping(deadline=deadline) as check, Connection() as connection:
+            promotion, changed = one_at_a_time(
+                pipeline,
+                lambda confirm: _stages(
+                    pipeline,
+                    connection=connection,
+                    confirm=confirm,
+                    outcome=outcome,
+                    console=console,
+                ),
+                on_overlap=on_overlap,
+                check=check,
+                outcome=outcome,
+                console=console,
+            )
     except OutOfTime:
         assert deadline is not None, "there is no other way to run out of time"
         raise DeadlinePassed(
@@ -115,26 +98,6 @@ def run(
         outcome.status = "refused" if promotion.refused and promotion.changed else "done"
         console.print(f"\nDone in {_since(begun)}.")
     return promotion
-
-
-def _take_turn(lease: Turn, *, on_overlap: OnOverlap, outcome: Outcome, console: Console) -> None:
-    """Return when no other run of the pipeline is at work; LeftToAnother if one is, and so wished.
-
-    The turn itself is taken when there is something to change.
-    """
-    if on_overlap == "leave":
-        who = lease.look()
-        if who is not None:
-            raise LeftToAnother(
-                f"another run is at work, and this one leaves it to that: {who} (`--on-overlap "
-                "wait` would wait for its end)"
-            )
-        return
-    with outcome.stage("wait"):
-        lease.wait(
-            every=WAIT_SECONDS,
-            on_wait=lambda who: console.print(f"[bold]run[/bold]      waiting for {escape(who)}"),
-        )
 
 
 def _stages(
@@ -166,8 +129,6 @@ def _stages(
             outcome=outcome,
         )
     with outcome.stage("promote"):
-        if embedded.changed or done.changed:
-            confirm()
         promotion = _promote(
             pipeline, snapshot=snapshot, records=done.records, console=console, confirm=confirm
         )
@@ -256,7 +217,13 @@ def _print_unused(plan: Plan, *, pipeline: Pipeline, console: Console) -> None:
         console.print(f"[dim]         columns not used: {names}{more}[/dim]", soft_wrap=True)
 
 
-def promote_last(pipeline: Pipeline, *, dry_run: bool, console: Console) -> Promotion:
+def promote_last(
+    pipeline: Pipeline,
+    *,
+    dry_run: bool,
+    console: Console,
+    confirm: Callable[[], None] | None = None,
+) -> Promotion:
     """Stage 3 alone, on the last snapshot; StageError if a candidate is not fitted yet."""
     snapshot = last_snapshot(pipeline)
     return _promote(
@@ -265,6 +232,7 @@ def promote_last(pipeline: Pipeline, *, dry_run: bool, console: Console) -> Prom
         records=_fitted(pipeline, snapshot=snapshot).records,
         dry_run=dry_run,
         console=console,
+        confirm=confirm,
     )
 
 

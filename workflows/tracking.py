@@ -160,26 +160,35 @@ def log_training(
     log_model: LogModel,
     on_event: Callable[[str], None],
     searches: Mapping[str, Mapping[str, Any]] | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> LoggedTraining:
     """Record a training: a parent run, and a child for each candidate; what is there is kept.
 
     `description` is the pipeline as JSON; it becomes parameters and an artifact of the parent.
     `searches` are what each search tried and found, as JSON by name: artifacts of the parent. Their
     trials that were stopped have no runs, since there is no model of them.
-    A candidate that failed has a run of status FAILED with its reason, and no model.
+    A candidate that failed has a run of status FAILED with its reason, and no model. `confirm` is
+    called before anything is written, if something is to be; it may raise.
     """
     digest = training_digest(name=name, snapshot=snapshot, records=records)
     described = without_passwords(dict(description))
-    experiment_id = _experiment(client, name=experiment, uri=uri)
-    parent = _run(client, experiment_id, {"training": digest, "role": "pipeline"}, name=name)
+    marks = {"training": digest, "role": "pipeline"}
+    known = client.get_experiment_by_name(experiment)
+    found = None if known is None else _find(client, str(known.experiment_id), marks)
+    if confirm is not None and (found is None or not _is_complete(found)):
+        confirm()
+    experiment_id = (
+        _experiment(client, name=experiment, uri=uri) if known is None else str(known.experiment_id)
+    )
+    parent = found or _run(client, experiment_id, marks, name=name)
     if not _is_complete(parent):
         tags = {"snapshot": snapshot.id, "pipeline": name}
         _log(client, parent, params=flat(described), tags=tags, metrics=[])
         _log_snapshot(client, parent, store=store, snapshot=snapshot)
         client.log_dict(parent.info.run_id, described, "pipeline.json")
         for title, search in (searches or {}).items():
-            found = without_passwords(dict(search))
-            client.log_dict(parent.info.run_id, found, f"searches/{clean(title)}.json")
+            whole = without_passwords(dict(search))
+            client.log_dict(parent.info.run_id, whole, f"searches/{clean(title)}.json")
     changed = not _is_complete(parent)
     runs, models = {}, {}
     for record in records:

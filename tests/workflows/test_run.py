@@ -9,16 +9,21 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from features import turns
 from features.lease import LeaseLost
 from features.quarantine import QuarantineCount
 from features.storage import LocalStorage
 from features.turns import Turn
+from tests.workflows.command import sensorium
+from workflows import overlap
 from workflows import run as run_module
 from workflows.cli import main
 from workflows.commands.ending import status_of
@@ -117,6 +122,16 @@ def another(story):
         yield lease
 
 
+def end_when_waited_for(turn, patch):
+    """End a turn as soon as somebody waits for that."""
+
+    def sleep(seconds):
+        assert seconds == overlap.WAIT_SECONDS
+        turn.end()
+
+    patch.setattr(turns, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+
+
 @pytest.fixture
 def file(story):
     return story.folder / "shapes.yaml"
@@ -185,12 +200,26 @@ def test_a_run_leaves_it_to_another_that_is_at_work(file, another):
     assert told["rows"] is None, "it has not looked at the table"
 
 
+@pytest.mark.parametrize("stage", ["embed", "train", "promote"])
+def test_a_stage_by_itself_is_a_run_too(file, another, capsys, monkeypatch, stage):
+    before = files(file.parent)
+    code, out, err = sensorium(capsys, stage, file)
+    assert (code, err) == (0, "") and "another run is at work" in out
+    assert files(file.parent) == before
+    end_when_waited_for(another, monkeypatch)
+    code, out, err = sensorium(capsys, stage, file, "--on-overlap", "wait")
+    assert (code, err) == (0, "") and "waiting for the other run on " in out
+    assert "nothing to do" in out or "is the champion already" in out, out
+
+
+def test_a_dry_run_is_in_nobody_s_way(file, another, capsys):
+    code, out, _ = sensorium(capsys, "promote", file, "--dry-run")
+    assert code == 0 and "another run" not in out and "champion" in out
+
+
 def test_a_run_waits_for_another_and_then_does_what_is_left(file, another, monkeypatch):
-    monkeypatch.setattr(run_module, "WAIT_SECONDS", 0.05)
-    timer = threading.Timer(0.3, another.end)
-    timer.start()
+    end_when_waited_for(another, monkeypatch)
     code, said, told = call(file, "--on-overlap", "wait")
-    timer.join()
     assert (code, told["status"]) == (0, "unchanged"), said
     assert "waiting for the other run on " in said
     assert told["seconds"]["wait"] > 0

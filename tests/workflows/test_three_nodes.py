@@ -16,13 +16,13 @@ from tests.workflows.command import sensorium
 from tests.workflows.conftest import MlflowServer
 from tests.workflows.in_process import without_ray
 
-SMALL = Size(rows=200, scored=1200, epochs=6, width=16, kills=1)
+SMALL = Size(rows=200, scored=1200, epochs=6, width=16, workers=2, kills=1)
 LOSSES = [
     Kill(stage="embed", share=1, worker=0, off=0.5, at="ShardEncoder"),
     Kill(stage="train", share=1, worker=0, off=0.5, at="RayTrainWorker"),
     Kill(stage="score", share=1, worker=0, off=0.5, at="MapWorker"),
 ]
-"""A machine each, once it has been at work on that for a moment."""
+"""A machine each, as soon as it is at work on that."""
 MOMENT = {"embed": 0.0, "train": 0.0, "score": 0.0}
 
 
@@ -47,6 +47,7 @@ def test_machines_that_are_lost_at_work_change_nothing(
     }
     with world(root, size=SMALL, environment=place) as here:
         ended = here.run("lost", kills=LOSSES, usual=MOMENT)
+    assert ended.codes == [0, 0], ended.output
     assert [line.split(" of ")[1].split(",")[0] for line in ended.kills] == [
         "embed", "train", "score",
     ], ended.output  # fmt: skip

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 
 import boto3
 import numpy as np
@@ -23,6 +24,7 @@ from features.storage import LocalStorage, open_storage
 from features.store import Store
 from features.stored_embeddings import read_embeddings
 from features.verification import verify
+from tests.conftest import BUCKET, make_bucket
 from tests.workflows.command import sensorium
 from workflows.cluster import Connection
 from workflows.pipeline import StageError, load_pipeline
@@ -277,7 +279,11 @@ store: {store}
 
 
 @pytest.mark.slow
-def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(s3_root, tmp_path):
+def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(s3_endpoint, tmp_path, monkeypatch):
+    """On a real server if there is one; a whole pipeline is run on moto's elsewhere."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    make_bucket(BUCKET)
+    s3_root = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     photos = f"{s3_root}-photos"
     bucket, _, prefix = photos.removeprefix("s3://").partition("/")
     drawn = np.random.default_rng(0).integers(0, 256, (90, 40, 30, 3), dtype=np.uint8)

@@ -39,7 +39,7 @@ def told(outcome: Outcome, *, as_json: bool, console: Console) -> Iterator[None]
 
     A run that was left to another is a good end.
     """
-    from workflows.run import LeftToAnother
+    from workflows.overlap import LeftToAnother
 
     code = 0
     try:

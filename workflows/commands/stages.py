@@ -49,31 +49,59 @@ def embed(
     retry: Annotated[
         bool, typer.Option("--retry", help="Try the payloads in quarantine again.")
     ] = False,
+    on_overlap: OnOverlap = "leave",
 ) -> None:
     """Stage 1: compute the embeddings that are not in the store, and commit a snapshot."""
     from workflows.cluster import Connection
     from workflows.embed import embed as run_embed
+    from workflows.outcome import Outcome
+    from workflows.overlap import one_at_a_time
     from workflows.pipeline import load_pipeline
     from workflows.stopping import stopping
 
-    loaded = load_pipeline(pipeline)
-    with stopping(), Connection() as connection:
-        run_embed(loaded, connection=connection, console=make_console(), retry=retry)
+    console = make_console()
+    with told(Outcome(), as_json=False, console=console):
+        loaded = load_pipeline(pipeline)
+        with stopping() as check, Connection() as connection:
+            one_at_a_time(
+                loaded,
+                lambda confirm: run_embed(
+                    loaded, connection=connection, console=console, retry=retry, confirm=confirm
+                ),
+                on_overlap=on_overlap,
+                check=check,
+                console=console,
+            )
 
 
 @command(panel=STAGES, example="sensorium train pipeline.yaml")
-def train(pipeline: PipelineFile) -> None:
+def train(pipeline: PipelineFile, on_overlap: OnOverlap = "leave") -> None:
     """Stage 2: fit the candidates that are not yet fitted to the last snapshot."""
     from workflows.cluster import Connection
+    from workflows.outcome import Outcome
+    from workflows.overlap import one_at_a_time
     from workflows.pipeline import load_pipeline
     from workflows.stopping import stopping
     from workflows.train import last_snapshot
     from workflows.train import train as run_train
 
-    loaded = load_pipeline(pipeline)
-    snapshot = last_snapshot(loaded)
-    with stopping(), Connection() as connection:
-        run_train(loaded, snapshot=snapshot, connection=connection, console=make_console())
+    console = make_console()
+    with told(Outcome(), as_json=False, console=console):
+        loaded = load_pipeline(pipeline)
+        with stopping() as check, Connection() as connection:
+            one_at_a_time(
+                loaded,
+                lambda confirm: run_train(
+                    loaded,
+                    snapshot=last_snapshot(loaded),
+                    connection=connection,
+                    console=console,
+                    confirm=confirm,
+                ),
+                on_overlap=on_overlap,
+                check=check,
+                console=console,
+            )
 
 
 @command(panel=STAGES, example="sensorium promote pipeline.yaml --dry-run")
@@ -82,13 +110,29 @@ def promote(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Judge, but register and move nothing.")
     ] = False,
+    on_overlap: OnOverlap = "leave",
 ) -> None:
     """Stage 3: record the runs, register the winner, and make it champion if the gate passes."""
+    from workflows.outcome import Outcome
+    from workflows.overlap import one_at_a_time
     from workflows.pipeline import load_pipeline
     from workflows.run import promote_last
 
-    promotion = promote_last(load_pipeline(pipeline), dry_run=dry_run, console=make_console())
-    exit_by_gate(promotion, dry_run=dry_run)
+    console = make_console()
+    with told(Outcome(), as_json=False, console=console):
+        loaded = load_pipeline(pipeline)
+        if dry_run:  # it changes nothing, and is in nobody's way
+            promotion = promote_last(loaded, dry_run=True, console=console)
+        else:
+            promotion = one_at_a_time(
+                loaded,
+                lambda confirm: promote_last(
+                    loaded, dry_run=False, console=console, confirm=confirm
+                ),
+                on_overlap=on_overlap,
+                console=console,
+            )
+        exit_by_gate(promotion, dry_run=dry_run)
 
 
 @command(panel=STAGES, example="sensorium run pipeline.yaml --deadline 2h --json")

@@ -52,7 +52,7 @@ def promote(
 
     A champion whose encoders are not the snapshot's answers the rows of the pipeline's table,
     or those that `raw_rows` gives. A dry run judges, and writes nothing. `confirm` is called
-    before the alias moves; it may raise.
+    before anything is recorded or registered, and before the alias moves; it may raise.
 
     Raises StageError if no candidate was fitted, no test row is labelled, the champion cannot
     be asked (its encoders or the table have changed), or other jobs were quicker again and again.
@@ -159,8 +159,8 @@ def _promote(
     say: OnEvent,
     confirm: Callable[[], None],
 ) -> Promotion:
-    logged = _record(contest, client=client, records=records, say=say)
-    version, registered = _register(contest, client=client, logged=logged, say=say)
+    logged = _record(contest, client=client, records=records, say=say, confirm=confirm)
+    version, registered = _register(contest, client=client, logged=logged, say=say, confirm=confirm)
     changed = logged.changed or registered
     for left in reversed(range(ATTEMPTS)):
         try:
@@ -187,7 +187,12 @@ def _promote(
 
 
 def _record(
-    contest: Contest, *, client: MlflowClient, records: Sequence[CandidateRecord], say: OnEvent
+    contest: Contest,
+    *,
+    client: MlflowClient,
+    records: Sequence[CandidateRecord],
+    say: OnEvent,
+    confirm: Callable[[], None],
 ) -> tracking.LoggedTraining:
     def log_model(record: CandidateRecord) -> str:
         from workflows import scoring
@@ -207,17 +212,24 @@ def _record(
         log_model=log_model,
         on_event=say,
         searches=kept_searches(pipeline, store=contest.store, snapshot=contest.snapshot),
+        confirm=confirm,
     )
 
 
 def _register(
-    contest: Contest, *, client: MlflowClient, logged: tracking.LoggedTraining, say: OnEvent
+    contest: Contest,
+    *,
+    client: MlflowClient,
+    logged: tracking.LoggedTraining,
+    say: OnEvent,
+    confirm: Callable[[], None],
 ) -> tuple[ModelVersion, bool]:
     """The winner's version, and whether it was registered just now."""
     pipeline, winner = contest.pipeline, contest.winner
     known = registry.find_version(client, model=pipeline.model, key=contest.key)
     if known is not None:
         return known, False
+    confirm()
     inputs = contest.inputs(winner)
     version = registry.register(
         client,
