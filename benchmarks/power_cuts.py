@@ -16,6 +16,8 @@ MOST_FAILURES = 5
 """How often machines may fail to start, in a run."""
 MOST_SHARE = 0.9
 """Later moments may not come about: a stage does not always take as long."""
+WORKERS = {"embed": "ShardEncoder", "train": "RayTrainWorker", "score": "MapWorker"}
+"""What works in each stage that works on the cluster, as Ray calls it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +35,25 @@ class Kill:
 
     @classmethod
     def drawn(cls, draw: random.Random, *, each: int) -> list[Kill]:
-        """So many in each stage that works on the cluster, at random moments, on either machine."""
-        return [
-            cls(
-                stage=stage,
-                share=draw.uniform(0, MOST_SHARE),
-                worker=draw.randrange(2),
-                off=draw.uniform(*OFF_SECONDS),
-            )
-            for stage in ("embed", "train", "score")
-            for _ in range(each)
-        ]
+        """So many in each stage that works on the cluster, at random moments.
+
+        Every other one is of either machine, whatever that is at; the others wait until a machine
+        is at work, and take that.
+        """
+        found = []
+        for stage, worker in WORKERS.items():
+            for number in range(each):
+                at_work = number % 2 == 0
+                found.append(
+                    cls(
+                        stage=stage,
+                        share=draw.uniform(0, MOST_SHARE / 2 if at_work else MOST_SHARE),
+                        worker=draw.randrange(2),
+                        off=draw.uniform(*OFF_SECONDS),
+                        at=worker if at_work else None,
+                    )
+                )
+        return found
 
 
 @dataclass(kw_only=True)
@@ -54,6 +64,8 @@ class Ended:
     """By stage."""
     kills: list[str] = field(default_factory=list)
     """When a machine was switched off, and what it was at."""
+    at_work: set[str] = field(default_factory=set)
+    """The stages in which a machine was lost that was at their work."""
     output: str = ""
     codes: list[int] = field(default_factory=list)
     found: dict[str, str] = field(default_factory=dict)
@@ -148,6 +160,8 @@ class Disturber:
             f"{', '.join(lost) or 'nothing'}"
         )
         self._ended.kills.append(said)
+        if WORKERS.get(stage, "") in " ".join(lost) and stage in WORKERS:
+            self._ended.at_work.add(stage)
         self._ended.output += f"{self.clock():6.1f}  -- {said}\n"
 
     def _doomed(self, kill: Kill) -> Machine | None:
