@@ -131,7 +131,7 @@ def main() -> None:
         remarks=[
             f"Seed {options.seed}: {size.kills} losses in each of embed, train and score, at "
             "random moments, of two workers with a CPU each, one of them of a machine that is at "
-            "the stage's work; a machine comes back after 0.5–4 s. Other processes had the CPUs too."
+            "the stage's work; a machine comes back after 0.5–4 s. The CPUs were shared."
         ],
         write=not options.quick,
     )

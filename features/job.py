@@ -49,6 +49,9 @@ SCALES_TO = "SENSORIUM_SCALES_TO"
 """Names the variable that says to which machines the cluster can grow."""
 LOADS = 2
 """How often an actor begins to load an encoder that ends its process: once may be chance."""
+MOST_LOADS = 6
+"""How often it does where machines are lost, too: where each load takes its machine down, an
+autoscaler would buy one after another."""
 EXPECTED = (SourceError, OSError, ImportError, BrokenEncoder, MemoryError)
 """What is raised as the worker raised it; its message is for the one who started the job."""
 
@@ -308,6 +311,13 @@ class ShardEncoder:
         died = ray.get(self._attempts.begin_load.remote(encoder, actor, node))
         # A machine that was lost, as spot machines are, has taken a process with it for no fault.
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} if died else set()
+        if len(died) >= MOST_LOADS:
+            raise BrokenEncoder(
+                f"modality {modality!r}: {len(died)} processes or machines were lost while they "
+                f"loaded the encoder {spec.type!r}, so it is not tried again. Where a machine goes "
+                "down with each load, it has too little memory for the model; where machines are "
+                "taken away as often, the next run goes on from here"
+            )
         if sum(node in alive for node in died) >= LOADS:
             raise BrokenEncoder(
                 f"modality {modality!r}: the process was ended {LOADS} times while it loaded the "

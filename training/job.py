@@ -55,6 +55,7 @@ def fit(
     payloads: PayloadSource | None = None,
     on_round: Callable[[RoundProgress], None] | None = None,
     on_progress: Callable[[FitProgress], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> Standing:
     """Fit what an agenda holds and the store does not; where that leaves it.
 
@@ -63,7 +64,8 @@ def fit(
     failed, and the others go on. TrainingError if the cluster is too small or no candidate can be
     trained on the data; and, after the others, if a candidate's own code raises: it is not
     recorded, so that it is tried again once the code is mended. Besides, the errors of
-    `Agenda.standing`. `payloads` is for candidates whose encoders are tuned.
+    `Agenda.standing`. `payloads` is for candidates whose encoders are tuned; `on_wait`
+    is told what is waited for where the cluster has lost machines.
     """
     store = Store(open_storage(store_root))
     snapshot = store.read_snapshot(snapshot_id)
@@ -74,7 +76,7 @@ def fit(
         # A job that was killed after its last candidate has left its checkpoints.
         _forget_run(store, name=name)
         return standing
-    gpu = _check_resources(agenda.training.workers)
+    gpu = _check_resources(agenda.training.workers, on_wait=on_wait)
     with _mailbox(on_round, on_progress) as mailbox:
         _run(
             name,
@@ -98,13 +100,13 @@ def fit(
     return standing
 
 
-def _check_resources(workers: int) -> bool:
+def _check_resources(workers: int, *, on_wait: Callable[[str], None] | None = None) -> bool:
     """Whether every worker can have a GPU; TrainingError if it cannot even have a CPU.
 
     Ray would wait for resources that never come, without a word. A cluster that has lost machines
     may be about to get others, and is given LOST_SECONDS for it.
     """
-    end = time.monotonic() + LOST_SECONDS
+    end, told = time.monotonic() + LOST_SECONDS, False
     while True:
         resources = machines()
         cpus = int(sum(machine.get("CPU", 0) for machine in resources))
@@ -118,6 +120,12 @@ def _check_resources(workers: int) -> bool:
                 f"{cpus}{after}; lower it, or add nodes (a cluster that grows says so in "
                 f"{SCALES_TO})"
             )
+        if not told and on_wait is not None:
+            on_wait(
+                f"waiting for another machine in the place of one that was lost: {workers} workers "
+                f"need a CPU each, and there are {cpus} (for {LOST_SECONDS:.0f} s at most)"
+            )
+        told = True
         time.sleep(POLL_SECONDS)
     return int(sum(machine.get("GPU", 0) for machine in resources)) >= workers
 

@@ -297,6 +297,7 @@ def _fit(
                 else None,
                 on_round=on_round,
                 on_progress=on_progress,
+                on_wait=lambda text: console.print(f"         {escape(text)}"),
             )
         except TrainingError as error:
             raise StageError(str(error)) from error

@@ -50,6 +50,13 @@ def test_a_load_that_ends_with_its_machine_is_no_fault_of_the_encoder(load: Any)
     assert load("f", alive="f", dying=False).dim == 8
 
 
+def test_an_encoder_that_takes_each_machine_down_is_not_loaded_for_ever(load: Any) -> None:
+    for number in range(features.job.MOST_LOADS):
+        load("abcdef"[number % 6], alive="")
+    with pytest.raises(BrokenEncoder, match="6 processes or machines were lost while they"):
+        load("a", alive="a")
+
+
 def test_one_that_ends_where_the_machine_goes_on_is(load: Any) -> None:
     load("a", alive="ab")
     load("b", alive="ab")

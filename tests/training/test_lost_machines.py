@@ -36,8 +36,10 @@ def test_another_machine_is_waited_for_in_the_place_of_a_lost_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waited = cluster(monkeypatch, (1, 1), (1, 1), (2, 1))
-    assert _check_resources(2) is False
+    told: list[str] = []
+    assert _check_resources(2, on_wait=told.append) is False
     assert len(waited) == 2
+    assert len(told) == 1 and "2 workers need a CPU each, and there are 1" in told[0]
 
 
 def test_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
