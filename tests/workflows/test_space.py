@@ -287,6 +287,30 @@ def test_the_table_in_the_terminal_says_how_it_was_searched(
     assert "Nearest to “a flat bar”" in text and text.count('<li class="card') == 4
 
 
+def test_a_page_that_was_there_stays_until_the_new_one_is_whole(
+    space: Space,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = tmp_path / "found.html"
+    page.write_text("of before")
+
+    def failing(*_: object, **__: object) -> str:
+        assert page.read_text() == "of before"
+        raise OSError("the disk is full")
+
+    command = ["search", "drawings.yaml", "a flat bar", "-k", "2", "--html", page]
+    with monkeypatch.context() as patch:
+        patch.setattr("workflows.reporting.search_page.render", failing)
+        code, _, errors = sensorium(capsys, *command)
+    assert code == 1 and "the disk is full" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["found.html"]
+    assert page.read_text() == "of before"
+    assert sensorium(capsys, *command)[0] == 0 and "Nearest to" in page.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["found.html"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -309,6 +333,7 @@ def test_the_table_in_the_terminal_says_how_it_was_searched(
         (["hello", "--snapshot", "ffff"], 2, "no snapshot begins with 'ffff'"),
         (["hello", "--store", "elsewhere"], 1, "was fitted to is not in"),
         (["hello", "--html", "nowhere/page.html"], 2, "a file in a folder that is there"),
+        (["hello", "--html", f"{'long' * 80}.html"], 2, "no file can be written there (File name"),
         (["s3://no_bucket!/x.png"], 2, "not of the form s3://BUCKET/KEY"),
     ],
 )
