@@ -465,7 +465,7 @@ def test_one_rule_says_which_model_a_person_means(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("other.yaml").write_text(
-        "name: other\ndataset: {path: t.csv, split: s}\ncandidates: [{type: early}]\n"
+        "name: other\ndataset: {path: t.csv, split: s}\ncandidates: [{type: single, modality: a}]\n"
         "features: {a: {column: a, encoder: {type: hashing}}}\ntask: {target: y}\n"
         "tracking: {uri: 'sqlite:///here.db', model: named}\n"
     )
