@@ -24,9 +24,9 @@ from features.decoders.base import DEFAULT_LIMITS
 from tests.workflows.test_report import CHROMIUM
 from workflows.reporting.search_page import render
 from workflows.space.found import Found
-from workflows.space.index import EXACT, Recall
 from workflows.space.preview import BARS, preview
 from workflows.space.query import Query
+from workflows.space.recall import EXACT, Recall
 from workflows.space.searching import Answer
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>'
@@ -91,6 +91,7 @@ def answer(some: list[Found], *, query: str = "a round thing", **options: Any) -
         "snapshot": "a" * 32,
         "dataset": "things",
         "found": some,
+        "wanted": len(some),
         "searched": dict.fromkeys(COLUMNS, 1200),
         "recall": dict.fromkeys(COLUMNS, EXACT),
         "seconds": 0.012,
@@ -182,7 +183,7 @@ def test_the_page_has_thumbnails_players_and_reasons(page: str) -> None:
 
 
 def test_a_recall_that_was_measured_says_by_what(page: str) -> None:
-    measured = {"caption": Recall(share=0.9712, at=10, queries=100, of="photo")}
+    measured = {"caption": Recall(share=0.9712, at=10, exact=False, queries=100, of="photo")}
     shown = answer([found("caption", "x")], searched={"caption": 5}, recall=measured)
     said = " ".join(Tags(page_of(shown)).text.split())
     assert "Recall@10 0.971 against exact search, by 100 samples of photo" in said

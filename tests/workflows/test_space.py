@@ -22,7 +22,7 @@ from training.candidate import plan_candidates
 from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion.promote import promote
-from workflows.space import parts, searching
+from workflows.space import cells, index, parts, recall, searching
 
 YAML = """
 name: drawings
@@ -244,6 +244,87 @@ def test_payloads_that_repeat_are_found_once(space: Space, search: Any) -> None:
     results = search("the very same", *options)["results"]
     assert results[0]["sample_id"] == "s000" and results[0]["repeats"] == 119
     assert len({r["what"] for r in results}) == 4 == len(results)
+
+
+def test_fewer_payloads_than_are_wanted_are_said_to_be_all(
+    space: Space, search: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_parquet("table.parquet")
+    table["text"] = ["one", "two", "three"] * (len(table) // 3)
+    table.to_parquet("table.parquet")
+    embedded(space.pipeline, space.store)
+    options = ("two", "--snapshot", "latest", "--in", "caption")
+    found = search(*options)
+    assert sorted(r["what"] for r in found["results"]) == ["one", "three", "two"]
+    assert [r["repeats"] for r in found["results"]] == [len(table) // 3 - 1] * 3
+    assert found["results"][0]["what"] == "two" and found["wanted"] == 10
+    for way, why in (("exact", "no more payloads differ"), ("cells", "no more that differ in the")):
+        _, said, _ = sensorium(capsys, "search", "drawings.yaml", *options, "--index", way)
+        assert f"; 3 found instead of 10: {why}" in said.replace("there are ", "")
+
+
+def test_a_search_looks_once_at_what_is_there_of_each_index(
+    space: Space, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search("a flat bar")
+    planned: list[str] = []
+    listed: list[str] = []
+    parts_of, list_folder = index.parts_of, LocalStorage.list
+    monkeypatch.setattr(
+        index, "parts_of", lambda *a, **o: planned.append(o["modality"]) or parts_of(*a, **o)
+    )
+    monkeypatch.setattr(
+        LocalStorage, "list", lambda self, path: listed.append(path) or list_folder(self, path)
+    )
+    search("a flat bar")
+    assert planned == ["caption", "photo"]
+    assert len([path for path in listed if path.startswith("indexes")]) == 2
+
+
+def test_recall_is_measured_part_by_part_where_parts_are_made(
+    space: Space, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "LEAST", 8)
+    monkeypatch.setattr(cells, "PROBES", 1)
+    one_by_one, asked, given = recall.search, [], []
+
+    def watched(store: Store, parts: Any, **options: Any) -> Any:
+        asked.append(len(parts))
+        given.append(options["queries"])
+        return one_by_one(store, parts, **options)
+
+    monkeypatch.setattr(recall, "search", watched)
+    made: list[Any] = []
+    make_index = searching.make_index
+    monkeypatch.setattr(
+        searching, "make_index", lambda *a, **o: made.append(make_index(*a, **o)) or made[-1]
+    )
+    found = search("a flat bar", "--index", "cells", "--in", "photo")
+    assert set(asked) == {1} and len(asked) == 2 * len(made[0].parts) > 4
+    exact, by_cells = (
+        one_by_one(space.store, made[0].parts, queries=given[0], k=10, by_cells=by_cells)
+        for by_cells in (False, True)
+    )
+    expected = recall.recall(exact, found=by_cells)
+    assert 0.2 < expected < 1
+    told = {"share": pytest.approx(expected), "at": 10, "queries": 100, "exact": False}
+    assert found["recall"] == {"photo": told}
+    assert search("a flat bar", "--index", "cells", "--in", "photo")["recall"] == {"photo": told}
+    assert len(asked) == 2 * len(made[0].parts), "what was measured is kept"
+
+
+def test_cells_that_nothing_can_be_measured_by_are_not_called_exact(
+    space: Space, search: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recall, "_queries", lambda *_, **__: np.empty((0, 0), np.float32))
+    options = ("a flat bar", "--index", "cells", "--in", "photo")
+    told = {"share": None, "at": 10, "queries": 0, "exact": False}
+    assert search(*options)["recall"] == {"photo": told}
+    _, said, _ = sensorium(capsys, "search", "drawings.yaml", *options, "--html", "found.html")
+    page = Path("found.html").read_text()
+    for text in (said, page):
+        assert "exact:" not in text
+        assert "not measured: no sample of caption to ask by" in text
 
 
 def test_so_many_of_each_modality_and_of_one_alone(space: Space, search: Any) -> None:

@@ -11,8 +11,9 @@ from workflows.console import count, several
 from workflows.runs import without_passwords
 from workflows.space.found import Found
 from workflows.space.preview import Preview, preview, shorten
+from workflows.space.recall import RECALL_AT
 from workflows.space.searching import Answer
-from workflows.space.telling import label_of, many, milliseconds, said_of
+from workflows.space.telling import fewer, label_of, many, milliseconds, said_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAID = {
@@ -73,12 +74,11 @@ def render(answer: Answer, *, created: datetime) -> str:
             _card(one, answer=answer, group=modalities.index(one.modality)) for one in answer.found
         ],
         tiles=_tiles(answer),
-        recall=said_of(answer.recall),
         facts=[
             ("Model", answer.model),
             ("Snapshot", answer.snapshot),
             ("Similarity", "the cosine of the angle between two vectors, −1 to 1"),
-            ("Recall", said_of(answer.recall)),
+            ("Recall", said_of(answer.recall) + fewer(answer)),
         ],
     )
 
@@ -122,8 +122,6 @@ def _of(answer: Answer, modality: str) -> list[Found]:
 
 
 def _tiles(answer: Answer) -> list[dict[str, str]]:
-    exact = all(not recall.queries for recall in answer.recall.values())
-    least = min(answer.recall.values(), key=lambda recall: recall.share)
     return [
         {
             "label": "Nearest",
@@ -135,12 +133,18 @@ def _tiles(answer: Answer) -> list[dict[str, str]]:
             "value": count(sum(answer.searched.values())),
             "note": f"vectors: {many(answer.searched)}",
         },
-        {
-            "label": f"Recall@{least.at}",
-            "value": "1.0" if exact else f"{least.share:.3f}",
-            "note": "exact: all are compared"
-            if exact
-            else f"against exact search, by {count(least.queries)} samples of {least.of}",
-        },
+        {"label": f"Recall@{RECALL_AT}", **_recall(answer)},
         {"label": "Time", "value": milliseconds(answer.seconds), "note": "of the search itself"},
     ]
+
+
+def _recall(answer: Answer) -> dict[str, str]:
+    """The least recall of the modalities that were searched, and by what it was measured."""
+    measured = [recall for recall in answer.recall.values() if not recall.exact]
+    if not measured:
+        return {"value": "1.0", "note": "exact: all are compared"}
+    least = min(measured, key=lambda recall: -1 if recall.share is None else recall.share)
+    if least.share is None:
+        return {"value": "–", "note": f"not measured: no sample of {least.of} to ask by"}
+    note = f"against exact search, by {several(least.queries, 'sample')} of {least.of}"
+    return {"value": f"{least.share:.3f}", "note": note}

@@ -18,7 +18,7 @@ from features.sources import RowReader, Source, SourceError, rows_in_source
 from features.sources.formats import FORMATS, format_of
 from features.store import Store
 from workflows.space.index import Index
-from workflows.space.nearest import Hits
+from workflows.space.nearest import Near
 from workflows.space.parts import Part
 
 KEYS_BY = ("stat", "content", "uri")
@@ -55,54 +55,45 @@ class Found:
     """Why there is no payload to show."""
 
 
-def distinct(
-    store: Store,
-    snapshot: Snapshot,
-    *,
-    hits: Hits,
-    places: Sequence[tuple[Index, Part]],
-    most: int,
+def located(
+    store: Store, snapshot: Snapshot, *, nearest: Sequence[tuple[Index, Near]]
 ) -> list[Found]:
-    """At most so many of what was found, each payload once, and not yet what it is."""
-    known: dict[int, dict[int, tuple[int, bytes]]] = {}
-    found: dict[tuple[str, bytes], Found] = {}
-    for similarity, number, place in zip(
-        hits.similarities[0].tolist(), hits.parts[0].tolist(), hits.places[0].tolist(), strict=True
-    ):
-        if not np.isfinite(similarity):
-            break
-        index, part = places[number]
-        if number not in known:
-            wanted = np.unique(hits.places[0][hits.parts[0] == number])
-            known[number] = _rows_and_keys(store, part, places=wanted)
-        at, key = known[number][place]
-        if (index.modality, key) in found:
-            found[index.modality, key].repeats += 1
-        elif len(found) < most:
-            shard, row = _sample(part, row=at)
-            found[index.modality, key] = Found(
+    """Which samples of the snapshot hold what was found, and not yet what it is."""
+    rows: dict[str, dict[int, int]] = {}
+    for index, near in nearest:
+        rows.setdefault(index.parts[near.part].path, {})[near.place] = 0
+    for path, of in rows.items():
+        places = sorted(of)
+        of.update(zip(places, _rows(store, path, places=places), strict=True))
+    found = []
+    for rank, (index, near) in enumerate(nearest, start=1):
+        part = index.parts[near.part]
+        shard, row = _sample(part, row=rows[part.path][near.place])
+        found.append(
+            Found(
                 modality=index.modality,
-                similarity=similarity,
-                rank=len(found) + 1,
+                similarity=near.similarity,
+                rank=rank,
                 sample_id="",
                 row=snapshot.first_rows[shard] + row,
                 shard=shard,
                 shard_row=row,
-                key=key,
+                key=near.key,
+                repeats=near.samples - 1,
             )
-    return list(found.values())
+        )
+    return found
 
 
-def _rows_and_keys(store: Store, part: Part, *, places: np.ndarray) -> dict[int, tuple[int, bytes]]:
-    """By place of a vector, its row within the part and the key of its payload."""
+def _rows(store: Store, path: str, *, places: Sequence[int]) -> list[int]:
+    """The rows within a part, of vectors by their places."""
 
     def read(file: pa.NativeFile) -> pa.Table:
         with pq.ParquetFile(file, pre_buffer=True) as parquet:
-            return parquet.read(columns=["row", "payload_key"])
+            return parquet.read(columns=["row"])
 
-    table = store.read_file(part.path, read, mapped=True).take(pa.array(places))
-    values = zip(table["row"].to_pylist(), table["payload_key"].to_pylist(), strict=True)
-    return dict(zip(places.tolist(), values, strict=True))
+    rows: list[int] = store.read_file(path, read, mapped=True)["row"].take(places).to_pylist()
+    return rows
 
 
 def _sample(part: Part, *, row: int) -> tuple[int, int]:

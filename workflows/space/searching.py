@@ -26,24 +26,22 @@ from workflows.pipeline import ConfigurationError, Pipeline, StageError
 from workflows.promotion.lineage import resolve
 from workflows.promotion.operate import storage_of
 from workflows.space import cells
-from workflows.space.found import Found, distinct, read_payloads, source_of, tell
+from workflows.space.found import Found, located, read_payloads, source_of, tell
 from workflows.space.index import (
-    EXACT,
     Each,
     Index,
-    Recall,
     Way,
     here,
     make_cells,
     make_index,
-    missing_parts,
     nearest,
-    recall_of,
+    planned,
     with_cells,
 )
 from workflows.space.parts import MEAN_ROWS
 from workflows.space.projecting import Projection
 from workflows.space.query import Query, understand
+from workflows.space.recall import EXACT, Recall, recall_of
 from workflows.space.scope import (
     chosen_modalities,
     chosen_snapshot,
@@ -58,9 +56,6 @@ if TYPE_CHECKING:
 HERE_ROWS = 500_000
 """Samples whose vectors are made by this process; more are worth starting Ray for, which takes
 seconds, as a projection of so many rows does."""
-DEPTH = 4
-"""How many times as many vectors as payloads are wanted are looked at first, since a payload may
-stand in several samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +89,8 @@ class Answer:
     snapshot: str
     dataset: str
     found: Sequence[Found]
+    wanted: int
+    """How many were asked for."""
     searched: dict[str, int]
     """By modality, how many vectors."""
     recall: dict[str, Recall]
@@ -176,7 +173,13 @@ def _search(
         if cell and index.vectors:
             _make_cells(store, index, connection=connection, console=console)
             asking = projections[_asked_by(query, snapshot=snapshot, model=model) or index.modality]
-            recall[index.modality] = recall_of(store, index, snapshot, asking=asking)
+            recall[index.modality] = recall_of(
+                store,
+                index,
+                snapshot,
+                asking=asking,
+                each=_each(sum(part.rows for part in index.parts), connection=connection),
+            )
     begun = time.perf_counter()
     together = [[pair] for pair in zip(indexes, by_cells, strict=True)]
     if not request.each:
@@ -184,7 +187,17 @@ def _search(
     found = [
         one
         for some in together
-        for one in _distinct(store, snapshot, searched=some, vector=vector, top=request.top)
+        for one in located(
+            store,
+            snapshot,
+            nearest=nearest(
+                store,
+                [index for index, _ in some],
+                query=vector,
+                k=request.top,
+                by_cells=[cell for _, cell in some],
+            ),
+        )
     ]
     seconds = time.perf_counter() - begun
     tell(store, snapshot, found=found)
@@ -197,6 +210,7 @@ def _search(
         snapshot=snapshot.id,
         dataset=snapshot.name,
         found=found,
+        wanted=request.top * len(together),
         searched={index.modality: index.vectors for index in indexes},
         recall=recall,
         seconds=seconds,
@@ -250,8 +264,8 @@ def _indexes(
     """The indexes of the modalities, made where they are not there, with a bar for each."""
     found = []
     for projection in projections:
-        missing = missing_parts(store, snapshot, projection=projection)
-        rows = sum(part.rows for part in missing)
+        plan = planned(store, snapshot, projection=projection)
+        missing, rows = plan.missing, sum(part.rows for part in plan.missing)
         each = _each(rows, connection=connection)
         begun = time.perf_counter()
         with progress(console) as bar:
@@ -259,7 +273,7 @@ def _indexes(
             index = make_index(
                 store,
                 snapshot,
-                projection=projection,
+                plan=plan,
                 each=each,
                 on_part=lambda _, bar=bar, task=task: bar.update(task, advance=1),  # type: ignore[misc]
             )
@@ -295,26 +309,6 @@ def _make_cells(store: Store, index: Index, *, connection: Connection, console: 
             f"[bold]index[/bold]    {escape(index.modality)}: cells of {several(made, 'part')} "
             f"in {duration(time.perf_counter() - begun)}"
         )
-
-
-def _distinct(
-    store: Store,
-    snapshot: Snapshot,
-    *,
-    searched: Sequence[tuple[Index, bool]],
-    vector: np.ndarray,
-    top: int,
-) -> list[Found]:
-    """The nearest payloads, each once; deeper, while too many of them are repeated."""
-    indexes, by_cells = [index for index, _ in searched], [cells for _, cells in searched]
-    vectors = sum(index.vectors for index in indexes)
-    depth = DEPTH * top
-    while True:
-        hits, places = nearest(store, indexes, query=vector, k=depth, by_cells=by_cells)
-        found = distinct(store, snapshot, hits=hits, places=places, most=top)
-        if len(found) == top or depth >= vectors:
-            return found
-        depth *= 8
 
 
 def _source(snapshot: Snapshot, *, pipeline: Pipeline | None) -> Source | None:
