@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from training.candidate import plan_candidates
 from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion.promote import promote
-from workflows.space import cells, index, parts, recall, searching
+from workflows.space import cells, found, index, parts, recall, searching
 
 YAML = """
 name: drawings
@@ -349,6 +350,32 @@ def test_what_was_found_is_shown_only_if_it_is_what_was_embedded(
     assert {r["what"] for r in after if r["modality"] == "caption"} == {
         "the table or the file has changed since it was embedded"
     }
+
+
+def test_no_file_is_read_to_compare_what_is_only_named(
+    space: Space, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by: list[str] = []
+    payload_keys = found.payload_keys
+
+    def counted(*values: Any, **options: Any) -> Any:
+        by.append(options["by"])
+        return payload_keys(*values, **options)
+
+    monkeypatch.setattr(found, "payload_keys", counted)
+    options = ("pictures/3.png", "--in", "photo", "-k", "2")
+    first = search(*options)["results"][0]["what"]
+    assert first == str(Path("pictures/3.png").absolute()) and by == ["stat"] * 2
+    picture, status = Path("pictures/3.png"), Path("pictures/3.png").stat()
+    try:
+        os.utime(picture, (1, 1))  # it is another file, as far as that is known by its time
+        by.clear()
+        named = search(*options)["results"][0]["what"]
+        assert named.startswith(f"{first} (not opened, so not compared") and "content" not in by
+        assert search(*options, "--html", "found.html")["results"][0]["what"] == found.CHANGED
+        assert by.count("content") == 1
+    finally:
+        os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_the_table_in_the_terminal_says_how_it_was_searched(

@@ -235,6 +235,7 @@ def search(
                         each=each,
                         snapshot=snapshot,
                         way=index,
+                        opened=html is not None,
                         folder=str(Path.cwd()),
                     ),
                     client=client,

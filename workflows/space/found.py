@@ -12,18 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.columns import PayloadColumns, read_as_text
-from features.payload_keys import payload_keys
+from features.payload_keys import depends_on_files, payload_keys
 from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError, rows_in_source
 from features.sources.formats import FORMATS, format_of
+from features.spec import PayloadKey
 from features.store import Store
 from workflows.space.index import Index
 from workflows.space.nearest import Near
 from workflows.space.parts import Part
+from workflows.space.preview import place_of
 
-KEYS_BY = ("stat", "content", "uri")
-"""What a payload's key may have been made of."""
+KEYS_BY: tuple[PayloadKey, ...] = ("stat", "uri", "content")
+"""What a payload's key may have been made of, the cheapest first."""
 CHANGED = "the table or the file has changed since it was embedded"
+UNCOMPARED = "not opened, so not compared with what was embedded; a page (--html) compares"
 
 
 @dataclass(kw_only=True)
@@ -129,11 +132,14 @@ def read_payloads(
     snapshot: Snapshot,
     columns: Mapping[str, PayloadColumns],
     source: Source | None,
+    opened: bool,
 ) -> None:
     """Put their payloads into what was found, as they stand in the table, or why they do not.
 
     A payload is shown only if its key is that which was embedded, so that what is shown is what
-    was found, whatever became of the table meanwhile. A relative path is made absolute.
+    was found, whatever became of the table meanwhile. A file is read whole for that only if it is
+    to be `opened` anyhow, and is known by its content alone; else it is said where it is, and that
+    it was not compared.
     """
     if source is None or not all(snapshot.samples[one.shard].ranges for one in found):
         for one in found:
@@ -147,17 +153,21 @@ def read_payloads(
             table = reader.read(ranges)
             read = columns[one.modality]
             (payload,) = read.payloads(table)
-            keys = [
-                payload_keys([payload], columns=read, folder=source.folder, by=by)[0]
+            is_same = any(
+                one.key == payload_keys([payload], columns=read, folder=source.folder, by=by)[0]
                 for by in KEYS_BY
-            ]
+                if opened or by != "content" or not depends_on_files(payload, columns=read)
+            )
         except (SourceError, OSError, ValueError, IndexError, KeyError) as error:
             one.lacking = f"it cannot be read from the table: {error}"
             continue
-        if one.key not in keys:
+        if is_same:
+            one.payload = payload
+        elif opened or not depends_on_files(payload, columns=read):
             one.lacking = CHANGED
         else:
-            one.payload = payload
+            place = place_of(payload, columns=read, folder=source.folder)
+            one.lacking = f"{place or 'a file'} ({UNCOMPARED})"
 
 
 def source_of(snapshot: Snapshot) -> Source | None:

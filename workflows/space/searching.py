@@ -75,6 +75,8 @@ class Request:
     snapshot: str | None = None
     """The beginning of an id, or `latest`; by default that of the model."""
     way: Way = "auto"
+    opened: bool = False
+    """Whether what is found is to be opened, for a page; else it is named alone."""
     folder: str = "."
     """From where the query's relative path starts."""
 
@@ -203,7 +205,7 @@ def _search(
     tell(store, snapshot, found=found)
     source = _source(snapshot, pipeline=pipeline)
     columns = {m: model.inputs[m].columns for m in among}
-    read_payloads(found, snapshot=snapshot, columns=columns, source=source)
+    read_payloads(found, snapshot=snapshot, columns=columns, source=source, opened=request.opened)
     return Answer(
         model=f"{version.name} version {version.version}",
         query=query,
