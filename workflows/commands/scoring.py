@@ -135,7 +135,8 @@ def search(
         typer.Argument(
             metavar="MODEL_URI|PIPELINE",
             help="models:/NAME@ALIAS or models:/NAME/VERSION; a name alone, or the pipeline's YAML "
-            "file, is its champion. It must be an alignment, which has a space to search.",
+            "file, is its champion. It must be an alignment, which has a space to search; of a "
+            "pipeline whose champion is none, the best alignment of its last run is taken.",
             show_default=False,
         ),
     ],
@@ -147,6 +148,13 @@ def search(
             show_default=False,
         ),
     ],
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            help="Search in the space of this candidate of the pipeline, champion or not.",
+            show_default=False,
+        ),
+    ] = None,
     modality: Annotated[
         str | None,
         typer.Option(
@@ -223,12 +231,14 @@ def search(
     meant = meant_by(model, tracking=tracking)
     with nullcontext() if html is None else whole_file(html, what="--html") as page:
         with connected(meant.tracking) as client, Connection() as connection:
-            refuse_unknown(client, name=meant.uri)
+            if candidate is None:
+                refuse_unknown(client, name=meant.uri)
             try:
                 answer = search_registered(
                     Request(
                         uri=meant.uri,
                         query=query,
+                        candidate=candidate,
                         modality=modality,
                         among=tuple(among or ()),
                         top=top,

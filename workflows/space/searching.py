@@ -38,6 +38,7 @@ from workflows.space.index import (
     planned,
     with_cells,
 )
+from workflows.space.model import Chosen, model_with_space
 from workflows.space.parts import MEAN_ROWS
 from workflows.space.projecting import Projection
 from workflows.space.query import Query, understand
@@ -46,12 +47,11 @@ from workflows.space.scope import (
     chosen_modalities,
     chosen_snapshot,
     refuse_other_encoders,
-    refuse_without_space,
 )
 
 if TYPE_CHECKING:
     from workflows.scoring import LoadedModel
-    from workflows.tracking import MlflowClient, ModelVersion
+    from workflows.tracking import MlflowClient
 
 HERE_ROWS = 500_000
 """Samples whose vectors are made by this process; more are worth starting Ray for, which takes
@@ -65,6 +65,8 @@ class Request:
     uri: str
     """Of the model, as `score` takes it."""
     query: str
+    candidate: str | None = None
+    """Of the pipeline, in whose space is searched instead of the model's."""
     modality: str | None = None
     """Of the query; found out if it is not given."""
     among: Sequence[str] = ()
@@ -117,24 +119,38 @@ def search_registered(
 ) -> Answer:
     """Search with a registered model, through the store of the pipeline that registered it.
 
+    With a pipeline also in the space of one of its candidates; see `model_with_space`.
     ConfigurationError for a query, or options, that cannot be, and for a model without a space;
     StageError for encoders that are others, and for a snapshot that is not there.
     """
-    from workflows import scoring
-
-    version = resolve(client, name=request.uri)
-    own = storage_of(version) if store is None else store
+    if request.candidate is not None and pipeline is None:
+        raise ConfigurationError(
+            "--candidate: name the pipeline's YAML file, which says whose candidates are meant"
+        )
+    version = None if request.candidate else resolve(client, name=request.uri)
+    own = store
+    if own is None and version is not None:
+        own = storage_of(version)
+    elif own is None and pipeline is not None:
+        own = pipeline.open_store().storage
     if own is None:
         raise ConfigurationError(
             f"the store of the pipeline that registered {request.uri} is not to be reached from "
             "here; name it by --store"
         )
-    uri = f"models:/{version.name}/{version.version}"
-    with scoring.loaded(uri, base=request.folder) as model:
+    with model_with_space(
+        version,
+        pipeline=pipeline,
+        candidate=request.candidate,
+        client=client,
+        store=Store(own),
+        base=request.folder,
+        console=console,
+    ) as (chosen, model):
         return _search(
             request,
             model=model,
-            version=version,
+            chosen=chosen,
             store=Store(own),
             pipeline=pipeline,
             connection=connection,
@@ -146,18 +162,17 @@ def _search(
     request: Request,
     *,
     model: LoadedModel,
-    version: ModelVersion,
+    chosen: Chosen,
     store: Store,
     pipeline: Pipeline | None,
     connection: Connection,
     console: Console,
 ) -> Answer:
-    refuse_without_space(model, name=request.uri)
     query = understand(
         request.query, inputs=model.inputs, modality=request.modality, folder=request.folder
     )
     among = chosen_modalities(request.among, model=model)
-    snapshot = chosen_snapshot(store, wanted=request.snapshot, version=version)
+    snapshot = chosen_snapshot(store, wanted=request.snapshot, of=chosen)
     refuse_other_encoders(model, snapshot=snapshot, among=among)
     vector = _vector(query, model=model)
     projections = {m: _projection(model, store=store, modality=m) for m in model.inputs}
@@ -207,7 +222,7 @@ def _search(
     columns = {m: model.inputs[m].columns for m in among}
     read_payloads(found, snapshot=snapshot, columns=columns, source=source, opened=request.opened)
     return Answer(
-        model=f"{version.name} version {version.version}",
+        model=chosen.title,
         query=query,
         snapshot=snapshot.id,
         dataset=snapshot.name,
