@@ -22,7 +22,7 @@ from tests.workflows.conftest import embedded, fit
 from training.candidate import plan_candidates
 from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
-from workflows.promotion.promote import promote
+from workflows.promotion import promote as promoting
 from workflows.space import cells, found, index, parts, recall, searching
 
 YAML = """
@@ -86,11 +86,52 @@ def made_space(
     records = [plan.record for plan in plan_candidates(store, **options)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        promoted = promote(
+        promoted = promoting.promote(
             pipeline=pipeline, store=store, snapshot=snapshot, records=[r for r in records if r]
         )
     assert promoted.promoted
     return folder
+
+
+@pytest.fixture(scope="module")
+def fused(made_space: Path) -> list[str]:
+    """Beside it a champion `fused` without a space, whose training fitted two with one; their
+    names, the better first."""
+    (made_space / "fused.yaml").write_text(
+        YAML.replace("name: drawings", "name: fused")
+        .replace("{type: retrieval}", "{target: shape}")
+        .replace(
+            "[{type: alignment, dim: 8, width: 16, learning_rate: 0.02}]",
+            "[{type: early, width: 8}, {type: alignment, name: slow, dim: 8, width: 16, "
+            "learning_rate: 0.00001}, {type: alignment, name: quick, dim: 8, width: 16, "
+            "learning_rate: 0.02}]",
+        )
+    )
+    pipeline = load_pipeline(made_space / "fused.yaml")
+    store = pipeline.open_store()
+    embedded(pipeline, store)
+    snapshot = store.latest("fused")
+    assert snapshot is not None
+    options: dict[str, Any] = {
+        "snapshot": snapshot,
+        "task": pipeline.spec.task,
+        "candidates": pipeline.spec.candidates,
+        "training": pipeline.spec.training,
+    }
+    fit(plan_candidates(store, **options), store=store, snapshot=snapshot, pipeline=pipeline)
+    records = [plan.record for plan in plan_candidates(store, **options) if plan.record]
+    aligned = sorted(
+        (record for record in records if record.name != "early"),
+        key=lambda record: (
+            -pipeline.metric.gain((record.metrics or {})["validation"][pipeline.metric.name], 0)
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made_space / 'mlflow.db'}")
+        patch.setattr(promoting, "choose_winner", lambda *_, **__: records[0])
+        some = [record for record in records if record is not aligned[1]]
+        promoting.promote(pipeline=pipeline, store=store, snapshot=snapshot, records=some)
+    return [record.name for record in aligned]
 
 
 @pytest.fixture
@@ -459,6 +500,35 @@ def test_what_cannot_be_searched_is_said(
 
 def test_a_text_that_looks_like_a_file_can_be_meant(search: Any) -> None:
     assert search("no.png", "--modality", "caption")["query"]["modality"] == "caption"
+
+
+def test_beside_a_champion_without_a_space_the_best_candidate_with_one_is_searched(
+    space: Space, fused: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, other = fused
+    code, said, errors = sensorium(capsys, "search", "fused.yaml", "a flat bar", "-k", "1")
+    assert code == 0, errors
+    said = " ".join(said.split())
+    assert f"has no space; searched is that of the candidate {best} " in said
+    assert f"candidate {best} of fused, snapshot" in said
+    # As JSON the line is no part of what programs read, and a candidate can be named.
+    code, json_said, errors = sensorium(capsys, "search", "fused.yaml", "a flat bar", "--json")
+    assert json.loads(json_said)["model"] == f"candidate {best} of fused" and best in errors
+    for name, message in (
+        (best, ""),
+        (best[:-1], f"did you mean {best!r}? fitted: early, slow, quick"),
+        ("early", "is of the type 'early', which has no space that its modalities share; with one"),
+        (other, f"no model of the candidate {other!r} is in MLflow's experiment 'fused'"),
+    ):
+        options = ("a flat bar", "--candidate", name)
+        code, _, errors = sensorium(capsys, "search", "fused.yaml", *options)
+        assert (code == 0) == (not message) and message in " ".join(errors.split())
+    # The model itself has none; what was fitted beside it is named.
+    code, _, errors = sensorium(capsys, "search", "models:/fused/1", "a flat bar")
+    errors = " ".join(errors.split())
+    assert code == 2 and f"The same training has fitted {best} (models:/m-" in errors
+    code, _, errors = sensorium(capsys, "search", "fused", "x", "--candidate", best)
+    assert code == 2 and "--candidate: name the pipeline's YAML file" in errors
 
 
 def test_embeddings_of_another_encoder_are_refused(
