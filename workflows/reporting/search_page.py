@@ -10,7 +10,7 @@ from typing import Any
 from workflows.console import count, several
 from workflows.runs import without_passwords
 from workflows.space.found import Found
-from workflows.space.preview import Preview, preview, shorten
+from workflows.space.preview import PAGE_BYTES, Preview, preview, shorten
 from workflows.space.recall import RECALL_AT
 from workflows.space.searching import Answer
 from workflows.space.telling import fewer, label_of, many, milliseconds, said_of
@@ -60,19 +60,23 @@ def render(answer: Answer, *, created: datetime) -> str:
     environment.filters["moment"] = wording.moment
     css = "".join((TEMPLATES / name).read_text() for name in ("report.css", "search.css"))
     modalities = list(dict.fromkeys(m for m in answer.searched if _of(answer, m)))
-    query = answer.query
+    query, asked = answer.query, _query(answer)
+    cards: list[Card] = []
+    room = PAGE_BYTES - asked.bytes
+    for one in answer.found:
+        group = modalities.index(one.modality)
+        cards.append(_card(one, answer=answer, group=group, room=room))
+        room -= cards[-1].shown.bytes
     return environment.get_template("search.html.j2").render(
         css=Markup(css),
         answer=answer,
         created=created,
         title=_title(answer),
-        query=_query(answer),
+        query=asked,
         query_name=shorten(without_passwords(query.given), most=160) if query.is_file else "",
         query_kind=SAID[query.kind],
         modalities=[{"name": m, "count": len(_of(answer, m))} for m in modalities],
-        cards=[
-            _card(one, answer=answer, group=modalities.index(one.modality)) for one in answer.found
-        ],
+        cards=cards,
         tiles=_tiles(answer),
         facts=[
             ("Model", answer.model),
@@ -100,10 +104,10 @@ def _query(answer: Answer) -> Preview:
     return preview(payload, columns=query.columns, folder="")
 
 
-def _card(one: Found, *, answer: Answer, group: int) -> Card:
+def _card(one: Found, *, answer: Answer, group: int, room: int) -> Card:
     columns = answer.columns[one.modality]
     lacking = None if one.lacking is None else without_passwords(one.lacking)
-    shown = preview(one.payload, columns=columns, folder=answer.folder, lacking=lacking)
+    shown = preview(one.payload, columns=columns, folder=answer.folder, lacking=lacking, room=room)
     return Card(
         found=one,
         shown=shown,
