@@ -129,10 +129,10 @@ def search_registered(
         )
     version = None if request.candidate else resolve(client, name=request.uri)
     own = store
-    if own is None and version is not None:
-        own = storage_of(version)
-    elif own is None and pipeline is not None:
+    if own is None and pipeline is not None:  # wherever that was which registered the version
         own = pipeline.open_store().storage
+    elif own is None and version is not None:
+        own = storage_of(version)
     if own is None:
         raise ConfigurationError(
             f"the store of the pipeline that registered {request.uri} is not to be reached from "

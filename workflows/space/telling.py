@@ -23,7 +23,9 @@ def print_answer(answer: Answer, *, console: Console) -> None:
         "#", "sample", "modality", "similarity", "label", "what", numbers=("#", "similarity"),
         folds=("what",),
     )  # fmt: skip
-    for one in answer.found:
+    for one, before in zip(answer.found, [None, *answer.found]):
+        if before is not None and one.rank <= before.rank:
+            made.add_section()  # of the next modality, each ranked by itself
         again = f" (and {several(one.repeats, 'more sample')})" if one.repeats else ""
         made.add_row(
             str(one.rank),
