@@ -231,6 +231,12 @@ def test_what_a_film_carries_beside_what_is_seen_is_not_passed_on(tmp_path: Path
     assert not _without_metadata(broken, format="mp4"), "better nothing than as it is"
 
 
+def test_each_modality_begins_a_line_if_so_many_of_each_are_shown() -> None:
+    some = [found(m, "x", rank=rank) for m in ("caption", "photo") for rank in (1, 2)]
+    classes = [a["class"] for tag, a in Tags(page_of(answer(some))).tags if tag == "li"]
+    assert classes == ["card m0", "card m0", "card m1 begins", "card m1"]
+
+
 def test_a_page_has_an_end_whatever_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
