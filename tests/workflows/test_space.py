@@ -472,6 +472,7 @@ def test_a_page_that_was_there_stays_until_the_new_one_is_whole(
         ),
         (["no.png", "--modality", "photo"], 2, "there is no such file; image 'photo' is asked for"),
         (["table.parquet"], 2, "is of no known format, and the model takes text 'caption'"),
+        (["table.parquet"], 2, "if its name is meant as a text, say --modality caption"),
         (["pictures/200.png"], 2, "is of no known format"),
         (
             ["pictures/200.png", "--modality", "photo"],
