@@ -27,9 +27,9 @@ from features.shard import Embeddings, embedding_bytes, embedding_table
 from features.storage import LocalStorage
 from features.store import Store
 from workflows.space.cells import PROBES, Cells
-from workflows.space.index import RECALL_AT
 from workflows.space.nearest import search
 from workflows.space.parts import MEAN_ROWS, Part
+from workflows.space.recall import RECALL_AT
 
 DIM = 256
 CLUSTERS = 2000

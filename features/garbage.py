@@ -167,12 +167,13 @@ def _collect(
 def _indexes_of(store: Store, *, kept: Collection[str]) -> set[str]:
     """Paths of the files of the indexes over kept snapshots (see `workflows.space.parts`)."""
     needed: set[str] = set()
+    manifests_of_kept = {f"of-{id}.json" for id in kept}
     spaces: dict[str, list[str]] = {}
     for entry in store.storage.walk("indexes"):
         folder, _, name = entry.path.rpartition("/")
         spaces.setdefault(folder, []).append(name)
     for folder, names in spaces.items():
-        manifests = [name for name in names if name in {f"of-{id}.json" for id in kept}]
+        manifests = [name for name in names if name in manifests_of_kept]
         parts = {
             part
             for name in manifests

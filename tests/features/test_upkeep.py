@@ -13,7 +13,7 @@ import pytest
 
 import features.lease
 from features.fingerprint import fingerprint
-from features.garbage import DAY, collect_garbage
+from features.garbage import DAY, _indexes_of, collect_garbage
 from features.kept_statistics import statistics_path
 from features.lease import LeaseLost, announce, announce_job, announced
 from features.quarantine import QUARANTINE_SCHEMA
@@ -476,6 +476,23 @@ def test_an_index_goes_with_the_last_snapshot_that_it_is_over(store):
         f"indexes/y/of-{old.id}.json",
         "indexes/y/recall-1.json",
     }
+
+
+def test_the_kept_snapshots_are_gone_through_once_whatever_the_indexes_hold(store):
+    class Counted(frozenset[str]):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    for folder in ("x", "y"):
+        store.storage.replace(f"indexes/{folder}/of-a.json", b'{"parts": {"p0": 1}}')
+        for number in range(20):
+            store.storage.replace(f"indexes/{folder}/p{number}.parquet", b"x")
+    kept = Counted({"a", "b"})
+    needed = {f"indexes/{f}/{name}" for f in "xy" for name in ("of-a.json", "p0.parquet")}
+    assert _indexes_of(store, kept=kept) == needed and kept.times == 1
 
 
 def test_a_shard_is_garbage_only_after_its_grace(store):

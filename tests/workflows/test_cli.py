@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jsonschema
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from tests.workflows.command import sensorium
+from workflows.commands.registry import meant_by
 
 PIPELINE = """\
 name: words
@@ -447,3 +449,28 @@ def test_classes_without_a_training_row_are_warned_of(folder, capsys):
     assert (
         "warning  label: no training row is of the classes [eel], owl, so none is ever learned\n"
     ) in out
+
+
+@pytest.mark.parametrize(
+    ("which", "uri"),
+    [
+        ("digits", "models:/digits@champion"),
+        ("models:/digits/3", "models:/digits/3"),
+        ("models:/digits@challenger", "models:/digits@challenger"),
+        ("other.yaml", "models:/named@champion"),
+    ],
+)
+def test_one_rule_says_which_model_a_person_means(
+    which: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.yaml").write_text(
+        "name: other\ndataset: {path: t.csv, split: s}\ncandidates: [{type: single, modality: a}]\n"
+        "features: {a: {column: a, encoder: {type: hashing}}}\ntask: {target: y}\n"
+        "tracking: {uri: 'sqlite:///here.db', model: named}\n"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
+    meant = meant_by(which, tracking=None)
+    of_file = which.endswith(".yaml")
+    assert meant.uri == uri and (meant.pipeline is not None) == of_file
+    assert meant_by(which, tracking="http://told").tracking == "http://told"

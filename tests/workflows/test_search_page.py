@@ -22,11 +22,12 @@ from features.columns import Cut, PayloadColumns
 from features.decoders.audio import decode as decode_sound
 from features.decoders.base import DEFAULT_LIMITS
 from tests.workflows.test_report import CHROMIUM
+from workflows.reporting import search_page
 from workflows.reporting.search_page import render
 from workflows.space.found import Found
-from workflows.space.index import EXACT, Recall
-from workflows.space.preview import BARS, preview
+from workflows.space.preview import BARS, _without_metadata, preview
 from workflows.space.query import Query
+from workflows.space.recall import EXACT, Recall
 from workflows.space.searching import Answer
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>'
@@ -60,6 +61,9 @@ def film(folder: Path) -> str:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
+        container.metadata["comment"] = "where I live"
+        container.metadata["location"] = "+48.8577+002.2950/"
+        stream.metadata["handler_name"] = "where I live"
         for i in range(10):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 25 * i, np.uint8), "rgb24")
             container.mux(stream.encode(frame))
@@ -91,6 +95,7 @@ def answer(some: list[Found], *, query: str = "a round thing", **options: Any) -
         "snapshot": "a" * 32,
         "dataset": "things",
         "found": some,
+        "wanted": len(some),
         "searched": dict.fromkeys(COLUMNS, 1200),
         "recall": dict.fromkeys(COLUMNS, EXACT),
         "seconds": 0.012,
@@ -182,7 +187,7 @@ def test_the_page_has_thumbnails_players_and_reasons(page: str) -> None:
 
 
 def test_a_recall_that_was_measured_says_by_what(page: str) -> None:
-    measured = {"caption": Recall(share=0.9712, at=10, queries=100, of="photo")}
+    measured = {"caption": Recall(share=0.9712, at=10, exact=False, queries=100, of="photo")}
     shown = answer([found("caption", "x")], searched={"caption": 5}, recall=measured)
     said = " ".join(Tags(page_of(shown)).text.split())
     assert "Recall@10 0.971 against exact search, by 100 samples of photo" in said
@@ -209,6 +214,45 @@ def test_what_an_image_carries_beside_its_pixels_is_not_passed_on(tmp_path: Path
     assert b"where I live" in made.getvalue()
     shown = preview(made.getvalue(), columns=COLUMNS["photo"], folder=str(tmp_path))
     assert b"where I live" not in base64.b64decode(shown.image.partition(",")[2])
+
+
+def test_what_a_film_carries_beside_what_is_seen_is_not_passed_on(tmp_path: Path) -> None:
+    import av
+
+    path = film(tmp_path)
+    for told in (b"where I live", b"loci"):  # the latter of its place
+        assert told in Path(path).read_bytes()
+    shown = preview(path, columns=COLUMNS["<film>"], folder=str(tmp_path))
+    passed = base64.b64decode(shown.film.partition(",")[2])
+    assert b"where I live" not in passed and b"loci" not in passed
+    with av.open(io.BytesIO(passed)) as seen, av.open(path) as original:
+        assert [f.pts for f in seen.decode(video=0)] == [f.pts for f in original.decode(video=0)]
+    broken = Path(path).read_bytes()[:300] + b"where I live"
+    assert not _without_metadata(broken, format="mp4"), "better nothing than as it is"
+
+
+def test_each_modality_begins_a_line_if_so_many_of_each_are_shown() -> None:
+    some = [found(m, "x", rank=rank) for m in ("caption", "photo") for rank in (1, 2)]
+    classes = [a["class"] for tag, a in Tags(page_of(answer(some))).tags if tag == "li"]
+    assert classes == ["card m0", "card m0", "card m1 begins", "card m1"]
+
+
+def test_a_page_has_an_end_whatever_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, picture = film(tmp_path), tmp_path / "big.png"
+    picture.write_bytes(png(900, 300))
+    of_film = preview(path, columns=COLUMNS["<film>"], folder="/").bytes
+    of_picture = preview(str(picture), columns=COLUMNS["photo"], folder="/").bytes
+    # Room for a film and a picture, then for no film but a frame of it, then for nothing.
+    monkeypatch.setattr(search_page, "PAGE_BYTES", of_film + of_picture + 40)
+    some = [found("<film>", path), found("photo", str(picture)), found("<film>", path)]
+    page = page_of(answer(some + [found("photo", str(picture), sample_id=f"s{i}") for i in "abc"]))
+    tags, said = [tag for tag, _ in Tags(page).tags], " ".join(Tags(page).text.split())
+    assert tags.count("video") == 1 and said.count("its middle frame here") == 1
+    assert tags.count("img") == 2
+    assert said.count("Not shown: the page holds 30 MB of others already") == 3
+    assert all(f"s{i} " in said for i in "abc"), "what was found is said all the same"
 
 
 @pytest.mark.slow

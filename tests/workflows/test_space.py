@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from tests.workflows.conftest import embedded, fit
 from training.candidate import plan_candidates
 from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
-from workflows.promotion.promote import promote
-from workflows.space import parts, searching
+from workflows.promotion import promote as promoting
+from workflows.space import cells, found, index, parts, recall, searching
 
 YAML = """
 name: drawings
@@ -85,11 +86,52 @@ def made_space(
     records = [plan.record for plan in plan_candidates(store, **options)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        promoted = promote(
+        promoted = promoting.promote(
             pipeline=pipeline, store=store, snapshot=snapshot, records=[r for r in records if r]
         )
     assert promoted.promoted
     return folder
+
+
+@pytest.fixture(scope="module")
+def fused(made_space: Path) -> list[str]:
+    """Beside it a champion `fused` without a space, whose training fitted two with one; their
+    names, the better first."""
+    (made_space / "fused.yaml").write_text(
+        YAML.replace("name: drawings", "name: fused")
+        .replace("{type: retrieval}", "{target: shape}")
+        .replace(
+            "[{type: alignment, dim: 8, width: 16, learning_rate: 0.02}]",
+            "[{type: early, width: 8}, {type: alignment, name: slow, dim: 8, width: 16, "
+            "learning_rate: 0.00001}, {type: alignment, name: quick, dim: 8, width: 16, "
+            "learning_rate: 0.02}]",
+        )
+    )
+    pipeline = load_pipeline(made_space / "fused.yaml")
+    store = pipeline.open_store()
+    embedded(pipeline, store)
+    snapshot = store.latest("fused")
+    assert snapshot is not None
+    options: dict[str, Any] = {
+        "snapshot": snapshot,
+        "task": pipeline.spec.task,
+        "candidates": pipeline.spec.candidates,
+        "training": pipeline.spec.training,
+    }
+    fit(plan_candidates(store, **options), store=store, snapshot=snapshot, pipeline=pipeline)
+    records = [plan.record for plan in plan_candidates(store, **options) if plan.record]
+    aligned = sorted(
+        (record for record in records if record.name != "early"),
+        key=lambda record: (
+            -pipeline.metric.gain((record.metrics or {})["validation"][pipeline.metric.name], 0)
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made_space / 'mlflow.db'}")
+        patch.setattr(promoting, "choose_winner", lambda *_, **__: records[0])
+        some = [record for record in records if record is not aligned[1]]
+        promoting.promote(pipeline=pipeline, store=store, snapshot=snapshot, records=some)
+    return [record.name for record in aligned]
 
 
 @pytest.fixture
@@ -246,6 +288,87 @@ def test_payloads_that_repeat_are_found_once(space: Space, search: Any) -> None:
     assert len({r["what"] for r in results}) == 4 == len(results)
 
 
+def test_fewer_payloads_than_are_wanted_are_said_to_be_all(
+    space: Space, search: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_parquet("table.parquet")
+    table["text"] = ["one", "two", "three"] * (len(table) // 3)
+    table.to_parquet("table.parquet")
+    embedded(space.pipeline, space.store)
+    options = ("two", "--snapshot", "latest", "--in", "caption")
+    found = search(*options)
+    assert sorted(r["what"] for r in found["results"]) == ["one", "three", "two"]
+    assert [r["repeats"] for r in found["results"]] == [len(table) // 3 - 1] * 3
+    assert found["results"][0]["what"] == "two" and found["wanted"] == 10
+    for way, why in (("exact", "no more payloads differ"), ("cells", "no more that differ in the")):
+        _, said, _ = sensorium(capsys, "search", "drawings.yaml", *options, "--index", way)
+        assert f"; 3 found instead of 10: {why}" in said.replace("there are ", "")
+
+
+def test_a_search_looks_once_at_what_is_there_of_each_index(
+    space: Space, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search("a flat bar")
+    planned: list[str] = []
+    listed: list[str] = []
+    parts_of, list_folder = index.parts_of, LocalStorage.list
+    monkeypatch.setattr(
+        index, "parts_of", lambda *a, **o: planned.append(o["modality"]) or parts_of(*a, **o)
+    )
+    monkeypatch.setattr(
+        LocalStorage, "list", lambda self, path: listed.append(path) or list_folder(self, path)
+    )
+    search("a flat bar")
+    assert planned == ["caption", "photo"]
+    assert len([path for path in listed if path.startswith("indexes")]) == 2
+
+
+def test_recall_is_measured_part_by_part_where_parts_are_made(
+    space: Space, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "LEAST", 8)
+    monkeypatch.setattr(cells, "PROBES", 1)
+    one_by_one, asked, given = recall.search, [], []
+
+    def watched(store: Store, parts: Any, **options: Any) -> Any:
+        asked.append(len(parts))
+        given.append(options["queries"])
+        return one_by_one(store, parts, **options)
+
+    monkeypatch.setattr(recall, "search", watched)
+    made: list[Any] = []
+    make_index = searching.make_index
+    monkeypatch.setattr(
+        searching, "make_index", lambda *a, **o: made.append(make_index(*a, **o)) or made[-1]
+    )
+    found = search("a flat bar", "--index", "cells", "--in", "photo")
+    assert set(asked) == {1} and len(asked) == 2 * len(made[0].parts) > 4
+    exact, by_cells = (
+        one_by_one(space.store, made[0].parts, queries=given[0], k=10, by_cells=by_cells)
+        for by_cells in (False, True)
+    )
+    expected = recall.recall(exact, found=by_cells)
+    assert 0.2 < expected < 1
+    told = {"share": pytest.approx(expected), "at": 10, "queries": 100, "exact": False}
+    assert found["recall"] == {"photo": told}
+    assert search("a flat bar", "--index", "cells", "--in", "photo")["recall"] == {"photo": told}
+    assert len(asked) == 2 * len(made[0].parts), "what was measured is kept"
+
+
+def test_cells_that_nothing_can_be_measured_by_are_not_called_exact(
+    space: Space, search: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recall, "_queries", lambda *_, **__: np.empty((0, 0), np.float32))
+    options = ("a flat bar", "--index", "cells", "--in", "photo")
+    told = {"share": None, "at": 10, "queries": 0, "exact": False}
+    assert search(*options)["recall"] == {"photo": told}
+    _, said, _ = sensorium(capsys, "search", "drawings.yaml", *options, "--html", "found.html")
+    page = Path("found.html").read_text()
+    for text in (said, page):
+        assert "exact:" not in text
+        assert "not measured: no sample of caption to ask by" in text
+
+
 def test_so_many_of_each_modality_and_of_one_alone(space: Space, search: Any) -> None:
     each = search("pictures/3.png", "--each", "-k", "3")["results"]
     assert [(r["modality"], r["rank"]) for r in each] == [
@@ -270,6 +393,32 @@ def test_what_was_found_is_shown_only_if_it_is_what_was_embedded(
     }
 
 
+def test_no_file_is_read_to_compare_what_is_only_named(
+    space: Space, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by: list[str] = []
+    payload_keys = found.payload_keys
+
+    def counted(*values: Any, **options: Any) -> Any:
+        by.append(options["by"])
+        return payload_keys(*values, **options)
+
+    monkeypatch.setattr(found, "payload_keys", counted)
+    options = ("pictures/3.png", "--in", "photo", "-k", "2")
+    first = search(*options)["results"][0]["what"]
+    assert first == str(Path("pictures/3.png").absolute()) and by == ["stat"] * 2
+    picture, status = Path("pictures/3.png"), Path("pictures/3.png").stat()
+    try:
+        os.utime(picture, (1, 1))  # it is another file, as far as that is known by its time
+        by.clear()
+        named = search(*options)["results"][0]["what"]
+        assert named.startswith(f"{first} (not opened, so not compared") and "content" not in by
+        assert search(*options, "--html", "found.html")["results"][0]["what"] == found.CHANGED
+        assert by.count("content") == 1
+    finally:
+        os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_the_table_in_the_terminal_says_how_it_was_searched(
     space: Space, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -287,6 +436,30 @@ def test_the_table_in_the_terminal_says_how_it_was_searched(
     assert "Nearest to “a flat bar”" in text and text.count('<li class="card') == 4
 
 
+def test_a_page_that_was_there_stays_until_the_new_one_is_whole(
+    space: Space,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = tmp_path / "found.html"
+    page.write_text("of before")
+
+    def failing(*_: object, **__: object) -> str:
+        assert page.read_text() == "of before"
+        raise OSError("the disk is full")
+
+    command = ["search", "drawings.yaml", "a flat bar", "-k", "2", "--html", page]
+    with monkeypatch.context() as patch:
+        patch.setattr("workflows.reporting.search_page.render", failing)
+        code, _, errors = sensorium(capsys, *command)
+    assert code == 1 and "the disk is full" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["found.html"]
+    assert page.read_text() == "of before"
+    assert sensorium(capsys, *command)[0] == 0 and "Nearest to" in page.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["found.html"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -299,6 +472,7 @@ def test_the_table_in_the_terminal_says_how_it_was_searched(
         ),
         (["no.png", "--modality", "photo"], 2, "there is no such file; image 'photo' is asked for"),
         (["table.parquet"], 2, "is of no known format, and the model takes text 'caption'"),
+        (["table.parquet"], 2, "if its name is meant as a text, say --modality caption"),
         (["pictures/200.png"], 2, "is of no known format"),
         (
             ["pictures/200.png", "--modality", "photo"],
@@ -309,6 +483,7 @@ def test_the_table_in_the_terminal_says_how_it_was_searched(
         (["hello", "--snapshot", "ffff"], 2, "no snapshot begins with 'ffff'"),
         (["hello", "--store", "elsewhere"], 1, "was fitted to is not in"),
         (["hello", "--html", "nowhere/page.html"], 2, "a file in a folder that is there"),
+        (["hello", "--html", f"{'long' * 80}.html"], 2, "no file can be written there (File name"),
         (["s3://no_bucket!/x.png"], 2, "not of the form s3://BUCKET/KEY"),
     ],
 )
@@ -326,6 +501,35 @@ def test_what_cannot_be_searched_is_said(
 
 def test_a_text_that_looks_like_a_file_can_be_meant(search: Any) -> None:
     assert search("no.png", "--modality", "caption")["query"]["modality"] == "caption"
+
+
+def test_beside_a_champion_without_a_space_the_best_candidate_with_one_is_searched(
+    space: Space, fused: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, other = fused
+    code, said, errors = sensorium(capsys, "search", "fused.yaml", "a flat bar", "-k", "1")
+    assert code == 0, errors
+    said = " ".join(said.split())
+    assert f"has no space; searched is that of the candidate {best} " in said
+    assert f"candidate {best} of fused, snapshot" in said
+    # As JSON the line is no part of what programs read, and a candidate can be named.
+    code, json_said, errors = sensorium(capsys, "search", "fused.yaml", "a flat bar", "--json")
+    assert json.loads(json_said)["model"] == f"candidate {best} of fused" and best in errors
+    for name, message in (
+        (best, ""),
+        (best[:-1], f"did you mean {best!r}? fitted: early, slow, quick"),
+        ("early", "is of the type 'early', which has no space that its modalities share; with one"),
+        (other, f"no model of the candidate {other!r} is in MLflow's experiment 'fused'"),
+    ):
+        options = ("a flat bar", "--candidate", name)
+        code, _, errors = sensorium(capsys, "search", "fused.yaml", *options)
+        assert (code == 0) == (not message) and message in " ".join(errors.split())
+    # The model itself has none; what was fitted beside it is named.
+    code, _, errors = sensorium(capsys, "search", "models:/fused/1", "a flat bar")
+    errors = " ".join(errors.split())
+    assert code == 2 and f"The same training has fitted {best} (models:/m-" in errors
+    code, _, errors = sensorium(capsys, "search", "fused", "x", "--candidate", best)
+    assert code == 2 and "--candidate: name the pipeline's YAML file" in errors
 
 
 def test_embeddings_of_another_encoder_are_refused(

@@ -13,17 +13,21 @@ from features.store import Store
 from training.models.alignment_spec import AlignmentSpec
 from training.spec import InputSpec
 from workflows.space import cells, nearest, parts
-from workflows.space.index import recall
 from workflows.space.nearest import Hits
 from workflows.space.projecting import PartBuilder, Projection
+from workflows.space.recall import recall
 
 
-def written(store: Store, vectors: np.ndarray, *, name: str) -> parts.Part:
+def written(
+    store: Store, vectors: np.ndarray, *, name: str, keys: list[bytes] | None = None
+) -> parts.Part:
     """A part of these vectors, and its cells."""
     part = parts.Part(name=name, space="s", first=0, over=())
     found = Embeddings(rows=np.arange(len(vectors)), values=vectors)
     layout = {"sensorium.layout": "contiguous"}
-    table = embedding_table(found, keys=[bytes(16)] * len(vectors), metadata=layout)
+    table = embedding_table(
+        found, keys=[bytes(16)] * len(vectors) if keys is None else keys, metadata=layout
+    )
     store.storage.write_once(part.path, embedding_bytes(table))
     store.storage.write_once(part.cells_path, cells.Cells.of(vectors).to_bytes())
     return part
@@ -82,6 +86,47 @@ def test_what_cells_miss_is_what_an_exact_search_finds_beside_them(
         shares.append(naive)
     assert shares[0] < 0.6 < shares[1] < shares[2] == 1, "noise has no clusters"
     assert some.places.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("by_cells", [False, True])
+def test_few_payloads_in_many_samples_are_each_found_once_by_few_reads(
+    storage_root: str, by_cells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    payloads = rng.standard_normal((3, 16)).astype(np.float32)
+    payloads /= np.linalg.norm(payloads, axis=1, keepdims=True)
+    # The key's last byte is zero, as that of one key in 256 is.
+    keys = [bytes([number]) + bytes(15) for number in range(3)]
+    store, of_rows = Store(open_storage(storage_root)), rng.choice(3, 6000, p=[0.9, 0.09, 0.01])
+    of_parts = [
+        written(store, payloads[some], name=f"p{number}", keys=[keys[one] for one in some])
+        for number, some in enumerate(np.split(of_rows, [4000]))
+    ]
+    reads, read_file = [], Store.read_file
+
+    def counted(self: Store, path: str, read: object, **options: object) -> object:
+        reads.append(path)
+        return read_file(self, path, read, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "read_file", counted)
+    found = nearest.search_payloads(
+        store, of_parts, query=payloads[0], k=10, by_cells=by_cells
+    )  # fmt: skip
+    expected = np.argsort(-(payloads @ payloads[0]), kind="stable").tolist()
+    # Cells around so few points are mostly of the one, and not all of them are looked into.
+    expected = expected[: len(found)] if by_cells else expected
+    assert [near.key for near in found] == [keys[number] for number in expected] != []
+    np.testing.assert_allclose(
+        [near.similarity for near in found], (payloads @ payloads[0])[expected], atol=1e-6
+    )
+    first = [np.flatnonzero(of_rows == number)[0] for number in expected]
+    counts = np.bincount(of_rows)[expected].tolist()
+    if not by_cells:
+        assert [near.part * 4000 + near.place for near in found] == first
+        assert [near.samples for near in found] == counts
+    # Its keys, and its vectors: of cells as often as is looked deeper.
+    most = 1 + len({40, 320, 2560, nearest.MOST_BY_CELLS}) if by_cells else 2
+    assert max(reads.count(part.path) for part in of_parts) <= most
 
 
 def test_sequences_are_projected_step_by_step_as_the_model_takes_them(tmp_path: object) -> None:

@@ -18,6 +18,7 @@ from workflows.console import make_console, table
 
 if TYPE_CHECKING:
     from features.storage import Storage
+    from workflows.pipeline import Pipeline
     from workflows.tracking import MlflowClient
 
 Which = Annotated[
@@ -37,6 +38,17 @@ Tracking = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meant:
+    """Which model a person means, and where it is registered."""
+
+    uri: str
+    """`models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    tracking: str
+    pipeline: Pipeline | None
+    """If its YAML file was named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +252,21 @@ def _registered(which: str, *, tracking: str | None) -> Iterator[Registered]:
     with connected(tracking_uri(tracking)) as client:
         refuse_unknown(client, name=which)
         yield Registered(client=client, model=which, storage=None)
+
+
+def meant_by(which: str, *, tracking: str | None) -> Meant:
+    """The model that a URI means; the champion, if it is a name or a pipeline's YAML file."""
+    from workflows.pipeline import load_pipeline
+
+    if names_a_pipeline(which):
+        pipeline = load_pipeline(which)
+        return Meant(
+            uri=f"models:/{pipeline.model}@champion",
+            tracking=tracking or pipeline.tracking_uri,
+            pipeline=pipeline,
+        )
+    uri = which if "/" in which else f"models:/{which}@champion"
+    return Meant(uri=uri, tracking=tracking_uri(tracking), pipeline=None)
 
 
 def refuse_unknown(client: MlflowClient, *, name: str) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from features.spec import PayloadKey
-from workflows.commands.app import MODELS, command, names_a_pipeline
-from workflows.commands.registry import Json, Tracking, refuse_unknown, tracking_uri
+from workflows.commands.app import MODELS, command
+from workflows.commands.registry import Json, Tracking, meant_by, refuse_unknown
 from workflows.console import count, make_console, several
 
 
@@ -88,23 +88,18 @@ def score(
     """
     from workflows import scoring
     from workflows.cluster import Connection
-    from workflows.pipeline import StageError, load_pipeline
+    from workflows.pipeline import StageError
     from workflows.serving.score import Request, open_place, score_registered
     from workflows.tracking import connected
 
     console = make_console()
-    if names_a_pipeline(model):
-        pipeline = load_pipeline(model)
-        uri, model = tracking or pipeline.tracking_uri, f"models:/{pipeline.model}@champion"
-    else:
-        uri = tracking_uri(tracking)
-        model = model if "/" in model else f"models:/{model}@champion"
-    with connected(uri) as client, Connection() as connection:
-        refuse_unknown(client, name=model)
+    meant = meant_by(model, tracking=tracking)
+    with connected(meant.tracking) as client, Connection() as connection:
+        refuse_unknown(client, name=meant.uri)
         try:
             done = score_registered(
                 Request(
-                    uri=model,
+                    uri=meant.uri,
                     table=table,
                     id_column=id_column,
                     format=format,
@@ -121,7 +116,7 @@ def score(
                 console=console,
             )
         except (scoring.EncoderMismatch, scoring.ForeignModel) as error:
-            raise StageError(f"{model}: {error}") from error
+            raise StageError(f"{meant.uri}: {error}") from error
     console.print(
         f"{several(done.rows, 'row')} in {several(done.files, 'file')} at {out}: "
         f"{count(done.unanswered)} without an answer, {count(done.problems)} with a payload that "
@@ -140,7 +135,8 @@ def search(
         typer.Argument(
             metavar="MODEL_URI|PIPELINE",
             help="models:/NAME@ALIAS or models:/NAME/VERSION; a name alone, or the pipeline's YAML "
-            "file, is its champion. It must be an alignment, which has a space to search.",
+            "file, is its champion. It must be an alignment, which has a space to search; of a "
+            "pipeline whose champion is none, the best alignment of its last run is taken.",
             show_default=False,
         ),
     ],
@@ -152,6 +148,13 @@ def search(
             show_default=False,
         ),
     ],
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            help="Search in the space of this candidate of the pipeline, champion or not.",
+            show_default=False,
+        ),
+    ] = None,
     modality: Annotated[
         str | None,
         typer.Option(
@@ -212,53 +215,51 @@ def search(
     """
     import datetime
     import sys
+    from contextlib import nullcontext
 
     from workflows import scoring
     from workflows.cluster import Connection
-    from workflows.pipeline import ConfigurationError, StageError, load_pipeline
+    from workflows.pipeline import StageError
+    from workflows.reporting.whole_file import whole_file
     from workflows.serving.score import open_place
     from workflows.space.searching import Request, search_registered
     from workflows.space.telling import answer_json, print_answer
     from workflows.tracking import connected
 
-    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise ConfigurationError(f"--html {html}: it names a file in a folder that is there")
     # What programs read is JSON alone.
     console = make_console(stderr=as_json)
-    pipeline = load_pipeline(model) if names_a_pipeline(model) else None
-    if pipeline is not None:
-        uri, model = tracking or pipeline.tracking_uri, f"models:/{pipeline.model}@champion"
-    else:
-        uri = tracking_uri(tracking)
-        model = model if "/" in model else f"models:/{model}@champion"
-    with connected(uri) as client, Connection() as connection:
-        refuse_unknown(client, name=model)
-        try:
-            answer = search_registered(
-                Request(
-                    uri=model,
-                    query=query,
-                    modality=modality,
-                    among=tuple(among or ()),
-                    top=top,
-                    each=each,
-                    snapshot=snapshot,
-                    way=index,
-                    folder=str(Path.cwd()),
-                ),
-                client=client,
-                store=None if store is None else open_place(store, what="--store"),
-                pipeline=pipeline,
-                connection=connection,
-                console=console,
-            )
-        except (scoring.EncoderMismatch, scoring.ForeignModel) as error:
-            raise StageError(f"{model}: {error}") from error
-    if html is not None:
-        from workflows.reporting.search_page import render
+    meant = meant_by(model, tracking=tracking)
+    with nullcontext() if html is None else whole_file(html, what="--html") as page:
+        with connected(meant.tracking) as client, Connection() as connection:
+            if candidate is None:
+                refuse_unknown(client, name=meant.uri)
+            try:
+                answer = search_registered(
+                    Request(
+                        uri=meant.uri,
+                        query=query,
+                        candidate=candidate,
+                        modality=modality,
+                        among=tuple(among or ()),
+                        top=top,
+                        each=each,
+                        snapshot=snapshot,
+                        way=index,
+                        opened=html is not None,
+                        folder=str(Path.cwd()),
+                    ),
+                    client=client,
+                    store=None if store is None else open_place(store, what="--store"),
+                    pipeline=meant.pipeline,
+                    connection=connection,
+                    console=console,
+                )
+            except (scoring.EncoderMismatch, scoring.ForeignModel) as error:
+                raise StageError(f"{meant.uri}: {error}") from error
+        if page is not None:
+            from workflows.reporting.search_page import render
 
-        created = datetime.datetime.now(datetime.UTC)
-        html.write_text(render(answer, created=created), encoding="utf-8")
+            page.write(render(answer, created=datetime.datetime.now(datetime.UTC)))
     if as_json:
         sys.stdout.write(answer_json(answer) + "\n")
         return

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from workflows.commands.app import MODELS, command, names_a_pipeline
-from workflows.commands.registry import Tracking, refuse_unknown, tracking_uri
+from workflows.commands.app import MODELS, command
+from workflows.commands.registry import Tracking, meant_by, refuse_unknown
 from workflows.console import make_console, several
 
 if TYPE_CHECKING:
@@ -127,20 +127,15 @@ class _Found:
 def _loaded(which: str, *, tracking: str | None) -> Iterator[_Found]:
     """A registered model, for the time of a block; MLflow is asked at its beginning alone."""
     from workflows import scoring
-    from workflows.pipeline import StageError, load_pipeline
+    from workflows.pipeline import StageError
     from workflows.promotion.lineage import resolve
     from workflows.tracking import connected
 
-    if names_a_pipeline(which):
-        pipeline = load_pipeline(which)
-        uri, which = tracking or pipeline.tracking_uri, f"models:/{pipeline.model}@champion"
-    else:
-        uri = tracking_uri(tracking)
-        which = which if "/" in which else f"models:/{which}@champion"
+    meant = meant_by(which, tracking=tracking)
     with ExitStack() as kept:
-        with connected(uri) as client:
-            refuse_unknown(client, name=which)
-            version = resolve(client, name=which)
+        with connected(meant.tracking) as client:
+            refuse_unknown(client, name=meant.uri)
+            version = resolve(client, name=meant.uri)
             named = f"models:/{version.name}/{version.version}"
             model = kept.enter_context(scoring.loaded(named, base=str(Path.cwd())))
             try:

@@ -10,9 +10,10 @@ from typing import Any
 from workflows.console import count, several
 from workflows.runs import without_passwords
 from workflows.space.found import Found
-from workflows.space.preview import Preview, preview, shorten
+from workflows.space.preview import PAGE_BYTES, Preview, preview, shorten
+from workflows.space.recall import RECALL_AT
 from workflows.space.searching import Answer
-from workflows.space.telling import label_of, many, milliseconds, said_of
+from workflows.space.telling import fewer, label_of, many, milliseconds, said_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAID = {
@@ -59,26 +60,29 @@ def render(answer: Answer, *, created: datetime) -> str:
     environment.filters["moment"] = wording.moment
     css = "".join((TEMPLATES / name).read_text() for name in ("report.css", "search.css"))
     modalities = list(dict.fromkeys(m for m in answer.searched if _of(answer, m)))
-    query = answer.query
+    query, asked = answer.query, _query(answer)
+    cards: list[Card] = []
+    room = PAGE_BYTES - asked.bytes
+    for one in answer.found:
+        group = modalities.index(one.modality)
+        cards.append(_card(one, answer=answer, group=group, room=room))
+        room -= cards[-1].shown.bytes
     return environment.get_template("search.html.j2").render(
         css=Markup(css),
         answer=answer,
         created=created,
         title=_title(answer),
-        query=_query(answer),
+        query=asked,
         query_name=shorten(without_passwords(query.given), most=160) if query.is_file else "",
         query_kind=SAID[query.kind],
         modalities=[{"name": m, "count": len(_of(answer, m))} for m in modalities],
-        cards=[
-            _card(one, answer=answer, group=modalities.index(one.modality)) for one in answer.found
-        ],
+        cards=cards,
         tiles=_tiles(answer),
-        recall=said_of(answer.recall),
         facts=[
             ("Model", answer.model),
             ("Snapshot", answer.snapshot),
             ("Similarity", "the cosine of the angle between two vectors, −1 to 1"),
-            ("Recall", said_of(answer.recall)),
+            ("Recall", said_of(answer.recall) + fewer(answer)),
         ],
     )
 
@@ -100,10 +104,10 @@ def _query(answer: Answer) -> Preview:
     return preview(payload, columns=query.columns, folder="")
 
 
-def _card(one: Found, *, answer: Answer, group: int) -> Card:
+def _card(one: Found, *, answer: Answer, group: int, room: int) -> Card:
     columns = answer.columns[one.modality]
     lacking = None if one.lacking is None else without_passwords(one.lacking)
-    shown = preview(one.payload, columns=columns, folder=answer.folder, lacking=lacking)
+    shown = preview(one.payload, columns=columns, folder=answer.folder, lacking=lacking, room=room)
     return Card(
         found=one,
         shown=shown,
@@ -122,8 +126,6 @@ def _of(answer: Answer, modality: str) -> list[Found]:
 
 
 def _tiles(answer: Answer) -> list[dict[str, str]]:
-    exact = all(not recall.queries for recall in answer.recall.values())
-    least = min(answer.recall.values(), key=lambda recall: recall.share)
     return [
         {
             "label": "Nearest",
@@ -135,12 +137,18 @@ def _tiles(answer: Answer) -> list[dict[str, str]]:
             "value": count(sum(answer.searched.values())),
             "note": f"vectors: {many(answer.searched)}",
         },
-        {
-            "label": f"Recall@{least.at}",
-            "value": "1.0" if exact else f"{least.share:.3f}",
-            "note": "exact: all are compared"
-            if exact
-            else f"against exact search, by {count(least.queries)} samples of {least.of}",
-        },
+        {"label": f"Recall@{RECALL_AT}", **_recall(answer)},
         {"label": "Time", "value": milliseconds(answer.seconds), "note": "of the search itself"},
     ]
+
+
+def _recall(answer: Answer) -> dict[str, str]:
+    """The least recall of the modalities that were searched, and by what it was measured."""
+    measured = [recall for recall in answer.recall.values() if not recall.exact]
+    if not measured:
+        return {"value": "1.0", "note": "exact: all are compared"}
+    least = min(measured, key=lambda recall: -1 if recall.share is None else recall.share)
+    if least.share is None:
+        return {"value": "–", "note": f"not measured: no sample of {least.of} to ask by"}
+    note = f"against exact search, by {several(least.queries, 'sample')} of {least.of}"
+    return {"value": f"{least.share:.3f}", "note": note}

@@ -12,18 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.columns import PayloadColumns, read_as_text
-from features.payload_keys import payload_keys
+from features.payload_keys import depends_on_files, payload_keys
 from features.snapshot import Snapshot
 from features.sources import RowReader, Source, SourceError, rows_in_source
 from features.sources.formats import FORMATS, format_of
+from features.spec import PayloadKey
 from features.store import Store
 from workflows.space.index import Index
-from workflows.space.nearest import Hits
+from workflows.space.nearest import Near
 from workflows.space.parts import Part
+from workflows.space.preview import place_of
 
-KEYS_BY = ("stat", "content", "uri")
-"""What a payload's key may have been made of."""
+KEYS_BY: tuple[PayloadKey, ...] = ("stat", "uri", "content")
+"""What a payload's key may have been made of, the cheapest first."""
 CHANGED = "the table or the file has changed since it was embedded"
+UNCOMPARED = "not opened, so not compared with what was embedded; a page (--html) compares"
 
 
 @dataclass(kw_only=True)
@@ -55,54 +58,45 @@ class Found:
     """Why there is no payload to show."""
 
 
-def distinct(
-    store: Store,
-    snapshot: Snapshot,
-    *,
-    hits: Hits,
-    places: Sequence[tuple[Index, Part]],
-    most: int,
+def located(
+    store: Store, snapshot: Snapshot, *, nearest: Sequence[tuple[Index, Near]]
 ) -> list[Found]:
-    """At most so many of what was found, each payload once, and not yet what it is."""
-    known: dict[int, dict[int, tuple[int, bytes]]] = {}
-    found: dict[tuple[str, bytes], Found] = {}
-    for similarity, number, place in zip(
-        hits.similarities[0].tolist(), hits.parts[0].tolist(), hits.places[0].tolist(), strict=True
-    ):
-        if not np.isfinite(similarity):
-            break
-        index, part = places[number]
-        if number not in known:
-            wanted = np.unique(hits.places[0][hits.parts[0] == number])
-            known[number] = _rows_and_keys(store, part, places=wanted)
-        at, key = known[number][place]
-        if (index.modality, key) in found:
-            found[index.modality, key].repeats += 1
-        elif len(found) < most:
-            shard, row = _sample(part, row=at)
-            found[index.modality, key] = Found(
+    """Which samples of the snapshot hold what was found, and not yet what it is."""
+    rows: dict[str, dict[int, int]] = {}
+    for index, near in nearest:
+        rows.setdefault(index.parts[near.part].path, {})[near.place] = 0
+    for path, of in rows.items():
+        places = sorted(of)
+        of.update(zip(places, _rows(store, path, places=places), strict=True))
+    found = []
+    for rank, (index, near) in enumerate(nearest, start=1):
+        part = index.parts[near.part]
+        shard, row = _sample(part, row=rows[part.path][near.place])
+        found.append(
+            Found(
                 modality=index.modality,
-                similarity=similarity,
-                rank=len(found) + 1,
+                similarity=near.similarity,
+                rank=rank,
                 sample_id="",
                 row=snapshot.first_rows[shard] + row,
                 shard=shard,
                 shard_row=row,
-                key=key,
+                key=near.key,
+                repeats=near.samples - 1,
             )
-    return list(found.values())
+        )
+    return found
 
 
-def _rows_and_keys(store: Store, part: Part, *, places: np.ndarray) -> dict[int, tuple[int, bytes]]:
-    """By place of a vector, its row within the part and the key of its payload."""
+def _rows(store: Store, path: str, *, places: Sequence[int]) -> list[int]:
+    """The rows within a part, of vectors by their places."""
 
     def read(file: pa.NativeFile) -> pa.Table:
         with pq.ParquetFile(file, pre_buffer=True) as parquet:
-            return parquet.read(columns=["row", "payload_key"])
+            return parquet.read(columns=["row"])
 
-    table = store.read_file(part.path, read, mapped=True).take(pa.array(places))
-    values = zip(table["row"].to_pylist(), table["payload_key"].to_pylist(), strict=True)
-    return dict(zip(places.tolist(), values, strict=True))
+    rows: list[int] = store.read_file(path, read, mapped=True)["row"].take(places).to_pylist()
+    return rows
 
 
 def _sample(part: Part, *, row: int) -> tuple[int, int]:
@@ -138,11 +132,14 @@ def read_payloads(
     snapshot: Snapshot,
     columns: Mapping[str, PayloadColumns],
     source: Source | None,
+    opened: bool,
 ) -> None:
     """Put their payloads into what was found, as they stand in the table, or why they do not.
 
     A payload is shown only if its key is that which was embedded, so that what is shown is what
-    was found, whatever became of the table meanwhile. A relative path is made absolute.
+    was found, whatever became of the table meanwhile. A file is read whole for that only if it is
+    to be `opened` anyhow, and is known by its content alone; else it is said where it is, and that
+    it was not compared.
     """
     if source is None or not all(snapshot.samples[one.shard].ranges for one in found):
         for one in found:
@@ -156,17 +153,21 @@ def read_payloads(
             table = reader.read(ranges)
             read = columns[one.modality]
             (payload,) = read.payloads(table)
-            keys = [
-                payload_keys([payload], columns=read, folder=source.folder, by=by)[0]
+            is_same = any(
+                one.key == payload_keys([payload], columns=read, folder=source.folder, by=by)[0]
                 for by in KEYS_BY
-            ]
+                if opened or by != "content" or not depends_on_files(payload, columns=read)
+            )
         except (SourceError, OSError, ValueError, IndexError, KeyError) as error:
             one.lacking = f"it cannot be read from the table: {error}"
             continue
-        if one.key not in keys:
+        if is_same:
+            one.payload = payload
+        elif opened or not depends_on_files(payload, columns=read):
             one.lacking = CHANGED
         else:
-            one.payload = payload
+            place = place_of(payload, columns=read, folder=source.folder)
+            one.lacking = f"{place or 'a file'} ({UNCOMPARED})"
 
 
 def source_of(snapshot: Snapshot) -> Source | None:

@@ -1,4 +1,4 @@
-"""The index of one modality over a snapshot: made where it is not there, searched, and measured.
+"""The index of one modality over a snapshot: made where it is not there, and searched.
 
 A part is made once for a model and the embedding shards in it, and an added or changed shard makes
 its own part anew and no other. Up to EXACT_ROWS vectors are all compared with the query: 1,000,000
@@ -6,7 +6,7 @@ of 256 numbers take 0.4 s of a processor's time from mapped Parquet (`benchmarks
 which is little beside the seconds in which a model and its encoder are loaded; nothing is missed,
 and there is nothing to make but the vectors. Above that FAISS makes cells, which cost more to make
 than the vectors do, and a query looks at a few hundredths of these; what it misses is measured,
-once for an index, against the exact search.
+once for an index, against the exact search (`recall`).
 """
 
 from __future__ import annotations
@@ -19,24 +19,19 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 
-from features.fingerprint import fingerprint
 from features.shard import each_vectors
 from features.snapshot import Snapshot
 from features.storage import Storage
 from features.store import Store
-from workflows.space.cells import PROBES, Cells
-from workflows.space.nearest import OVERSAMPLING, Hits, search
-from workflows.space.parts import PART, Over, Part, manifest_path, parts_of, space_fingerprint
+from workflows.space.cells import Cells
+from workflows.space.nearest import Near, search_payloads
+from workflows.space.parts import PART, Part, manifest_path, parts_of, space_fingerprint
 from workflows.space.projecting import PartBuilder, Projection
 
 A = TypeVar("A")
 Way = Literal["auto", "exact", "cells"]
 EXACT_ROWS = 2_000_000
 """Vectors up to which a query is compared with all of them."""
-RECALL_AT = 10
-RECALL_QUERIES = 100
-RECALL_SHARDS = 8
-"""Sample shards from which the queries are drawn by which recall is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +43,6 @@ class Index:
     vectors: int
     made: int
     """Parts that were not there before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recall:
-    """How many of the nearest that an exact search finds are found."""
-
-    share: float
-    at: int
-    """How many of the nearest are meant."""
-    queries: int
-    """By how many it was measured; 0 if the search is exact."""
-    of: str = ""
-    """The modality of these queries."""
-
-
-EXACT = Recall(share=1.0, at=RECALL_AT, queries=0)
 
 
 class Each(Protocol):
@@ -82,40 +61,50 @@ def here(
         yield from map(worker(argument), items)
 
 
-def missing_parts(store: Store, snapshot: Snapshot, *, projection: Projection) -> list[Part]:
-    """The parts of an index that are to be made."""
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """An index that is to be made or completed."""
+
+    projection: Projection
+    space: str
+    parts: Sequence[Part]
+    missing: Sequence[Part]
+    """Those of the parts that are not there."""
+
+
+def planned(store: Store, snapshot: Snapshot, *, projection: Projection) -> Planned:
+    """The index of a modality over a snapshot, and what is missing of it. Costs one listing."""
     space = space_fingerprint(projection.record, modality=projection.modality)
     parts = parts_of(snapshot, modality=projection.modality, space=space)
     there = store.storage.list(f"indexes/{space}")
-    return [part for part in parts if f"{part.name}.parquet" not in there]
+    missing = [part for part in parts if f"{part.name}.parquet" not in there]
+    return Planned(projection=projection, space=space, parts=parts, missing=missing)
 
 
 def make_index(
     store: Store,
     snapshot: Snapshot,
     *,
-    projection: Projection,
+    plan: Planned,
     each: Each = here,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> Index:
     """The index of a modality over a snapshot, with what is missing of it made by `each`.
 
-    Costs one listing if all is there; else time grows with the samples of the missing parts.
+    Time grows with the samples of the missing parts.
     """
-    modality = projection.modality
-    space = space_fingerprint(projection.record, modality=modality)
-    parts = parts_of(snapshot, modality=modality, space=space)
-    missing = missing_parts(store, snapshot, projection=projection)
-    for name in each(PartBuilder, projection, [PART.dump_json(p).decode() for p in missing]):
+    projection, parts = plan.projection, plan.parts
+    texts = [PART.dump_json(part).decode() for part in plan.missing]
+    for name in each(PartBuilder, projection, texts):
         on_part(name)
-    path = manifest_path(space=space, snapshot=snapshot.id)
+    path = manifest_path(space=plan.space, snapshot=snapshot.id)
     try:
         manifest = json.loads(store.storage.read(path))
     except FileNotFoundError:
         sizes = [_vectors_in(store, part) for part in parts]
         manifest = {
             "snapshot": snapshot.id,
-            "modality": modality,
+            "modality": projection.modality,
             "candidate": projection.record.fingerprint,
             "encoder": projection.encoder,
             "vectors": sum(sizes),
@@ -123,10 +112,10 @@ def make_index(
         }
         store.storage.write_once(path, (json.dumps(manifest, indent=1) + "\n").encode())
     return Index(
-        modality=modality,
+        modality=projection.modality,
         parts=tuple(parts),
         vectors=int(manifest["vectors"]),
-        made=len(missing),
+        made=len(plan.missing),
     )
 
 
@@ -163,103 +152,17 @@ def make_cells(store: Store, index: Index, *, each: Each = here) -> int:
 
 def nearest(
     store: Store, indexes: Sequence[Index], *, query: np.ndarray, k: int, by_cells: Sequence[bool]
-) -> tuple[Hits, list[tuple[Index, Part]]]:
-    """The `k` nearest vectors of several indexes to a query `[S]`, and to what `Hits.parts` refer.
+) -> list[tuple[Index, Near]]:
+    """The `k` nearest payloads of several indexes to a query `[S]`, each once, the nearest first.
 
-    Of equally near ones those of the index that stands first.
+    Of equally near ones those of the index that stands first. `Near.part` is one of its index's.
     """
-    places = [(index, part) for index in indexes for part in index.parts]
-    found, first = [], 0
-    for index, cells in zip(indexes, by_cells, strict=True):
-        hits = search(store, index.parts, queries=query[None], k=k, by_cells=cells)
-        found.append((hits, first))
-        first += len(index.parts)
-    similarities = np.concatenate([hits.similarities for hits, _ in found], axis=1)
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    return (
-        Hits(
-            similarities=np.take_along_axis(similarities, order, axis=1),
-            parts=np.take_along_axis(
-                np.concatenate([hits.parts + start for hits, start in found], axis=1), order, axis=1
-            ),
-            places=np.take_along_axis(
-                np.concatenate([hits.places for hits, _ in found], axis=1), order, axis=1
-            ),
-        ),
-        places,
-    )
-
-
-def recall_of(store: Store, index: Index, snapshot: Snapshot, *, asking: Projection) -> Recall:
-    """How many of the 10 nearest the cells of an index find, by queries of another modality.
-
-    The queries are vectors of up to RECALL_QUERIES samples, those of the test split where there
-    are any, drawn from a few shards; the exact search over all parts is done once, and what it
-    gave is kept beside the index.
-    """
-    space = space_fingerprint(asking.record, modality=asking.modality)
-    parts = [part.name for part in index.parts]
-    what = fingerprint(
-        {
-            "parts": parts,
-            "asking": space,
-            "snapshot": snapshot.id,
-            "options": [RECALL_AT, RECALL_QUERIES, RECALL_SHARDS, PROBES, OVERSAMPLING],
-        }
-    )
-    path = f"{_folder(index.parts[0])}/recall-{what}.json"
-    try:
-        kept = json.loads(store.storage.read(path))
-    except FileNotFoundError:
-        queries = _queries(store, snapshot, asking=asking)
-        kept = {"share": 1.0, "queries": len(queries)}
-        if len(queries):
-            exact, cells = (
-                search(store, index.parts, queries=queries, k=RECALL_AT, by_cells=by_cells)
-                for by_cells in (False, True)
-            )
-            kept["share"] = recall(exact, found=cells)
-        store.storage.write_once(path, (json.dumps(kept) + "\n").encode())
-    return Recall(
-        share=float(kept["share"]), at=RECALL_AT, queries=int(kept["queries"]), of=asking.modality
-    )
-
-
-def recall(exact: Hits, *, found: Hits) -> float:
-    """The share of the nearest by an exact search that are among those found, over all queries."""
-    right = total = 0
-    for query in range(len(exact.places)):
-        wanted = _named(exact, query)
-        right += len(wanted & _named(found, query))
-        total += len(wanted)
-    return right / total if total else 1.0
-
-
-def _named(hits: Hits, query: int) -> set[tuple[int, int]]:
-    real = np.isfinite(hits.similarities[query])
-    return set(
-        zip(hits.parts[query][real].tolist(), hits.places[query][real].tolist(), strict=True)
-    )
-
-
-def _queries(store: Store, snapshot: Snapshot, *, asking: Projection) -> np.ndarray:
-    """Vectors of some samples, `[Q, S]`."""
-    rng = np.random.default_rng(0)
-    over = snapshot.modalities[asking.modality].shards
-    there = [number for number, shards in enumerate(over) if shards]
-    builder, held, others = PartBuilder(asking), [], []
-    for number in rng.permutation(there)[:RECALL_SHARDS].tolist():
-        samples = snapshot.samples[number]
-        found = builder.project(Over(shards=over[number], rows=samples.rows))
-        split = store.read_table(samples.path, columns=["split"])["split"].to_numpy()
-        tested = split[found.rows] == "test"
-        held.append(found.vectors[tested])
-        others.append(found.vectors[~tested])
-    if not held:
-        return np.empty((0, 0), np.float32)
-    drawn = [rng.permutation(np.concatenate(some)) for some in (held, others)]
-    queries: np.ndarray = np.concatenate(drawn)[:RECALL_QUERIES]
-    return queries
+    found = [
+        (index, near)
+        for index, cells in zip(indexes, by_cells, strict=True)
+        for near in search_payloads(store, index.parts, query=query, k=k, by_cells=cells)
+    ]
+    return sorted(found, key=lambda pair: -pair[1].similarity)[:k]
 
 
 def _read(store: Store, part: Part) -> np.ndarray:

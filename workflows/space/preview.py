@@ -1,8 +1,9 @@
 """What is shown of a payload: a thumbnail, a player, an excerpt; within bounds, and made anew.
 
 Images and sounds are decoded and written again, small, so that a page holds nothing of a file but
-what is seen and heard: no metadata, no vector graphics, no more than a few seconds. A short film
-alone is passed on as it is.
+what is seen and heard: no metadata, no vector graphics, no more than a few seconds. Of a short film
+the first picture and the first sound are put into a new file as they are coded, without anything
+that stood beside them; of another one a frame is shown.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ SOUND_RATE = 16_000
 """Hz; one channel of 16 bits: 320 kB for the longest."""
 FILM_BYTES = 2_000_000
 """A film of more is shown by its middle frame alone."""
+PAGE_BYTES = 30_000_000
+"""A page of more previews shows no further ones, but says what was found."""
 TEXT_CHARACTERS = 400
 BARS = 64
-FILM_TYPES = {b"ftyp": "video/mp4", b"\x1aE\xdf\xa3": "video/webm"}
-"""By the bytes that files begin with which browsers play."""
+FILM_TYPES = {b"ftyp": "mp4", b"\x1aE\xdf\xa3": "webm"}
+"""By the bytes that files begin with which browsers play, the format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +62,40 @@ class Preview:
     lacking: str = ""
     """Why there is nothing to show."""
 
+    @property
+    def bytes(self) -> int:
+        """Of a page that it takes up."""
+        return len(self.image) + len(self.sound) + len(self.film) + len(self.text)
+
 
 def preview(
-    payload: Any, *, columns: PayloadColumns, folder: str, lacking: str | None = None
+    payload: Any,
+    *,
+    columns: PayloadColumns,
+    folder: str,
+    lacking: str | None = None,
+    room: int = PAGE_BYTES,
 ) -> Preview:
-    """What is shown of a payload as it stands in the table; what cannot be read says why."""
+    """What is shown of a payload as it stands in the table; what cannot be read says why.
+
+    Where there is room for no film of its size, its frame is shown; where there is no room at all,
+    nothing is opened.
+    """
     where = place_of(payload, columns=columns, folder=folder)
     if lacking is not None or payload is None:
         return Preview(kind=columns.kind, where=where, lacking=lacking or "there is no payload")
+    if room <= 0:
+        left_out = f"the page holds {PAGE_BYTES // 10**6} MB of others already"
+        return Preview(kind=columns.kind, where=where, lacking=left_out)
     try:
         shown = open_payload(
             payload, columns=columns, folder=folder, pillow=columns.kind == "image"
         )
         made = _SHOWN[columns.kind](shown)
         if columns.kind == "video" and not isinstance(payload, Cut):
-            made["film"] = _film(payload, folder=folder)
+            made["film"] = _film(payload, folder=folder, most=min(FILM_BYTES, room))
+        if columns.kind == "video" and not made.get("film"):
+            made["size"] += ", its middle frame here"
     except (BadPayload, ValueError, OSError, ImportError) as error:
         return Preview(kind=columns.kind, where=where, lacking=without_passwords(str(error)))
     return Preview(kind=columns.kind, where=where, **made)
@@ -171,15 +193,35 @@ def _video(shown: Video) -> dict[str, Any]:
     return {"image": _picture(image), "size": f"{shown.seconds:.1f} s"}
 
 
-def _film(payload: Any, *, folder: str) -> str:
-    """A film that is short enough, and of a type that browsers play, as it is."""
+def _film(payload: Any, *, folder: str, most: int) -> str:
+    """A film of at most so many bytes, and of a type that browsers play, without its metadata."""
     data = payload if isinstance(payload, bytes) else fetch(payload, base=folder)
-    if len(data) > FILM_BYTES:
-        return ""
-    for begins, type in FILM_TYPES.items():
-        if begins in data[:12]:
-            return _data(data, type)
+    for begins, format in FILM_TYPES.items():
+        if begins in data[:12] and len(data) <= most:
+            made = _without_metadata(data, format=format)
+            return _data(made, f"video/{format}") if 0 < len(made) <= most else ""
     return ""
+
+
+def _without_metadata(data: bytes, *, format: str) -> bytes:
+    """The first picture and the first sound of a film, in a new file; empty if that cannot be."""
+    import av
+
+    made = io.BytesIO()
+    try:
+        with (
+            av.open(io.BytesIO(data), "r") as film,
+            av.open(made, "w", format=format, options={"fflags": "+bitexact"}) as container,
+        ):
+            streams = [*film.streams.video[:1], *film.streams.audio[:1]]
+            kept = {stream.index: container.add_stream_from_template(stream) for stream in streams}
+            for packet in film.demux(streams):
+                if packet.dts is not None:
+                    packet.stream = kept[packet.stream.index]
+                    container.mux(packet)
+    except (av.FFmpegError, ValueError):
+        return b""
+    return made.getvalue()
 
 
 def _series(shown: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where is searched: a model that has a space, a snapshot that it fits, and which modalities."""
+"""Where is searched: a snapshot that a model fits, and which modalities of it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,10 @@ from features.snapshot import Snapshot
 from features.store import Store
 from workflows.console import several
 from workflows.pipeline import ConfigurationError, StageError
-from workflows.promotion.registry import tags_of
 
 if TYPE_CHECKING:
     from workflows.scoring import LoadedModel
-    from workflows.tracking import ModelVersion
-
-
-def refuse_without_space(model: LoadedModel, *, name: str) -> None:
-    """ConfigurationError, with what makes a space, for a model that has none."""
-    from training.built_in import BUILT_IN
-    from training.models.alignment_spec import SpaceSpec
-    from training.models.shared_space import SharedSpace
-
-    if not isinstance(model.fitted(), SharedSpace):
-        types = [type for type, spec in BUILT_IN.items() if issubclass(spec, SpaceSpec)]
-        raise ConfigurationError(
-            f"{name} is of the type {model.record.spec.get('type')!r}, which has no space that its "
-            f"modalities share, so nothing can be searched in it; {' and '.join(types)} make one "
-            "(`candidates: [{type: alignment}]`), and a `finetune` with one of them as its head"
-        )
+    from workflows.space.model import Chosen
 
 
 def chosen_modalities(wanted: Sequence[str], *, model: LoadedModel) -> list[str]:
@@ -43,16 +27,16 @@ def chosen_modalities(wanted: Sequence[str], *, model: LoadedModel) -> list[str]
     return [m for m in model.inputs if not wanted or m in wanted]
 
 
-def chosen_snapshot(store: Store, *, wanted: str | None, version: ModelVersion) -> Snapshot:
+def chosen_snapshot(store: Store, *, wanted: str | None, of: Chosen) -> Snapshot:
     """The snapshot that is meant, with where its rows stand in the table, if that is known."""
-    id = tags_of(version).get("snapshot", "")
+    id = of.snapshot
     if wanted is None:
         try:
             return store.placed(id)
         except FileNotFoundError as error:
             raise StageError(
-                f"the snapshot {id[:12] or 'of the model'} that {version.name} version "
-                f"{version.version} was fitted to is not in {store.storage.root}; search another "
+                f"the snapshot {id[:12] or 'of the model'} that {of.title} was "
+                f"fitted to is not in {store.storage.root}; search another "
                 "by --snapshot: `latest` is the newest of the same dataset, if that is known, and "
                 "`sensorium store ls` lists all"
             ) from error
@@ -60,7 +44,7 @@ def chosen_snapshot(store: Store, *, wanted: str | None, version: ModelVersion) 
         try:
             name = store.read_snapshot(id).name
         except FileNotFoundError:
-            name = version.name
+            name = of.name
         found = store.latest(name)
         if found is None:
             raise StageError(f"{store.storage.root} has no snapshot of the dataset {name!r}")

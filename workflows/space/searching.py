@@ -26,41 +26,36 @@ from workflows.pipeline import ConfigurationError, Pipeline, StageError
 from workflows.promotion.lineage import resolve
 from workflows.promotion.operate import storage_of
 from workflows.space import cells
-from workflows.space.found import Found, distinct, read_payloads, source_of, tell
+from workflows.space.found import Found, located, read_payloads, source_of, tell
 from workflows.space.index import (
-    EXACT,
     Each,
     Index,
-    Recall,
     Way,
     here,
     make_cells,
     make_index,
-    missing_parts,
     nearest,
-    recall_of,
+    planned,
     with_cells,
 )
+from workflows.space.model import Chosen, model_with_space
 from workflows.space.parts import MEAN_ROWS
 from workflows.space.projecting import Projection
 from workflows.space.query import Query, understand
+from workflows.space.recall import EXACT, Recall, recall_of
 from workflows.space.scope import (
     chosen_modalities,
     chosen_snapshot,
     refuse_other_encoders,
-    refuse_without_space,
 )
 
 if TYPE_CHECKING:
     from workflows.scoring import LoadedModel
-    from workflows.tracking import MlflowClient, ModelVersion
+    from workflows.tracking import MlflowClient
 
 HERE_ROWS = 500_000
 """Samples whose vectors are made by this process; more are worth starting Ray for, which takes
 seconds, as a projection of so many rows does."""
-DEPTH = 4
-"""How many times as many vectors as payloads are wanted are looked at first, since a payload may
-stand in several samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +65,8 @@ class Request:
     uri: str
     """Of the model, as `score` takes it."""
     query: str
+    candidate: str | None = None
+    """Of the pipeline, in whose space is searched instead of the model's."""
     modality: str | None = None
     """Of the query; found out if it is not given."""
     among: Sequence[str] = ()
@@ -80,6 +77,8 @@ class Request:
     snapshot: str | None = None
     """The beginning of an id, or `latest`; by default that of the model."""
     way: Way = "auto"
+    opened: bool = False
+    """Whether what is found is to be opened, for a page; else it is named alone."""
     folder: str = "."
     """From where the query's relative path starts."""
 
@@ -94,6 +93,8 @@ class Answer:
     snapshot: str
     dataset: str
     found: Sequence[Found]
+    wanted: int
+    """How many were asked for."""
     searched: dict[str, int]
     """By modality, how many vectors."""
     recall: dict[str, Recall]
@@ -118,24 +119,38 @@ def search_registered(
 ) -> Answer:
     """Search with a registered model, through the store of the pipeline that registered it.
 
+    With a pipeline also in the space of one of its candidates; see `model_with_space`.
     ConfigurationError for a query, or options, that cannot be, and for a model without a space;
     StageError for encoders that are others, and for a snapshot that is not there.
     """
-    from workflows import scoring
-
-    version = resolve(client, name=request.uri)
-    own = storage_of(version) if store is None else store
+    if request.candidate is not None and pipeline is None:
+        raise ConfigurationError(
+            "--candidate: name the pipeline's YAML file, which says whose candidates are meant"
+        )
+    version = None if request.candidate else resolve(client, name=request.uri)
+    own = store
+    if own is None and pipeline is not None:  # wherever that was which registered the version
+        own = pipeline.open_store().storage
+    elif own is None and version is not None:
+        own = storage_of(version)
     if own is None:
         raise ConfigurationError(
             f"the store of the pipeline that registered {request.uri} is not to be reached from "
             "here; name it by --store"
         )
-    uri = f"models:/{version.name}/{version.version}"
-    with scoring.loaded(uri, base=request.folder) as model:
+    with model_with_space(
+        version,
+        pipeline=pipeline,
+        candidate=request.candidate,
+        client=client,
+        store=Store(own),
+        base=request.folder,
+        console=console,
+    ) as (chosen, model):
         return _search(
             request,
             model=model,
-            version=version,
+            chosen=chosen,
             store=Store(own),
             pipeline=pipeline,
             connection=connection,
@@ -147,18 +162,17 @@ def _search(
     request: Request,
     *,
     model: LoadedModel,
-    version: ModelVersion,
+    chosen: Chosen,
     store: Store,
     pipeline: Pipeline | None,
     connection: Connection,
     console: Console,
 ) -> Answer:
-    refuse_without_space(model, name=request.uri)
     query = understand(
         request.query, inputs=model.inputs, modality=request.modality, folder=request.folder
     )
     among = chosen_modalities(request.among, model=model)
-    snapshot = chosen_snapshot(store, wanted=request.snapshot, version=version)
+    snapshot = chosen_snapshot(store, wanted=request.snapshot, of=chosen)
     refuse_other_encoders(model, snapshot=snapshot, among=among)
     vector = _vector(query, model=model)
     projections = {m: _projection(model, store=store, modality=m) for m in model.inputs}
@@ -176,7 +190,13 @@ def _search(
         if cell and index.vectors:
             _make_cells(store, index, connection=connection, console=console)
             asking = projections[_asked_by(query, snapshot=snapshot, model=model) or index.modality]
-            recall[index.modality] = recall_of(store, index, snapshot, asking=asking)
+            recall[index.modality] = recall_of(
+                store,
+                index,
+                snapshot,
+                asking=asking,
+                each=_each(sum(part.rows for part in index.parts), connection=connection),
+            )
     begun = time.perf_counter()
     together = [[pair] for pair in zip(indexes, by_cells, strict=True)]
     if not request.each:
@@ -184,19 +204,30 @@ def _search(
     found = [
         one
         for some in together
-        for one in _distinct(store, snapshot, searched=some, vector=vector, top=request.top)
+        for one in located(
+            store,
+            snapshot,
+            nearest=nearest(
+                store,
+                [index for index, _ in some],
+                query=vector,
+                k=request.top,
+                by_cells=[cell for _, cell in some],
+            ),
+        )
     ]
     seconds = time.perf_counter() - begun
     tell(store, snapshot, found=found)
     source = _source(snapshot, pipeline=pipeline)
     columns = {m: model.inputs[m].columns for m in among}
-    read_payloads(found, snapshot=snapshot, columns=columns, source=source)
+    read_payloads(found, snapshot=snapshot, columns=columns, source=source, opened=request.opened)
     return Answer(
-        model=f"{version.name} version {version.version}",
+        model=chosen.title,
         query=query,
         snapshot=snapshot.id,
         dataset=snapshot.name,
         found=found,
+        wanted=request.top * len(together),
         searched={index.modality: index.vectors for index in indexes},
         recall=recall,
         seconds=seconds,
@@ -250,8 +281,8 @@ def _indexes(
     """The indexes of the modalities, made where they are not there, with a bar for each."""
     found = []
     for projection in projections:
-        missing = missing_parts(store, snapshot, projection=projection)
-        rows = sum(part.rows for part in missing)
+        plan = planned(store, snapshot, projection=projection)
+        missing, rows = plan.missing, sum(part.rows for part in plan.missing)
         each = _each(rows, connection=connection)
         begun = time.perf_counter()
         with progress(console) as bar:
@@ -259,7 +290,7 @@ def _indexes(
             index = make_index(
                 store,
                 snapshot,
-                projection=projection,
+                plan=plan,
                 each=each,
                 on_part=lambda _, bar=bar, task=task: bar.update(task, advance=1),  # type: ignore[misc]
             )
@@ -295,26 +326,6 @@ def _make_cells(store: Store, index: Index, *, connection: Connection, console: 
             f"[bold]index[/bold]    {escape(index.modality)}: cells of {several(made, 'part')} "
             f"in {duration(time.perf_counter() - begun)}"
         )
-
-
-def _distinct(
-    store: Store,
-    snapshot: Snapshot,
-    *,
-    searched: Sequence[tuple[Index, bool]],
-    vector: np.ndarray,
-    top: int,
-) -> list[Found]:
-    """The nearest payloads, each once; deeper, while too many of them are repeated."""
-    indexes, by_cells = [index for index, _ in searched], [cells for _, cells in searched]
-    vectors = sum(index.vectors for index in indexes)
-    depth = DEPTH * top
-    while True:
-        hits, places = nearest(store, indexes, query=vector, k=depth, by_cells=by_cells)
-        found = distinct(store, snapshot, hits=hits, places=places, most=top)
-        if len(found) == top or depth >= vectors:
-            return found
-        depth *= 8
 
 
 def _source(snapshot: Snapshot, *, pipeline: Pipeline | None) -> Source | None:

@@ -12,8 +12,8 @@ from rich.markup import escape
 from workflows.console import count, several, table
 from workflows.runs import without_passwords
 from workflows.space.found import Found
-from workflows.space.index import Recall
 from workflows.space.preview import excerpt, shorten
+from workflows.space.recall import Recall
 from workflows.space.searching import Answer
 
 
@@ -23,7 +23,9 @@ def print_answer(answer: Answer, *, console: Console) -> None:
         "#", "sample", "modality", "similarity", "label", "what", numbers=("#", "similarity"),
         folds=("what",),
     )  # fmt: skip
-    for one in answer.found:
+    for one, before in zip(answer.found, [None, *answer.found]):
+        if before is not None and one.rank <= before.rank:
+            made.add_section()  # of the next modality, each ranked by itself
         again = f" (and {several(one.repeats, 'more sample')})" if one.repeats else ""
         made.add_row(
             str(one.rank),
@@ -42,8 +44,18 @@ def how(answer: Answer) -> str:
     return (
         f"{answer.model}, snapshot {answer.snapshot[:12]} of {answer.dataset}: vectors of "
         f"{many(answer.searched)} searched in "
-        f"{milliseconds(answer.seconds)}; {said_of(answer.recall)}"
+        f"{milliseconds(answer.seconds)}; {said_of(answer.recall)}{fewer(answer)}"
     )
+
+
+def fewer(answer: Answer) -> str:
+    """Why fewer were found than were asked for; empty if there are as many."""
+    if len(answer.found) >= answer.wanted:
+        return ""
+    why = "no more payloads differ"
+    if not all(recall.exact for recall in answer.recall.values()):
+        why = "there are no more that differ in the cells that were looked into"
+    return f"; {len(answer.found)} found instead of {answer.wanted}: {why}"
 
 
 def many(searched: Mapping[str, int]) -> str:
@@ -61,8 +73,10 @@ def said_of(recalls: Mapping[str, Recall]) -> str:
 
 
 def _recall(recall: Recall) -> str:
-    if not recall.queries:
+    if recall.exact:
         return f"recall@{recall.at} 1.0 (exact: every vector is compared)"
+    if recall.share is None:
+        return f"recall@{recall.at} not measured: no sample of {recall.of} to ask by"
     return (
         f"recall@{recall.at} {recall.share:.3f} against exact search, by "
         f"{several(recall.queries, 'sample')} of {recall.of}"
@@ -103,10 +117,11 @@ def answer_json(answer: Answer) -> str:
         "snapshot": answer.snapshot,
         "dataset": answer.dataset,
         "searched": answer.searched,
+        "wanted": answer.wanted,
         "seconds": round(answer.seconds, 4),
         "index_parts_made": answer.made,
         "recall": {
-            m: {"share": r.share, "at": r.at, "queries": r.queries, "exact": not r.queries}
+            m: {"share": r.share, "at": r.at, "queries": r.queries, "exact": r.exact}
             for m, r in answer.recall.items()
         },
         "results": [
