@@ -168,7 +168,8 @@ class Disturber:
         """The machine that is to go now, if one is."""
         ours = [self._machines.workers[kill.worker]]
         if kill.at is not None:
-            ours = [m for m in self._machines.workers if kill.at in " ".join(m.working())]
+            on = [machine for machine in self._machines.workers if not machine.is_off]
+            ours = [machine for machine in on if kill.at in " ".join(machine.working())]
         return next((m for m in ours if not m.is_off), None)
 
     def _due(self, now: float) -> Kill | None:

@@ -81,6 +81,8 @@ ROWS = {
     "report": Row(fails="{fitted}", says=MLFLOW),
     "score": Row(fails="words words.csv out", says=MLFLOW, bad="{bad} words.csv out"),
     "search": Row(fails="{fitted} query", says=MLFLOW, bad="{bad} query"),
+    "serve": Row(fails="words", says=MLFLOW, bad="{bad}"),
+    "export": Row(fails="words out", says=MLFLOW, bad="{bad} out"),
     "approve": Row(fails="{good}", says=MLFLOW),
     "rollback": Row(fails="{good}", says=MLFLOW),
     "history": Row(fails="{good}", says=MLFLOW),
