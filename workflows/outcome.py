@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Status = Literal[
     "done",
     "unchanged",
+    "waiting",
     "left",
     "refused",
     "over budget",
@@ -32,8 +33,8 @@ Status = Literal[
     "bad configuration",
     "failed",
 ]
-"""`done` and `unchanged`; `left` to another run that is at work; `refused` by the gate now; the
-others say why a run ended before its end."""
+"""`done` and `unchanged`; `waiting` for a person who approves the new challenger; `left` to another
+run that is at work; `refused` by the gate now; the others say why a run ended before its end."""
 
 
 class DeadlinePassed(StageError):

@@ -95,7 +95,11 @@ def run(
         outcome.status = "unchanged"
         console.print(f"\nNothing to do: unchanged since the last run ({_since(begun)}).")
     else:
-        outcome.status = "refused" if promotion.refused and promotion.changed else "done"
+        outcome.status = "done"
+        if promotion.refused and promotion.changed:
+            outcome.status = "refused"
+        elif promotion.waiting:
+            outcome.status = "waiting"
         console.print(f"\nDone in {_since(begun)}.")
     return promotion
 

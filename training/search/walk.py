@@ -164,7 +164,7 @@ class _Walk:
         candidates = self._with_seeds(last)
         again = self._plan(candidates, training=self.training)
         if any(candidate.record is None for candidate in again):
-            title = f"the best {min(self.search.finalists, len(last))} with other seeds"
+            title = f"{_the_best(min(self.search.finalists, len(last)))} with other seeds"
             waiting = Round(title=title, candidates=candidates, training=self.training)
             return Search(spec=self.search, trials=trials, round=waiting)
         reached = {
@@ -287,7 +287,7 @@ class _Walk:
         planned = self._plan([trial.spec for trial in trials], training=training)
         if any(candidate.record is None for candidate in planned):
             numbers = f"{trials[0].number + 1} to {trials[-1].number + 1} of {self.search.trials}"
-            which = f"trials {numbers}" if rung == 0 else f"the best {len(trials)} trials"
+            which = f"trials {numbers}" if rung == 0 else _the_best(len(trials))
             return Round(
                 title=f"{which}, {training.max_epochs} epochs",
                 candidates=tuple(trial.spec for trial in trials),
@@ -356,3 +356,7 @@ class _Walk:
             self.search.repeated(finalist.spec, number=number)
             for number in range(self.search.fits(self.base))
         ]
+
+
+def _the_best(count: int) -> str:
+    return "the best trial" if count == 1 else f"the best {count} trials"

@@ -67,6 +67,7 @@ def approve(
         int | None,
         typer.Option(help="The version; that of the alias `challenger` by default.", min=1),
     ] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
     tracking: Tracking = None,
 ) -> None:
     """Make a challenger champion that passed the gate and waits for a person's word."""
@@ -77,9 +78,21 @@ def approve(
             found.client,
             model=found.model,
             number=None if version is None else str(version),
+            reason=reason,
             storage=found.storage,
         )
-    make_console().print(f"{escape(found.model)}: {escape(done.detail)}", soft_wrap=True)
+    _tell(which, model=found.model, detail=done.detail)
+
+
+def _tell(which: str, *, model: str, detail: str) -> None:
+    """What was done to the alias, and that the report does not know of it."""
+    console = make_console()
+    console.print(f"{escape(model)}: {escape(detail)}", soft_wrap=True)
+    if names_a_pipeline(which):
+        console.print(
+            f"The report is of before: `sensorium report {escape(which)}` writes it anew.",
+            soft_wrap=True,
+        )
 
 
 @command(panel=MODELS, example='sensorium rollback digits --reason "wrong labels in May"')
@@ -103,12 +116,7 @@ def rollback(
             reason=reason,
             storage=found.storage,
         )
-    console = make_console()
-    console.print(f"{escape(found.model)}: {escape(done.detail)}", soft_wrap=True)
-    if names_a_pipeline(which):
-        console.print(
-            f"The report is of before: `sensorium report {escape(which)}` writes it anew."
-        )
+    _tell(which, model=found.model, detail=done.detail)
 
 
 @command(panel=MODELS, example="sensorium history digits --json")

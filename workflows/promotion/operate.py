@@ -50,9 +50,16 @@ class Operated:
 
 
 def approve(
-    client: MlflowClient, *, model: str, number: str | None = None, storage: Storage | None = None
+    client: MlflowClient,
+    *,
+    model: str,
+    number: str | None = None,
+    reason: str = "",
+    storage: Storage | None = None,
 ) -> Operated:
     """Make a challenger champion that passed the gate: that of the alias, or a version by number.
+
+    `reason` is kept in the history, before what the gate said.
 
     StageError if there is none, if the gate refused it, or if the champion is not the one that it
     was compared with: the next run compares it with that one.
@@ -100,7 +107,7 @@ def approve(
             judgement=tags["judgement"],
             before=against,
             by=who(),
-            verdict=_verdict(version),
+            verdict="; ".join(filter(None, (reason, _verdict(version)))),
             kind="approved",
         )
     return Operated(

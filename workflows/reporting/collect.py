@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -230,7 +231,10 @@ def _condition(item: Comparison) -> ConditionFindings:
     if not isinstance(item, Condition):
         return found
     return dataclasses.replace(
-        found, threshold=item.threshold, passed=item.passed, detail=item.detail
+        found,
+        threshold=item.threshold,
+        passed=item.passed,
+        detail=re.sub(r"(?<![\w.])-(?=\d)", "−", item.detail),
     )
 
 

@@ -157,9 +157,16 @@ def _refusal(gate: GateFindings) -> Markup | None:
     failed = [item for item in gate.conditions if item.passed is False]
     if not failed:
         return None
+    overall = next((item for item in gate.conditions if item.champion is not None), None)
+    champion = None
+    if overall is not None:
+        champion = say(
+            "That is the challenger's; the champion reaches {} on the same rows.",
+            score(overall.champion or 0.0),
+        )
     more = f" ({len(failed) - 1} more did not hold)" if len(failed) > 1 else ""
     detail = Markup("{}").format(f"{failed[0].detail}{more}")
-    return say("It fell at the condition {}: {}.", failed[0].name, detail)
+    return _join(champion, say("It fell at the condition {}: {}.", failed[0].name, detail))
 
 
 def _succession(gate: GateFindings) -> Markup | None:
@@ -176,6 +183,12 @@ def _succession(gate: GateFindings) -> Markup | None:
     )
 
 
+def _whose(data: ReportData) -> str:
+    """Whose number a tile shows, where it is not the champion's."""
+    refused = data.gate is not None and data.gate.passed is False
+    return "Challenger, t" if refused else "T"
+
+
 def tiles(data: ReportData) -> list[Tile]:
     """The key numbers, best first."""
     best = data.candidate(data.winner)
@@ -183,7 +196,7 @@ def tiles(data: ReportData) -> list[Tile]:
     if best is not None and best.test is not None:
         found.append(
             Tile(
-                label=f"Test {data.metric.title}",
+                label=f"{_whose(data)}est {data.metric.title}",
                 value=score(best.test.value),
                 note=interval(best.test),
             )

@@ -147,4 +147,5 @@ def quiet(estimate: Estimate, signed: bool = False) -> Markup:
 def title(item: CandidateFindings) -> str:
     """A candidate's name with what it is: `attention fusion`, `wide (early fusion)`."""
     what = kind(item.type)
-    return what if item.name == item.type and what != item.type else f"{item.name} ({what})"
+    said_by_it = item.name == what or (item.name == item.type and what != item.type)
+    return what if said_by_it else f"{item.name} ({what})"

@@ -22,7 +22,7 @@ from features.stored_embeddings import read_embedding_shard
 from training.answering import shapley
 from training.candidate import CandidateRecord, restore_model
 from training.held import in_parts
-from workflows.serving.said import answered, filled, refuse_to_guess, types
+from workflows.serving.said import NOTHING, answered, filled, refuse_to_guess, types
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,7 +101,7 @@ class ShardScorer:
         return Scored(
             rows=len(answers),
             unanswered=answers[first].null_count,
-            problems=len(answers) - answers["problems"].null_count,
+            problems=sum(said not in (None, NOTHING) for said in answers["problems"].to_pylist()),
         )
 
     def answers(self, shard: ShardToScore) -> pa.Table:
