@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from benchmarks.fuzz_serving import cells, expected_answers, fuzz
 from benchmarks.malformed_requests import FORMS, form_of
 from benchmarks.model_servers import Server, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
+from features.payloads import fetch, locate
 from tests.workflows.command import sensorium
-from workflows.serving.places import ROOTS, Places, places_of
+from workflows.serving.places import ROOTS, Forbidden, Places, places_of
 from workflows.serving.request import InvalidRequest, read_request
 
 pytestmark = pytest.mark.xdist_group("serving")
@@ -243,6 +245,54 @@ def test_a_path_leads_nowhere_but_below_a_root(uri: str, there: bool, tmp_path: 
     assert allowed is there
     with pytest.raises(ValueError) if uri[:5] != "data:" else pytest.MonkeyPatch.context():
         Places().check(uri, base=str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    "base",
+    ["file://{}", "FILE://{}", "file://localhost{}", "http://{}", "S3://{}", "file:{}", "up/{}"],
+)
+def test_no_form_of_a_base_leads_out_of_the_roots(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, root = tmp_path / "secret", tmp_path / "root"
+    for folder in (secret, root):
+        folder.mkdir()
+    (secret / "a.txt").write_text("nobody's business")
+    (root / "up").symlink_to("/")
+    monkeypatch.chdir(root)
+    places = places_of({ROOTS: "."})
+    assert places is not None
+    places.check("a.txt", base=str(root))
+    with pytest.raises(ValueError, match=r"not read here|not supported|three slashes"):
+        places.check("a.txt", base=base.format(secret))
+
+
+def test_a_base_as_a_uri_is_the_folder_that_it_names(tmp_path: Path) -> None:
+    """What is checked is what is opened: a name that looks like a URI is a name, once resolved."""
+    (tmp_path / "a.txt").write_text("found")
+    assert locate("a.txt", base=tmp_path.as_uri()) == str(tmp_path / "a.txt")
+    assert fetch("a.txt", base=tmp_path.as_uri()) == b"found"
+    odd = tmp_path / "file:"
+    odd.mkdir()
+    (odd / "a.txt").write_text("odd")
+    assert fetch("file:/a.txt", base=str(tmp_path)) == b"odd"
+    assert fetch("a.txt", base=f"{tmp_path}/file://") == b"odd"
+
+
+@pytest.mark.parametrize(
+    "name", ["a/" * 3000, "/".join(["a"] * 2100), "s3://bucket/new/" + "k" * 1025, "a" * 10**6]
+)
+def test_names_longer_than_any_file_has_are_not_looked_up(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = places_of({ROOTS: f"{tmp_path},s3://bucket/new"})
+    assert places is not None
+    seen: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "realpath", seen.append)
+        with pytest.raises(Forbidden) as refused:
+            places.check(name, base=str(tmp_path))
+    assert seen == [] and len(str(refused.value)) < 600
 
 
 def test_what_fails_in_a_server_is_told_to_its_log_alone(

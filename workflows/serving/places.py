@@ -21,6 +21,9 @@ Where it is set, if only to nothing, a model reads nothing else, whoever loads i
 SERVERS = ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "MLSERVER_MODEL_URI", "MLSERVER_MODEL_NAME")
 """What MLflow's scoring server sets, and what MLServer is given."""
 S3 = "s3://"
+MOST_PATH, MOST_KEY = 4096, 1024
+"""Bytes of the longest path of Linux (PATH_MAX, limits.h) and of S3's longest key; no other is
+looked up, which would take time that grows with the square of its length."""
 
 
 class Forbidden(ValueError):
@@ -45,6 +48,8 @@ class Places:
         """
         if is_inline(uri):
             return
+        if len(uri) > MOST_PATH or len(base) > MOST_PATH:
+            raise Forbidden(f"{shown(uri)} is too long for the name of a file; {self._advice()}")
         try:
             place = locate(uri, base=base)
         except (BadPayload, ValueError) as error:
@@ -79,7 +84,11 @@ def _is_below(place: str, root: str) -> bool:
     if place.startswith(S3) or root.startswith(S3):
         # A key is not a path, but clients and gateways have taken it for one.
         steps = place.removeprefix(S3).split("/")
+        if len("/".join(steps[1:]).encode(errors="replace")) > MOST_KEY:
+            return False
         return place.startswith(root) and not {".", "..", ""} & {*steps}
+    if not os.path.isabs(place) or len(place) > MOST_PATH:
+        return False
     try:
         return os.path.realpath(place).startswith(root)
     except (OSError, ValueError):
