@@ -280,7 +280,9 @@ def test_a_base_as_a_uri_is_the_folder_that_it_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a/" * 3000, "/".join(["a"] * 2100), "s3://bucket/new/" + "k" * 1025, "a" * 10**6]
+    "name",
+    ["a/" * 3000, "/".join(["a"] * 2100), "s3://bucket/new/" + "k" * 1025, "a" * 10**6],
+    ids=["steps", "joined", "key", "million"],
 )
 def test_names_longer_than_any_file_has_are_not_looked_up(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
