@@ -19,6 +19,7 @@ from benchmarks.model_servers import Server, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
 from features.payloads import fetch, locate
 from tests.workflows.command import sensorium
+from workflows.serving import request
 from workflows.serving.places import ROOTS, Forbidden, Places, places_of
 from workflows.serving.request import InvalidRequest, read_request
 
@@ -176,6 +177,10 @@ def asked(content: Any) -> Any:
         (b'{"inputs": {"text": ["\\ud800"]}}', r"column \"text\", row 0: .*half of a surrogate"),
         ({"inputs": {"text": "a"}, "params": {"bas": "x"}}, r"there is no \"bas\"; there is"),
         ({"inputs": {"text": "a"}, "params": {"base": 1}}, r"base is a text, and no number"),
+        (b'{"inputs": {"age": [1, NaN]}}', r"NaN is no number of JSON .*null stands for"),
+        (b'{"inputs": {"age": -Infinity}}', r"-Infinity is no number of JSON"),
+        ({"instances": [{}] * 10_001}, r"10,001 rows; a request has 10,000 at most"),
+        ({"dataframe_split": {"columns": ["age"], "data": [[1]] * 10_001}}, r"10,001 rows"),
         ({"inputs": {"age": [1] * 10_001}}, r"10,001 rows; a request has 10,000 at most"),
     ],
 )  # fmt: skip
@@ -183,6 +188,42 @@ def test_what_is_no_request_is_refused_with_what_it_should_be(content: Any, mess
     with pytest.raises(InvalidRequest, match=message) as refused:
         asked(content)
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_many_names_take_no_more_than_the_request(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a name each would make a table of as many columns as there are rows."""
+    names = [f"name {i}" for i in range(4000)]
+    body = {
+        "dataframe_split": {"columns": names, "data": []},
+        "inputs": {name: [1] for name in names},
+    }.get(form, [{name: 1} for name in names])
+    asked_for: list[str] = []
+    cells_of = request._cells
+    monkeypatch.setattr(
+        request, "_cells", lambda cells, name: asked_for.append(name) or cells_of(cells, name)
+    )
+    with pytest.raises(InvalidRequest, match=r"column \"name 0\" is none of the model's"):
+        asked({form: body})
+    assert asked_for == [], "no column is made of names that are unknown"
+
+
+def test_what_is_like_a_long_name_is_not_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought: list[str] = []
+    monkeypatch.setattr(request, "nearest_hint", lambda name, known: sought.append(name) or "")
+    for name in ("textt", "t" * 81):
+        with pytest.raises(InvalidRequest, match="none of the model's"):
+            asked({"inputs": {name: ["a"]}})
+    assert sought == ["textt"]
+
+
+def test_a_name_that_is_said_twice_is_found_among_many() -> None:
+    """In a time that grows with their number, and not with its square, which would be minutes."""
+    names = ",".join(f'"n{i}":1' for i in range(100_000))
+    with pytest.raises(InvalidRequest, match='"n99999" is said twice'):
+        asked(f'{{"inputs": {{{names},"n99999":1}}}}'.encode())
 
 
 def test_the_four_forms_say_the_same() -> None:
