@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf, nan
 from typing import Any
 
 from benchmarks.served_model import data_uri
@@ -48,7 +49,7 @@ class Fuzzer:
             self.said_twice, self.no_base64, self.damaged_image, self.damaged_sound,
             self.swapped_media, self.bomb, self.empty_payload, self.numbers, self.nothing_known,
             self.no_columns, self.bare_base64, self.lists_of_text, self.large_file_name,
-            self.garbage_bytes, self.wrong_scalar, self.odd_text,
+            self.garbage_bytes, self.wrong_scalar, self.odd_text, self.no_number,
         ]  # fmt: skip
 
     def attack(self) -> Attack:
@@ -294,15 +295,23 @@ class Fuzzer:
 
     def numbers(self) -> Attack:
         row = self.row()
-        row["age"] = self.draw.choice([1e400, -1e400, "many", "1e999", [], {}, "x" * 9000])
-        expected = REFUSED if isinstance(row["age"], list | dict) else BAD
-        bad = None if expected == REFUSED else "about"
-        return self._attack("odd numbers", self._request([row]), expected, bad=bad)
+        value = self.draw.choice([b"1e400", b"-1e400", "many", "1e999", [], {}, "x" * 9000, inf])
+        # As JSON writes a number that no double holds; Infinity itself is none.
+        row["age"] = "AGE" if isinstance(value, bytes) else value
+        body = json.dumps(self._request([row])).encode()
+        if isinstance(value, bytes):
+            body = body.replace(b'"AGE"', value)
+        refused = not isinstance(value, bytes | str)
+        expected, bad = (REFUSED, None) if refused else (BAD, "about")
+        return self._attack("odd numbers", body, expected, bad=bad)
 
     def nothing_known(self) -> Attack:
-        nothing = self.draw.choice([None, float("nan")])
-        rows = [dict.fromkeys(self.rows[0], nothing)]
+        rows = [dict.fromkeys(self.rows[0])]
         return self._attack("nothing known", self._request(rows), BAD, bad="caption")
+
+    def no_number(self) -> Attack:
+        row = {**self.row(), "age": self.draw.choice([nan, inf, -inf])}
+        return self._attack("literals that are no JSON", self._request([row]), REFUSED)
 
     def odd_text(self) -> Attack:
         """No fault: any text is a text, whatever it looks like."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,12 @@ from benchmarks.model_servers import Server, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
 from features.payloads import fetch, locate
 from tests.workflows.command import sensorium
+from workflows.scoring import LoadedModel
 from workflows.serving import request
+from workflows.serving import server as http_server
 from workflows.serving.places import ROOTS, Forbidden, Places, places_of
 from workflows.serving.request import InvalidRequest, read_request
+from workflows.serving.server import make_app
 
 pytestmark = pytest.mark.xdist_group("serving")
 SEED = 20
@@ -39,18 +45,19 @@ def served(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
 def servers(served: ServedModel) -> Iterator[dict[str, Server]]:
     """MLflow's server, and ours, which may read the folder of pictures."""
     folder = served.folder
+    (folder / "temporary").mkdir()
     options = {ROOTS: str(folder / "pictures")}
     started = {
-        kind: Server(served, kind=kind, log=folder / f"{kind}.log", environment=options)
-        for kind in ("mlflow", "sensorium")
+        kind: Server(served, kind=kind, log=folder / f"{kind}.log", environment={**options, **own})
+        for kind, own in {"mlflow": {}, "sensorium": {"TMPDIR": str(folder / "temporary")}}.items()
     }
     try:
         for server in started.values():
             server.wait()
         yield started
     finally:
-        for server in started.values():
-            server.stop()
+        started["mlflow"].stop(signal.SIGKILL)  # it takes seconds to end otherwise
+        started["sensorium"].stop()
 
 
 @pytest.fixture
@@ -139,6 +146,126 @@ def test_mlflows_server_refuses_what_reaches_the_model_in_its_words(
         status, said = post(server, {"dataframe_records": [row]})
         assert status == 400 and message in said["message"], said
         assert "stack_trace" not in said and "Failed to predict data" not in said["message"]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_well_and_leaves_nothing(
+    servers: dict[str, Server], served: ServedModel
+) -> None:
+    server = servers["sensorium"]
+    temporary = served.folder / "temporary"
+    assert f"models:/served/1 at http://127.0.0.1:{server.port}/" in server.log.read_text()
+    assert any("model.py" in names for _, _, names in os.walk(temporary))
+    assert server.stop() == 0
+    assert not any("model.py" in names for _, _, names in os.walk(temporary))
+
+
+def app_of(served: ServedModel, model: Any, **options: Any) -> Any:
+    loaded = LoadedModel(pyfunc=model, base=str(served.folder), files=served.folder)
+    return make_app(loaded, **{"most_bytes": 10_000, "workers": 1, **options})
+
+
+async def asked_of(app: Any, *parts: bytes, gate: asyncio.Event | None = None) -> tuple[int, Any]:
+    """Status and answer to a request, by ASGI; its last part comes once the gate is open."""
+    coming, sent = list(parts), []
+
+    async def receive() -> dict[str, Any]:
+        if gate is not None and len(coming) == 1:
+            await gate.wait()
+        part = coming.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(coming)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "path": "/invocations", "raw_path": b"/invocations", "root_path": "", "scheme": "http",
+        "query_string": b"", "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    await app(scope, receive, send)
+    said = b"".join(m.get("body", b"") for m in sent)
+    return sent[0]["status"], json.loads(said)
+
+
+def test_requests_in_flight_are_bounded_in_number_bytes_and_time(
+    served: ServedModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOTS, "")
+    app = app_of(served, model)
+    row = {"text": "it is low"}
+    text = json.dumps({"inputs": row}).encode()
+    (expected,) = expected_answers(model, [row])
+
+    async def together() -> None:
+        gate = asyncio.Event()
+        # Three bodies of 9,000 bytes are on their way; 40,000 are held at most.
+        slow = [asyncio.create_task(asked_of(app, b" " * 9000, text, gate=gate)) for _ in range(3)]
+        await asyncio.sleep(0)
+        status, said = await asked_of(app, b" " * 9_900, b" " * 9_900)
+        assert (status, said["message"]) == (413, "a request has 10,000 bytes at most")
+        assert (await asked_of(app, text))[0] == 200
+        more = [asyncio.create_task(asked_of(app, b" " * 6000, text, gate=gate)) for _ in range(2)]
+        await asyncio.sleep(0)
+        status, said = await asked_of(app, b" " * 2000, text)
+        assert status == 503 and "ask again" in said["message"]
+        monkeypatch.setattr(http_server, "MOST_REQUESTS", 5)
+        assert (await asked_of(app))[0] == 503, "its body is not read"
+        gate.set()
+        for answer in [*slow, *more]:
+            assert await answer == (200, {"predictions": [expected]})
+        # All that was held is free again.
+        for _ in range(6):
+            assert (await asked_of(app, b" " * 9000, text))[0] == 200
+        monkeypatch.setattr(http_server, "BODY_SECONDS", 0.01)
+        assert (await asked_of(app, b"{", text, gate=asyncio.Event()))[0] == 408
+
+    asyncio.run(together())
+
+
+def test_an_empty_list_is_a_row_and_lists_of_texts_are_not_taken_apart(
+    served: ServedModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOTS, "")
+    app = app_of(served, model)
+    for row in ({"text": []}, {"text": ["a", "b"]}):
+        asked = json.dumps({"instances": [row]}).encode()
+        status, said = asyncio.run(asked_of(app, asked))
+        assert status == 400 and "'text', row 0: it holds a list" in said["message"], row
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (("--root", "/no/such/folder"), 2, "there is no such folder"),
+        (("--root", ".,/etc"), 2, "commas stand between folders"),
+        (("--root", "file:///etc"), 2, "name a folder, or s3://BUCKET/PREFIX"),
+        (("--root", "s3://"), 2, "not of the form s3://BUCKET/PREFIX"),
+        (("--host", "256.0.0.1"), 1, "no server can listen at --host 256.0.0.1 --port 5001"),
+    ],
+)
+def test_what_the_server_cannot_have_is_said_before_the_encoders_are_loaded(
+    options: tuple[str, ...], code: int, told: str, served: ServedModel, capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(ROOTS, "")
+    monkeypatch.setattr(LoadedModel, "load", lambda self: pytest.fail("they are loaded"))
+    found, _, errors = sensorium(capsys, "serve", "served", "--tracking", served.uri, *options)
+    assert found == code and told in " ".join(errors.split())
+
+
+def test_a_port_in_use_is_named_and_is_no_refusal_of_the_gate(
+    served: ServedModel, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOTS, "")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        asked = ("serve", "served", "--tracking", served.uri, "--port", port)
+        code, text, errors = sensorium(capsys, *asked)
+    assert code == 1 and f"--host 127.0.0.1 --port {port}: Address already in use" in " ".join(
+        errors.split()
+    )
+    assert "/invocations" not in text
 
 
 def asked(content: Any) -> Any:

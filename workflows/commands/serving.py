@@ -47,28 +47,54 @@ def serve(
         ),
     ] = None,
     max_mb: Annotated[int, typer.Option(help="Largest request, in MB.", min=1)] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests answered at a time; as many as there are usable CPUs, unless said.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     tracking: Tracking = None,
 ) -> None:
     """Answer HTTP requests as `mlflow models serve` does, but strictly: nonsense is refused by 400.
 
     POST to /invocations: texts as they are, files as `data:;base64,CONTENT`, or by a path or URI
-    below a --root. A payload that is broken is treated as missing, and `problems` say so.
+    below a --root. A payload that is broken is treated as missing, and `problems` say so. SIGTERM
+    ends it well: what is being answered still is.
     """
-    from workflows.pipeline import StageError
+    from workflows.pipeline import ConfigurationError, StageError
     from workflows.scoring import EncoderMismatch
-    from workflows.serving.places import ROOTS
+    from workflows.serving.places import ROOTS, refused_root
+    from workflows.serving.server import bound, ended_by_sigterm
     from workflows.serving.server import serve as serve_model
 
-    with _loaded(model, tracking=tracking) as found:
+    for folder in root or ():
+        reason = refused_root(folder)
+        if reason is not None:
+            raise ConfigurationError(f"--root {folder}: {reason}")
+    with ended_by_sigterm(), _loaded(model, tracking=tracking) as found:
         os.environ[ROOTS] = ",".join(root) if root else os.environ.get(ROOTS, "")
-        make_console().print(
-            f"[bold]serve[/bold]    {escape(found.uri)} at http://{host}:{port}/invocations",
-            soft_wrap=True,
-        )
         try:
-            serve_model(found.model, host=host, port=port, most_bytes=max_mb * 10**6)
-        except EncoderMismatch as error:
-            raise StageError(f"{found.uri}: {error}") from error
+            address = bound(host, port)
+        except OSError as error:
+            raise StageError(
+                f"no server can listen at --host {host} --port {port}: {error.strerror or error}"
+            ) from error
+        line = f"{escape(found.uri)} at http://{host}:{port}/invocations"
+        with address:
+            try:
+                serve_model(
+                    found.model,
+                    at=address,
+                    most_bytes=max_mb * 10**6,
+                    workers=workers,
+                    on_listening=lambda: make_console().print(
+                        f"[bold]serve[/bold]    {line}", soft_wrap=True
+                    ),
+                )
+            except EncoderMismatch as error:
+                raise StageError(f"{found.uri}: {error}") from error
 
 
 @command(panel=MODELS, example="sensorium export models:/digits/3 exported")

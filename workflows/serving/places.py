@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from features.decoders.base import BadPayload
 from features.payloads import is_inline, locate, shown
+from features.s3 import is_bucket
 
 ROOTS = "SENSORIUM_SERVE_ROOTS"
 """The environment variable that names them, with commas between: `/data/photos,s3://bucket/new`.
@@ -72,6 +73,18 @@ def places_of(environment: Mapping[str, str]) -> Places | None:
         return Places() if any(map(environment.get, SERVERS)) else None
     roots = [part.strip() for part in named.split(",")]
     return Places(roots=tuple(_whole(root) for root in roots if root))
+
+
+def refused_root(root: str) -> str | None:
+    """Why a server reads nothing below what an operator has named; None if it does."""
+    if "," in root:
+        return f"commas stand between folders in {ROOTS}; name one without"
+    if root.startswith(S3):
+        bucket = root.removeprefix(S3).partition("/")[0]
+        return None if is_bucket(bucket) else "it is not of the form s3://BUCKET/PREFIX"
+    if "://" in root:
+        return "it is a URI; name a folder, or s3://BUCKET/PREFIX"
+    return None if os.path.isdir(root) else "there is no such folder"
 
 
 def _whole(root: str) -> str:

@@ -37,7 +37,7 @@ class Asked:
     params: Mapping[str, Any]
 
 
-def read_request(body: bytes, *, columns: Sequence[str]) -> Asked:
+def read_request(body: bytes | bytearray, *, columns: Sequence[str]) -> Asked:
     """The rows that a body holds, for a model of these columns; InvalidRequest if it is not one."""
     content = _parsed(body)
     if not isinstance(content, dict):
@@ -60,7 +60,7 @@ def read_request(body: bytes, *, columns: Sequence[str]) -> Asked:
     )
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes | bytearray) -> Any:
     try:
         return json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_number)
     except InvalidRequest:
@@ -83,7 +83,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _twice(names: Iterable[str]) -> str | None:
     """The first name that has been there before."""
     seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _no_number(literal: str) -> Any:
