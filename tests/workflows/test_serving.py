@@ -17,11 +17,14 @@ import pandas as pd
 import pytest
 
 from benchmarks.fuzz_serving import cells, expected_answers, fuzz
-from benchmarks.malformed_requests import FORMS, form_of
+from benchmarks.malformed_requests import FORMS, form_of, silence
 from benchmarks.model_servers import Server, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
+from features.encoding import Prepared
 from features.payloads import fetch, locate
+from features.prepare import bytes_of
 from tests.workflows.command import sensorium
+from workflows import scoring
 from workflows.scoring import LoadedModel
 from workflows.serving import request
 from workflows.serving import server as http_server
@@ -232,6 +235,60 @@ def test_an_empty_list_is_a_row_and_lists_of_texts_are_not_taken_apart(
         asked = json.dumps({"instances": [row]}).encode()
         status, said = asyncio.run(asked_of(app, asked))
         assert status == 400 and "'text', row 0: it holds a list" in said["message"], row
+
+
+def test_payloads_are_encoded_before_too_many_are_held(
+    served: ServedModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.predict(served.rows)
+    held: list[int] = []
+    encode = scoring.encode_rows
+
+    def watched(prepared: list[Prepared], **options: Any) -> None:
+        held.append(sum(bytes_of(item.payload) for item in prepared))
+        encode(prepared, **options)
+
+    monkeypatch.setattr(scoring, "encode_rows", watched)
+    assert model.predict(served.rows).equals(whole)
+    most, calls = max(held), len(held)
+    held.clear()
+    monkeypatch.setattr(scoring, "WINDOW_BYTES", most // 5)
+    assert model.predict(served.rows).equals(whole)
+    assert len(held) > calls + 4 and max(held) < most / 2
+
+
+def test_a_served_model_takes_no_sound_of_hours_in_a_few_bytes(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = pd.DataFrame({"sound": [data_uri(silence(minutes=11))]})
+    assert len(bomb.sound[0]) < 100_000
+    assert model.predict(bomb).missing[0] == ["about", "caption", "photo"]
+    monkeypatch.setenv(ROOTS, "")
+    (problems,) = model.predict(bomb).problems
+    assert problems.startswith("voice: ") and "600" in problems, problems
+
+
+def test_payloads_that_all_fail_in_an_encoder_do_not_blame_it_if_it_has_worked(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = load(served)
+    rows = pd.DataFrame({"text": ["bad one", "bad two"], "age": [30.0, 40.0]})
+    ours = fresh.unwrap_python_model()
+    _, encoder = ours._encoder("caption")
+    encode = type(encoder).encode
+
+    def fails_for_some(self: Any, texts: list[str]) -> np.ndarray:
+        if any(text.startswith("bad") for text in texts):
+            raise RuntimeError("it cannot")
+        return encode(self, texts)
+
+    monkeypatch.setattr(type(encoder), "encode", fails_for_some)
+    with pytest.raises(RuntimeError, match="it cannot"):
+        fresh.predict(rows)
+    ours.load()
+    answers = fresh.predict(rows)
+    assert answers.prediction.notna().all()
+    assert list(answers.problems) == ["caption: RuntimeError: it cannot"] * 2
 
 
 @pytest.mark.parametrize(
