@@ -575,6 +575,33 @@ def test_an_exported_head_answers_as_the_model(
     np.testing.assert_allclose(found, np.stack(answers.probabilities.to_list()), atol=1e-6)
 
 
+def test_an_export_that_cannot_be_written_is_refused_first_and_none_is_half_written(
+    served: ServedModel, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import onnx_export
+
+    made = []
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_, **__: made.append(1))
+    (tmp_path / "file").touch()
+    asked = ("export", "served", "--tracking", served.uri)
+    code, _, errors = sensorium(capsys, *asked, tmp_path / "file" / "out")
+    assert code == 2 and "name another OUT" in " ".join(errors.split()) and made == []
+
+    checked = {"rows": 20, "subsets": 20, "of_subsets": 512, "greatest_difference": 0.0}
+    graph = onnx_export.Exported(graph=b"new", described={"checked": checked})
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_, **__: graph)
+    (tmp_path / "head.onnx").write_bytes(b"old")
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    sensorium(capsys, *asked, tmp_path)
+    assert (tmp_path / "head.onnx").read_bytes() == b"old"
+    monkeypatch.setattr(os, "replace", replace)
+    code, text, _ = sensorium(capsys, *asked, tmp_path)
+    assert code == 0 and "20 rows with 20 of the 512 subsets of" in " ".join(text.split())
+    assert (tmp_path / "head.onnx").read_bytes() == b"new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "head.json", "head.onnx"]
+
+
 def test_what_is_not_registered_is_neither_served_nor_exported(
     served: ServedModel, tmp_path: Path, capsys: Any
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -116,8 +117,16 @@ def export(
     A graph whose answers differ is not written. Needs pip install 'sensorium\\[onnx]'.
     """
     from training.onnx_export import NotExportable, described_text, export_onnx
-    from workflows.pipeline import StageError
+    from workflows.pipeline import ConfigurationError, StageError
 
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{out}: no file can be written there ({error.strerror}); name another OUT"
+        ) from error
     with _loaded(model, tracking=tracking) as found:
         try:
             made = export_onnx(found.model.fitted(), record=found.model.record)
@@ -127,15 +136,21 @@ def export(
             name: {"type": item.encoder.get("type"), "fingerprint": item.encoder_fingerprint}
             for name, item in found.model.inputs.items()
         }
-    out.mkdir(parents=True, exist_ok=True)
     described = {"model": found.uri, **made.described, "encoders": encoders}
-    (out / DESCRIPTION).unlink(missing_ok=True)
-    (out / GRAPH).write_bytes(made.graph)
+    graph = out / f".{GRAPH}.{os.getpid()}"
+    try:
+        graph.write_bytes(made.graph)
+        (out / DESCRIPTION).unlink(missing_ok=True)
+        os.replace(graph, out / GRAPH)
+    finally:
+        graph.unlink(missing_ok=True)
     (out / DESCRIPTION).write_text(described_text(described))
     checked = made.described["checked"]
+    tried, all_of_them = checked["subsets"], checked["of_subsets"]
+    some = f"{tried} of the {all_of_them:,} subsets" if tried < all_of_them else "every subset"
     make_console().print(
         f"[bold]export[/bold]   {escape(found.uri)} to {escape(str(out / GRAPH))}: "
-        f"{len(made.graph):,} bytes; {several(checked['rows'], 'row')} with every subset of "
+        f"{len(made.graph):,} bytes; {several(checked['rows'], 'row')} with {some} of "
         f"{several(len(encoders), 'modality')} answered by onnxruntime, greatest "
         f"difference {checked['greatest_difference']:.1g}",
         soft_wrap=True,
