@@ -20,6 +20,7 @@ from training.onnx_export import (
     _expected,
     check_onnx,
     export_onnx,
+    presence_patterns,
     random_inputs,
 )
 from training.spec import InputSpec
