@@ -26,7 +26,6 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders import Encoder, EncoderSpec, parse_encoder
-from features.encoders.sample_payloads import common_payloads
 from features.encoding import Prepared, Rows, encode_rows
 from features.payloads import open_payload
 from features.prepare import bytes_of
@@ -392,22 +391,18 @@ class SensoriumModel(PythonModel):
     def load(self) -> None:
         """Load all encoders and the model, which else their first payloads would wait for.
 
-        Each encodes a payload of its kind, so that it is known to do so: one that later fails for
-        all that it is given is not thought broken.
+        Each encodes the example of its modality, if that is no video, so that it is known to work:
+        it is then not thought broken by payloads that it fails for, whatever comes first.
         """
-        for name in self.inputs:
-            spec, encoder = self._encoder(name)
-            try:
-                payload = encoder.prepare(common_payloads(spec)[0])
-                good, done = Prepared(row=0, payload=payload, size=encoder.size(payload)), Rows()
-                encode_rows([good], spec=spec, encoder=encoder, into=done)
-            except (OSError, MemoryError):
-                raise  # of the machine
-            except Exception:  # an encoder of its own mind about what it takes
-                _log.warning("%s: the encoder was not tried on a payload", name, exc_info=True)
-                continue
-            if done.values:
-                self._proven[name] = [good]
+        rows = example(self.inputs).iloc[:1]
+        for name, item in self.inputs.items():
+            self._encoder(name)
+            values = payloads(rows, columns=item.columns)
+            problems: list[list[str]] = [[]]
+            if item.columns.kind != "video":
+                self._embed(name, values=values, base="", problems=problems)
+            for problem in problems[0]:
+                _log.warning("the encoder does not take its example: %s", problem)
         self.fitted()
 
     def weights(self) -> bytes:
