@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -105,10 +106,12 @@ class Server:
     def open_files(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def stop(self) -> None:
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """End it by a signal; its exit code."""
         self.connection.close()
-        os.killpg(self.process.pid, 15)
-        self.process.wait(30)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, by)
+        return self.process.wait(30)
 
 
 def free_port() -> int:

@@ -90,10 +90,9 @@ def fetch(uri: str, *, base: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
     place = locate(uri, base=base)
     if place.startswith(s3.SCHEME):
         return _read_object(place, limits=limits)
-    path = local_path(place, base="")
     for wait in (*RETRY_SECONDS, None):
         try:
-            return _read(path, uri=uri, limits=limits)
+            return _read(place, uri=uri, limits=limits)
         except OSError as error:
             if error.errno in OF_THE_FILE:
                 reason = f"{OF_THE_FILE[error.errno]}: {shown(uri)}"
@@ -135,14 +134,18 @@ def shown(uri: str) -> str:
 
 
 def locate(uri: str, *, base: str) -> str:
-    """The absolute path or s3:// URI of a payload; `base` may itself be an s3:// URI.
+    """The s3:// URI of a payload, or its path: no URI, but what a file is opened by as it stands.
 
+    `base` may itself be an s3:// or a file:// URI. The path is absolute if `base` or `uri` is.
     BadPayload or ValueError as `fetch` raises them.
     """
-    if _SCHEME.match(uri) is None and base.startswith(s3.SCHEME):
+    if _SCHEME.match(uri) is None and _SCHEME.match(base) is not None:
         if not uri.strip():
             raise BadPayload(f"this is not the path of a file: {shown(uri)}", stage="fetch")
-        uri = f"{base.rstrip('/')}/{uri}"
+        if base.startswith(s3.SCHEME):
+            uri = f"{base.rstrip('/')}/{uri}"
+        else:
+            base = local_path(base, base="")
     if not uri.startswith(s3.SCHEME):
         return local_path(uri, base=base)
     bucket, _, key = uri.removeprefix(s3.SCHEME).partition("/")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ MOST_PATTERNS = 64
 TRIED = ((1, 1), (2, 3), (7, 5), (33, 2))
 """Rows, and steps of sequences, that are tried with each subset."""
 SEED = 0
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])")
+"""What moves or colours on a terminal: ECMA-48, section 5.4."""
 
 
 class NotExportable(ValueError):
@@ -60,6 +63,7 @@ def export_onnx(model: nn.Module, *, record: CandidateRecord) -> Exported:
     """
     import_extra("onnx", extra="onnx")  # what torch exports with
     import_extra("onnxscript", extra="onnx")
+    _refuse_collisions(record)
     graph = _traced(model, record=record)
     checked = check_onnx(graph, model=model, record=record)
     return Exported(
@@ -109,7 +113,13 @@ def check_onnx(graph: bytes, *, model: nn.Module, record: CandidateRecord) -> di
                         f"{record.name!r}: for {count} rows the graph's {name} is "
                         f"{found[name].shape}, not all finite numbers of {wanted.shape}"
                     )
-                worst = max(worst, float(np.abs((found[name] - wanted) / scale).max(initial=0)))
+                away = float(np.abs((found[name] - wanted) / scale).max(initial=0))
+                if not np.isfinite(away):  # a maximum would pass over it
+                    raise NotExportable(
+                        f"{record.name!r}: for {count} rows the model's own {name} is not all "
+                        "finite numbers, so that nothing can be compared with it"
+                    )
+                worst = max(worst, away)
             rows += count
     if not worst <= TOLERANCE:
         raise NotExportable(
@@ -120,6 +130,7 @@ def check_onnx(graph: bytes, *, model: nn.Module, record: CandidateRecord) -> di
         "greatest_difference": worst,
         "tolerance": TOLERANCE,
         "subsets": patterns,
+        "of_subsets": 2 ** len(record.modalities),
         "rows": rows,
         "onnxruntime": runtime.__version__,
     }
@@ -194,12 +205,32 @@ def _traced(model: nn.Module, *, record: CandidateRecord) -> bytes:
             assert program is not None
             return bytes(program.model_proto.SerializeToString())
     except Exception as error:  # whatever torch meets in a model's code
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise NotExportable(
-            f"{record.name!r}, a {record.spec.get('type')!r}, has no ONNX graph: {lines[0]}"
+            f"{record.name!r}, a {record.spec.get('type')!r}, has no ONNX graph: {_reason(error)}"
         ) from error
     finally:
         logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error comes from, in one line of plain text: torch puts banners before it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _ESCAPES.sub("", str(error)).strip()
+    return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+def _refuse_collisions(record: CandidateRecord) -> None:
+    """NotExportable if two inputs or outputs of the graph would have one name."""
+    seen: set[str] = set()
+    for name in (*_inputs(record), *_outputs(record)):
+        if name in seen:
+            raise NotExportable(
+                f"{record.name!r}: the graph would have two inputs or outputs {name!r}, by the "
+                f"names of the modalities {', '.join(record.modalities)}; a modality that is named "
+                "otherwise has one"
+            )
+        seen.add(name)
 
 
 def _answering(model: nn.Module, *, record: CandidateRecord) -> nn.Module:
@@ -207,6 +238,7 @@ def _answering(model: nn.Module, *, record: CandidateRecord) -> nn.Module:
     from torch import nn
 
     names, modalities = _inputs(record), tuple(record.modalities)
+    sequences = {m for m in modalities if _is_sequence(m, record=record)}
     task = task_of(record)
     retrieval = record.task.get("type") == "retrieval"
 
@@ -220,7 +252,7 @@ def _answering(model: nn.Module, *, record: CandidateRecord) -> nn.Module:
             inputs = (
                 {m: given[m] for m in modalities},
                 {m: given[_present(m)] for m in modalities},
-                {m: given[_mask(m)] for m in modalities if _mask(m) in given},
+                {m: given[_mask(m)] for m in modalities if m in sequences},
             )
             if not retrieval:
                 return task.answers(self.model(*inputs))
@@ -238,7 +270,7 @@ def _expected(
     inputs: dict[str, Any] = {
         "embeddings": {m: given[m] for m in modalities},
         "presence": {m: given[_present(m)] for m in modalities},
-        "masks": {m: given[_mask(m)] for m in modalities if _mask(m) in given},
+        "masks": {m: given[_mask(m)] for m in modalities if _is_sequence(m, record=record)},
     }
     if record.task.get("type") == "retrieval":
         vectors = embed(model, **inputs)
@@ -263,7 +295,7 @@ def _outputs(record: CandidateRecord) -> dict[str, list[Any]]:
 def _shape(name: str, *, record: CandidateRecord) -> list[Any]:
     part = record.modalities.get(name)
     if part is None:
-        return ["batch"] if name.endswith("_present") else ["batch", "steps"]
+        return ["batch"] if name in map(_present, record.modalities) else ["batch", "steps"]
     return ["batch", *(["steps"] if part.get("sequence") else []), int(part["dim"])]
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from features.decoders.base import BadPayload
+from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders import Encoder, EncoderSpec, parse_encoder
 from features.encoding import Prepared, Rows, encode_rows
 from features.payloads import open_payload
+from features.prepare import bytes_of
 from features.store import Store
 from training.answering import embed
 from training.candidate import (
@@ -51,7 +52,24 @@ INPUTS = "inputs.json"
 CODE = "from mlflow.models import set_model\nfrom workflows.scoring import SensoriumModel\n\n"
 CODE += "set_model(SensoriumModel())\n"
 WINDOW_ROWS = 512
-"""Rows that are decoded and held in memory at once."""
+"""Most rows that are decoded and held in memory at once."""
+WINDOW_BYTES = 2**28
+"""Prepared payloads that are held until they are encoded; one more may go over it. The batches that
+an encoder is given differ with it, and so, by the rounding of its type, may embeddings: no more
+than by which rows are asked about together."""
+SERVED_LIMITS = Limits(
+    bytes=2**28,
+    characters=1_000_000,
+    pixels=50_000_000,
+    seconds=600.0,
+    values=2**26,
+    decoded_pixels=2**34,
+)
+"""The largest payloads that a served model takes of strangers: 256 MB, a million characters, 50
+megapixels, ten minutes, 67 million samples or values (256 MiB; ten minutes of stereo at 48 kHz have
+58 million), and, of a video, 17 gigapixels on the way to its frames (of 1920 x 1080 pixels, 4.5
+minutes at 30 frames a second). Others are too large, which `problems` say. Who loads a model
+himself has the limits of the embedding: `features.decoders.base.DEFAULT_LIMITS`."""
 _log = logging.getLogger(__name__)
 
 
@@ -150,7 +168,8 @@ class SensoriumModel(PythonModel):
         start from; without it, the working directory.
 
         Behind a scoring server no file is read but those below `SENSORIUM_SERVE_ROOTS` (see
-        `workflows.serving.places`), the first of which is the base of relative paths.
+        `workflows.serving.places`), the first of which is the base of relative paths, and no
+        payload is taken that is larger than `SERVED_LIMITS`.
 
         Returns, in the input's order and with its index, the answers of the task (see
         `said`), `missing` (names of the modalities that are not there), of a `filled` candidate
@@ -164,9 +183,18 @@ class SensoriumModel(PythonModel):
         fails for every row and not for the row alone. Of all that, a server's callers are told
         InvalidInput alone; the rest is for its log.
         """
+        return self._answer(lambda: _side_by_side(model_input), params=params or {})
+
+    def answer(self, rows: pd.DataFrame, *, params: Mapping[str, Any]) -> pd.DataFrame:
+        """As `predict` answers, where each row is one, and a list in it is a payload."""
+        return self._answer(lambda: rows, params=params)
+
+    def _answer(
+        self, rows: Callable[[], pd.DataFrame], *, params: Mapping[str, Any]
+    ) -> pd.DataFrame:
         places = places_of(os.environ)
         try:
-            return self._predict(model_input, params=params or {}, places=places)
+            return self._predict(rows(), params=params, places=places)
         except InvalidInput:
             raise
         except InvalidCell as error:
@@ -181,7 +209,6 @@ class SensoriumModel(PythonModel):
         self, rows: pd.DataFrame, *, params: Mapping[str, Any], places: Places | None
     ) -> pd.DataFrame:
         columns = column_names(self.inputs)
-        rows = _side_by_side(rows)
         repeated = sorted({str(name) for name in rows.columns[rows.columns.duplicated()]})
         if repeated:
             raise InvalidInput(f"the input has several columns {repeated[0]!r}")
@@ -263,7 +290,13 @@ class SensoriumModel(PythonModel):
         embeddings, presence, masks = {}, {}, {}
         for name, item in self.inputs.items():
             values = payloads(rows, columns=item.columns, places=places, base=base, first=first)
-            found = self._embed(name, values=values, base=base, problems=problems)
+            found = self._embed(
+                name,
+                values=values,
+                base=base,
+                problems=problems,
+                limits=DEFAULT_LIMITS if places is None else SERVED_LIMITS,
+            )
             presence[name] = np.array([row in found for row in range(count)], bool)
             if self.record.modalities[name].get("sequence"):
                 embeddings[name], masks[name] = _padded(found, rows=count, dim=item.dim)
@@ -272,7 +305,13 @@ class SensoriumModel(PythonModel):
         return embeddings, presence, masks
 
     def _embed(
-        self, name: str, *, values: Sequence[Any], base: str, problems: list[list[str]]
+        self,
+        name: str,
+        *,
+        values: Sequence[Any],
+        base: str,
+        problems: list[list[str]],
+        limits: Limits = DEFAULT_LIMITS,
     ) -> dict[int, np.ndarray]:
         """One modality's embeddings by row, of a window of rows: `[D]`, of sequences `[T, D]`."""
         item = self.inputs[name]
@@ -280,10 +319,21 @@ class SensoriumModel(PythonModel):
         if not wanted:
             return {}
         spec, encoder = self._encoder(name)
+        # In the stored type, so that a row scores as its embedding in a store does.
+        done = Rows()
         prepared: list[Prepared] = []
+        held = 0
+
+        def encode() -> None:
+            proven = self._proven.get(name, ())
+            encode_rows(prepared, spec=spec, encoder=encoder, into=done, known_good=lambda: proven)
+            self._proven[name] = [p for p in prepared if p.row in done.values][:1] or proven
+
         for row in wanted:
             try:
-                payload = open_payload(values[row], columns=item.columns, folder=base)
+                payload = open_payload(
+                    values[row], columns=item.columns, folder=base, limits=limits
+                )
                 payload = encoder.prepare(payload)
                 prepared.append(Prepared(row=row, payload=payload, size=encoder.size(payload)))
             except BadPayload as error:
@@ -294,13 +344,14 @@ class SensoriumModel(PythonModel):
                 raise  # of the machine, and no fault of the row
             except Exception as error:
                 problems[row].append(f"{name}: {type(error).__name__}: {error}")
-        # In the stored type, so that a row scores as its embedding in a store does.
-        done = Rows()
-        proven = self._proven.get(name, ())
-        encode_rows(prepared, spec=spec, encoder=encoder, into=done, known_good=lambda: proven)
+            else:
+                held += bytes_of(payload)
+                if held >= WINDOW_BYTES:
+                    encode()
+                    prepared, held = [], 0
+        encode()
         for bad in done.bad:
             problems[bad.row].append(f"{name}: {bad.reason}")
-        self._proven[name] = [item for item in prepared if item.row in done.values][:1] or proven
         return dict(done.values)
 
     def encoder_spec(self, name: str) -> EncoderSpec:
@@ -338,9 +389,20 @@ class SensoriumModel(PythonModel):
             return self._encoders[name]
 
     def load(self) -> None:
-        """Load all encoders and the model, which else their first payloads would wait for."""
-        for name in self.inputs:
+        """Load all encoders and the model, which else their first payloads would wait for.
+
+        Each encodes the example of its modality, if that is no video, so that it is known to work:
+        it is then not thought broken by payloads that it fails for, whatever comes first.
+        """
+        rows = example(self.inputs).iloc[:1]
+        for name, item in self.inputs.items():
             self._encoder(name)
+            values = payloads(rows, columns=item.columns)
+            problems: list[list[str]] = [[]]
+            if item.columns.kind != "video":
+                self._embed(name, values=values, base="", problems=problems)
+            for problem in problems[0]:
+                _log.warning("the encoder does not take its example: %s", problem)
         self.fitted()
 
     def weights(self) -> bytes:
@@ -399,7 +461,7 @@ class LoadedModel:
 
     def answer(self, rows: pd.DataFrame, *, params: Mapping[str, Any]) -> pd.DataFrame:
         """As the registered model answers, of rows that its signature need not look at."""
-        return self._ours.predict(None, rows, dict(params))
+        return self._ours.answer(rows, params=params)
 
     def load(self) -> None:
         """Load the encoders and the model now; EncoderMismatch as `encoder` raises it."""
@@ -459,7 +521,7 @@ def _side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     if len(rows) != 1 or not len(rows.columns):
         return rows
     first: Any = rows.iat[0, 0]
-    if not isinstance(first, list):
+    if not isinstance(first, list) or not first:  # an empty vector is one row's
         return rows
     cells = rows.iloc[0].tolist()
     if not all(isinstance(cell, list) and all(isinstance(x, str) for x in cell) for cell in cells):

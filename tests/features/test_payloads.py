@@ -79,7 +79,7 @@ def test_fetch_refuses_what_will_never_be_read_and_names_only_the_users_path(
     for uri, reason in expected.items():
         told = refusal(lambda uri=uri: fetch(uri, base=str(tmp_path)), stage="fetch")
         assert reason in told
-        assert repr(uri) in told
+        assert repr(uri)[:150] in told  # of a long one, its beginning
         assert str(tmp_path) not in told
 
 

@@ -16,6 +16,8 @@ from training.candidate import CandidateRecord
 from training.models.members import with_members
 from training.onnx_export import (
     NotExportable,
+    _answering,
+    _expected,
     check_onnx,
     export_onnx,
     presence_patterns,
@@ -66,21 +68,8 @@ def fitted(
     )  # fmt: skip
 
 
-CASES = {
-    "a transformer over steps": [
-        {"type": "attention", "layers": 1, "modalities": ["caption", "steps"]},
-    ],
-    "an average": [
-        {"type": "early"},
-        {"type": "low_rank"},
-        {"type": "average", "of": ["early", "low_rank"]},
-    ],
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_it_answers_as_the_model_for_every_subset_of_its_modalities(case: str) -> None:
-    model, record = fitted(*CASES[case])
+def test_it_answers_as_the_model_for_every_subset_of_its_modalities() -> None:
+    model, record = fitted({"type": "attention", "layers": 1, "modalities": ["caption", "steps"]})
     made = export_onnx(model, record=record)
     described = made.described
     assert described["checked"]["subsets"] == 2 ** len(record.modalities)
@@ -102,6 +91,10 @@ def test_numbers_come_in_their_unit_and_another_answer_is_refused() -> None:
     other = dataclasses.replace(record, target_scale=scale)
     with pytest.raises(NotExportable, match=r"answers differ by up to \d"):
         check_onnx(made.graph, model=model, record=other)
+    # What is no number is not taken for equal.
+    next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(NotExportable, match=r"the model's own answers is not all finite numbers"):
+        check_onnx(made.graph, model=model, record=record)
 
 
 def test_a_retrieval_gives_vectors_by_modality() -> None:
@@ -131,8 +124,55 @@ def test_what_has_no_graph_is_refused_by_name() -> None:
             return embeddings["photo"][:, 3:6] * self.weight
 
     _, record = fitted({"type": "single", "modality": "photo"})
-    with pytest.raises(NotExportable, match=r"'single-photo', a 'single', has no ONNX graph: "):
+    with pytest.raises(
+        NotExportable, match=r"'single-photo', a 'single', has no ONNX graph: "
+    ) as refused:
         export_onnx(Odd(), record=record)
+    # What the person who wrote the module can act on, and no banner of torch's.
+    told = str(refused.value)
+    assert "data-dependent" in told and "\x1b" not in told and "\n" not in told, told
+
+
+def named(record: CandidateRecord, **modalities: str) -> CandidateRecord:
+    """The same of modalities that are named otherwise."""
+    parts = {modalities.get(m, m): part for m, part in record.modalities.items()}
+    return dataclasses.replace(record, modalities=parts)
+
+
+@pytest.mark.parametrize(
+    ("names", "twice"),
+    [
+        ({"caption": "photo_present"}, "photo_present"),
+        ({"caption": "steps_mask"}, "steps_mask"),
+        ({"caption": "answers"}, "answers"),
+    ],
+)
+def test_two_inputs_or_outputs_of_one_name_are_refused(names: dict[str, str], twice: str) -> None:
+    model, record = fitted({"type": "early"})
+    with pytest.raises(NotExportable, match=f"two inputs or outputs '{twice}'"):
+        export_onnx(model, record=named(record, **names))
+
+
+def test_a_modality_whose_name_is_like_that_of_a_mask_is_none() -> None:
+    _, record = fitted({"type": "early"}, sequence=False)
+    record = named(record, caption="photo_mask")
+    given = random_inputs(record, present=frozenset(record.modalities), rows=3, steps=2, seed=1)
+    seen: list[Any] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, embeddings: Any, presence: Any, masks: Any) -> torch.Tensor:
+            seen.append(set(masks))
+            return embeddings["photo_mask"][:, :3]
+
+    _expected(Watched(), record=record, given=given)
+    assert seen == [set()]
+    with torch.no_grad():
+        _answering(Watched(), record=record)(*map(torch.from_numpy, given.values()))
+    assert seen == [set(), set()]
 
 
 @pytest.mark.parametrize(("count", "patterns"), [(1, 2), (3, 8), (6, 64), (9, 20)])

@@ -145,6 +145,10 @@ def test_the_model_takes_the_row_that_the_report_shows(
     embedded = model._embed(name, values=values, base=files, problems=problems)
     assert problems == [[]] and set(embedded) == {0}
     assert shown.iloc[1].isna().all()
+    model._proven = {}
+    monkeypatch.setattr(model, "fitted", lambda: None)
+    model.load()
+    assert set(model._proven) == ({name} if columns.kind != "video" else set())
 
 
 def test_all_columns_stand_in_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,20 @@ import pandas as pd
 import pytest
 
 from benchmarks.fuzz_serving import cells, expected_answers, fuzz
-from benchmarks.malformed_requests import FORMS, form_of
+from benchmarks.malformed_requests import FORMS, form_of, silence
 from benchmarks.model_servers import Server, load
 from benchmarks.served_model import ServedModel, data_uri, make_served_model
+from features.encoding import Prepared
+from features.payloads import fetch, locate
+from features.prepare import bytes_of
 from tests.workflows.command import sensorium
-from workflows.serving.places import ROOTS, Places, places_of
+from workflows import scoring
+from workflows.scoring import LoadedModel
+from workflows.serving import request
+from workflows.serving import server as http_server
+from workflows.serving.places import ROOTS, Forbidden, Places, places_of
 from workflows.serving.request import InvalidRequest, read_request
+from workflows.serving.server import make_app
 
 pytestmark = pytest.mark.xdist_group("serving")
 SEED = 20
@@ -36,18 +48,19 @@ def served(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
 def servers(served: ServedModel) -> Iterator[dict[str, Server]]:
     """MLflow's server, and ours, which may read the folder of pictures."""
     folder = served.folder
+    (folder / "temporary").mkdir()
     options = {ROOTS: str(folder / "pictures")}
     started = {
-        kind: Server(served, kind=kind, log=folder / f"{kind}.log", environment=options)
-        for kind in ("mlflow", "sensorium")
+        kind: Server(served, kind=kind, log=folder / f"{kind}.log", environment={**options, **own})
+        for kind, own in {"mlflow": {}, "sensorium": {"TMPDIR": str(folder / "temporary")}}.items()
     }
     try:
         for server in started.values():
             server.wait()
         yield started
     finally:
-        for server in started.values():
-            server.stop()
+        started["mlflow"].stop(signal.SIGKILL)  # it takes seconds to end otherwise
+        started["sensorium"].stop()
 
 
 @pytest.fixture
@@ -138,6 +151,180 @@ def test_mlflows_server_refuses_what_reaches_the_model_in_its_words(
         assert "stack_trace" not in said and "Failed to predict data" not in said["message"]
 
 
+@pytest.mark.slow
+def test_sigterm_ends_it_well_and_leaves_nothing(
+    servers: dict[str, Server], served: ServedModel
+) -> None:
+    server = servers["sensorium"]
+    temporary = served.folder / "temporary"
+    assert f"models:/served/1 at http://127.0.0.1:{server.port}/" in server.log.read_text()
+    assert any("model.py" in names for _, _, names in os.walk(temporary))
+    assert server.stop() == 0
+    assert not any("model.py" in names for _, _, names in os.walk(temporary))
+
+
+def app_of(served: ServedModel, model: Any, **options: Any) -> Any:
+    loaded = LoadedModel(pyfunc=model, base=str(served.folder), files=served.folder)
+    return make_app(loaded, **{"most_bytes": 10_000, "workers": 1, **options})
+
+
+async def asked_of(app: Any, *parts: bytes, gate: asyncio.Event | None = None) -> tuple[int, Any]:
+    """Status and answer to a request, by ASGI; its last part comes once the gate is open."""
+    coming, sent = list(parts), []
+
+    async def receive() -> dict[str, Any]:
+        if gate is not None and len(coming) == 1:
+            await gate.wait()
+        part = coming.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(coming)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "path": "/invocations", "raw_path": b"/invocations", "root_path": "", "scheme": "http",
+        "query_string": b"", "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    await app(scope, receive, send)
+    said = b"".join(m.get("body", b"") for m in sent)
+    return sent[0]["status"], json.loads(said)
+
+
+def test_requests_in_flight_are_bounded_in_number_bytes_and_time(
+    served: ServedModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOTS, "")
+    app = app_of(served, model)
+    row = {"text": "it is low"}
+    text = json.dumps({"inputs": row}).encode()
+    (expected,) = expected_answers(model, [row])
+
+    async def together() -> None:
+        gate = asyncio.Event()
+        # Three bodies of 9,000 bytes are on their way; 40,000 are held at most.
+        slow = [asyncio.create_task(asked_of(app, b" " * 9000, text, gate=gate)) for _ in range(3)]
+        await asyncio.sleep(0)
+        status, said = await asked_of(app, b" " * 9_900, b" " * 9_900)
+        assert (status, said["message"]) == (413, "a request has 10,000 bytes at most")
+        assert (await asked_of(app, text))[0] == 200
+        more = [asyncio.create_task(asked_of(app, b" " * 6000, text, gate=gate)) for _ in range(2)]
+        await asyncio.sleep(0)
+        status, said = await asked_of(app, b" " * 2000, text)
+        assert status == 503 and "ask again" in said["message"]
+        monkeypatch.setattr(http_server, "MOST_REQUESTS", 5)
+        assert (await asked_of(app))[0] == 503, "its body is not read"
+        gate.set()
+        for answer in [*slow, *more]:
+            assert await answer == (200, {"predictions": [expected]})
+        # All that was held is free again.
+        for _ in range(6):
+            assert (await asked_of(app, b" " * 9000, text))[0] == 200
+        monkeypatch.setattr(http_server, "BODY_SECONDS", 0.01)
+        assert (await asked_of(app, b"{", text, gate=asyncio.Event()))[0] == 408
+
+    asyncio.run(together())
+
+
+def test_an_empty_list_is_a_row_and_lists_of_texts_are_not_taken_apart(
+    served: ServedModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOTS, "")
+    app = app_of(served, model)
+    for row in ({"text": []}, {"text": ["a", "b"]}):
+        asked = json.dumps({"instances": [row]}).encode()
+        status, said = asyncio.run(asked_of(app, asked))
+        assert status == 400 and "'text', row 0: it holds a list" in said["message"], row
+
+
+def test_payloads_are_encoded_before_too_many_are_held(
+    served: ServedModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.predict(served.rows)
+    held: list[int] = []
+    encode = scoring.encode_rows
+
+    def watched(prepared: list[Prepared], **options: Any) -> None:
+        held.append(sum(bytes_of(item.payload) for item in prepared))
+        encode(prepared, **options)
+
+    monkeypatch.setattr(scoring, "encode_rows", watched)
+    assert model.predict(served.rows).equals(whole)
+    most, calls = max(held), len(held)
+    held.clear()
+    monkeypatch.setattr(scoring, "WINDOW_BYTES", most // 5)
+    assert model.predict(served.rows).equals(whole)
+    assert len(held) > calls + 4 and max(held) < most / 2
+
+
+def test_a_served_model_takes_no_sound_of_hours_in_a_few_bytes(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = pd.DataFrame({"sound": [data_uri(silence(minutes=11))]})
+    assert len(bomb.sound[0]) < 100_000
+    assert model.predict(bomb).missing[0] == ["about", "caption", "photo"]
+    monkeypatch.setenv(ROOTS, "")
+    (problems,) = model.predict(bomb).problems
+    assert problems.startswith("voice: ") and "600" in problems, problems
+
+
+def test_payloads_that_all_fail_in_an_encoder_do_not_blame_it_if_it_has_worked(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = load(served)
+    rows = pd.DataFrame({"text": ["bad one", "bad two"], "age": [30.0, 40.0]})
+    ours = fresh.unwrap_python_model()
+    _, encoder = ours._encoder("caption")
+    encode = type(encoder).encode
+
+    def fails_for_some(self: Any, texts: list[str]) -> np.ndarray:
+        if any(text.startswith("bad") for text in texts):
+            raise RuntimeError("it cannot")
+        return encode(self, texts)
+
+    monkeypatch.setattr(type(encoder), "encode", fails_for_some)
+    with pytest.raises(RuntimeError, match="it cannot"):
+        fresh.predict(rows)
+    ours.load()
+    answers = fresh.predict(rows)
+    assert answers.prediction.notna().all()
+    assert list(answers.problems) == ["caption: RuntimeError: it cannot"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (("--root", "/no/such/folder"), 2, "there is no such folder"),
+        (("--root", ".,/etc"), 2, "commas stand between folders"),
+        (("--root", "file:///etc"), 2, "name a folder, or s3://BUCKET/PREFIX"),
+        (("--root", "s3://"), 2, "not of the form s3://BUCKET/PREFIX"),
+        (("--host", "256.0.0.1"), 1, "no server can listen at --host 256.0.0.1 --port 5001"),
+    ],
+)
+def test_what_the_server_cannot_have_is_said_before_the_encoders_are_loaded(
+    options: tuple[str, ...], code: int, told: str, served: ServedModel, capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(ROOTS, "")
+    monkeypatch.setattr(LoadedModel, "load", lambda self: pytest.fail("they are loaded"))
+    found, _, errors = sensorium(capsys, "serve", "served", "--tracking", served.uri, *options)
+    assert found == code and told in " ".join(errors.split())
+
+
+def test_a_port_in_use_is_named_and_is_no_refusal_of_the_gate(
+    served: ServedModel, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOTS, "")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        asked = ("serve", "served", "--tracking", served.uri, "--port", port)
+        code, text, errors = sensorium(capsys, *asked)
+    assert code == 1 and f"--host 127.0.0.1 --port {port}: Address already in use" in " ".join(
+        errors.split()
+    )
+    assert "/invocations" not in text
+
+
 def asked(content: Any) -> Any:
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     return read_request(body, columns=["age", "text", "picture"])
@@ -174,6 +361,10 @@ def asked(content: Any) -> Any:
         (b'{"inputs": {"text": ["\\ud800"]}}', r"column \"text\", row 0: .*half of a surrogate"),
         ({"inputs": {"text": "a"}, "params": {"bas": "x"}}, r"there is no \"bas\"; there is"),
         ({"inputs": {"text": "a"}, "params": {"base": 1}}, r"base is a text, and no number"),
+        (b'{"inputs": {"age": [1, NaN]}}', r"NaN is no number of JSON .*null stands for"),
+        (b'{"inputs": {"age": -Infinity}}', r"-Infinity is no number of JSON"),
+        ({"instances": [{}] * 10_001}, r"10,001 rows; a request has 10,000 at most"),
+        ({"dataframe_split": {"columns": ["age"], "data": [[1]] * 10_001}}, r"10,001 rows"),
         ({"inputs": {"age": [1] * 10_001}}, r"10,001 rows; a request has 10,000 at most"),
     ],
 )  # fmt: skip
@@ -181,6 +372,42 @@ def test_what_is_no_request_is_refused_with_what_it_should_be(content: Any, mess
     with pytest.raises(InvalidRequest, match=message) as refused:
         asked(content)
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_many_names_take_no_more_than_the_request(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a name each would make a table of as many columns as there are rows."""
+    names = [f"name {i}" for i in range(4000)]
+    body = {
+        "dataframe_split": {"columns": names, "data": []},
+        "inputs": {name: [1] for name in names},
+    }.get(form, [{name: 1} for name in names])
+    asked_for: list[str] = []
+    cells_of = request._cells
+    monkeypatch.setattr(
+        request, "_cells", lambda cells, name: asked_for.append(name) or cells_of(cells, name)
+    )
+    with pytest.raises(InvalidRequest, match=r"column \"name 0\" is none of the model's"):
+        asked({form: body})
+    assert asked_for == [], "no column is made of names that are unknown"
+
+
+def test_what_is_like_a_long_name_is_not_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought: list[str] = []
+    monkeypatch.setattr(request, "nearest_hint", lambda name, known: sought.append(name) or "")
+    for name in ("textt", "t" * 81):
+        with pytest.raises(InvalidRequest, match="none of the model's"):
+            asked({"inputs": {name: ["a"]}})
+    assert sought == ["textt"]
+
+
+def test_a_name_that_is_said_twice_is_found_among_many() -> None:
+    """In a time that grows with their number, and not with its square, which would be minutes."""
+    names = ",".join(f'"n{i}":1' for i in range(100_000))
+    with pytest.raises(InvalidRequest, match='"n99999" is said twice'):
+        asked(f'{{"inputs": {{{names},"n99999":1}}}}'.encode())
 
 
 def test_the_four_forms_say_the_same() -> None:
@@ -245,6 +472,56 @@ def test_a_path_leads_nowhere_but_below_a_root(uri: str, there: bool, tmp_path: 
         Places().check(uri, base=str(tmp_path / "data"))
 
 
+@pytest.mark.parametrize(
+    "base",
+    ["file://{}", "FILE://{}", "file://localhost{}", "http://{}", "S3://{}", "file:{}", "up/{}"],
+)
+def test_no_form_of_a_base_leads_out_of_the_roots(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, root = tmp_path / "secret", tmp_path / "root"
+    for folder in (secret, root):
+        folder.mkdir()
+    (secret / "a.txt").write_text("nobody's business")
+    (root / "up").symlink_to("/")
+    monkeypatch.chdir(root)
+    places = places_of({ROOTS: "."})
+    assert places is not None
+    places.check("a.txt", base=str(root))
+    with pytest.raises(ValueError, match=r"not read here|not supported|three slashes"):
+        places.check("a.txt", base=base.format(secret))
+
+
+def test_a_base_as_a_uri_is_the_folder_that_it_names(tmp_path: Path) -> None:
+    """What is checked is what is opened: a name that looks like a URI is a name, once resolved."""
+    (tmp_path / "a.txt").write_text("found")
+    assert locate("a.txt", base=tmp_path.as_uri()) == str(tmp_path / "a.txt")
+    assert fetch("a.txt", base=tmp_path.as_uri()) == b"found"
+    odd = tmp_path / "file:"
+    odd.mkdir()
+    (odd / "a.txt").write_text("odd")
+    assert fetch("file:/a.txt", base=str(tmp_path)) == b"odd"
+    assert fetch("a.txt", base=f"{tmp_path}/file://") == b"odd"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/" * 3000, "/".join(["a"] * 2100), "s3://bucket/new/" + "k" * 1025, "a" * 10**6],
+    ids=["steps", "joined", "key", "million"],
+)
+def test_names_longer_than_any_file_has_are_not_looked_up(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = places_of({ROOTS: f"{tmp_path},s3://bucket/new"})
+    assert places is not None
+    seen: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "realpath", seen.append)
+        with pytest.raises(Forbidden) as refused:
+            places.check(name, base=str(tmp_path))
+    assert seen == [] and len(str(refused.value)) < 600
+
+
 def test_what_fails_in_a_server_is_told_to_its_log_alone(
     model: Any, served: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -296,6 +573,33 @@ def test_an_exported_head_answers_as_the_model(
         },
     )
     np.testing.assert_allclose(found, np.stack(answers.probabilities.to_list()), atol=1e-6)
+
+
+def test_an_export_that_cannot_be_written_is_refused_first_and_none_is_half_written(
+    served: ServedModel, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import onnx_export
+
+    made = []
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_, **__: made.append(1))
+    (tmp_path / "file").touch()
+    asked = ("export", "served", "--tracking", served.uri)
+    code, _, errors = sensorium(capsys, *asked, tmp_path / "file" / "out")
+    assert code == 2 and "name another OUT" in " ".join(errors.split()) and made == []
+
+    checked = {"rows": 20, "subsets": 20, "of_subsets": 512, "greatest_difference": 0.0}
+    graph = onnx_export.Exported(graph=b"new", described={"checked": checked})
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_, **__: graph)
+    (tmp_path / "head.onnx").write_bytes(b"old")
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    sensorium(capsys, *asked, tmp_path)
+    assert (tmp_path / "head.onnx").read_bytes() == b"old"
+    monkeypatch.setattr(os, "replace", replace)
+    code, text, _ = sensorium(capsys, *asked, tmp_path)
+    assert code == 0 and "20 rows with 20 of the 512 subsets of" in " ".join(text.split())
+    assert (tmp_path / "head.onnx").read_bytes() == b"new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "head.json", "head.onnx"]
 
 
 def test_what_is_not_registered_is_neither_served_nor_exported(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,28 +48,54 @@ def serve(
         ),
     ] = None,
     max_mb: Annotated[int, typer.Option(help="Largest request, in MB.", min=1)] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests answered at a time; as many as there are usable CPUs, unless said.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     tracking: Tracking = None,
 ) -> None:
     """Answer HTTP requests as `mlflow models serve` does, but strictly: nonsense is refused by 400.
 
     POST to /invocations: texts as they are, files as `data:;base64,CONTENT`, or by a path or URI
-    below a --root. A payload that is broken is treated as missing, and `problems` say so.
+    below a --root. A payload that is broken is treated as missing, and `problems` say so. SIGTERM
+    ends it well: what is being answered still is.
     """
-    from workflows.pipeline import StageError
+    from workflows.pipeline import ConfigurationError, StageError
     from workflows.scoring import EncoderMismatch
-    from workflows.serving.places import ROOTS
+    from workflows.serving.places import ROOTS, refused_root
+    from workflows.serving.server import bound, ended_by_sigterm
     from workflows.serving.server import serve as serve_model
 
-    with _loaded(model, tracking=tracking) as found:
+    for folder in root or ():
+        reason = refused_root(folder)
+        if reason is not None:
+            raise ConfigurationError(f"--root {folder}: {reason}")
+    with ended_by_sigterm(), _loaded(model, tracking=tracking) as found:
         os.environ[ROOTS] = ",".join(root) if root else os.environ.get(ROOTS, "")
-        make_console().print(
-            f"[bold]serve[/bold]    {escape(found.uri)} at http://{host}:{port}/invocations",
-            soft_wrap=True,
-        )
         try:
-            serve_model(found.model, host=host, port=port, most_bytes=max_mb * 10**6)
-        except EncoderMismatch as error:
-            raise StageError(f"{found.uri}: {error}") from error
+            address = bound(host, port)
+        except OSError as error:
+            raise StageError(
+                f"no server can listen at --host {host} --port {port}: {error.strerror or error}"
+            ) from error
+        line = f"{escape(found.uri)} at http://{host}:{port}/invocations"
+        with address:
+            try:
+                serve_model(
+                    found.model,
+                    at=address,
+                    most_bytes=max_mb * 10**6,
+                    workers=workers,
+                    on_listening=lambda: make_console().print(
+                        f"[bold]serve[/bold]    {line}", soft_wrap=True
+                    ),
+                )
+            except EncoderMismatch as error:
+                raise StageError(f"{found.uri}: {error}") from error
 
 
 @command(panel=MODELS, example="sensorium export models:/digits/3 exported")
@@ -90,8 +117,16 @@ def export(
     A graph whose answers differ is not written. Needs pip install 'sensorium\\[onnx]'.
     """
     from training.onnx_export import NotExportable, described_text, export_onnx
-    from workflows.pipeline import StageError
+    from workflows.pipeline import ConfigurationError, StageError
 
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{out}: no file can be written there ({error.strerror}); name another OUT"
+        ) from error
     with _loaded(model, tracking=tracking) as found:
         try:
             made = export_onnx(found.model.fitted(), record=found.model.record)
@@ -101,15 +136,21 @@ def export(
             name: {"type": item.encoder.get("type"), "fingerprint": item.encoder_fingerprint}
             for name, item in found.model.inputs.items()
         }
-    out.mkdir(parents=True, exist_ok=True)
     described = {"model": found.uri, **made.described, "encoders": encoders}
-    (out / DESCRIPTION).unlink(missing_ok=True)
-    (out / GRAPH).write_bytes(made.graph)
+    graph = out / f".{GRAPH}.{os.getpid()}"
+    try:
+        graph.write_bytes(made.graph)
+        (out / DESCRIPTION).unlink(missing_ok=True)
+        os.replace(graph, out / GRAPH)
+    finally:
+        graph.unlink(missing_ok=True)
     (out / DESCRIPTION).write_text(described_text(described))
     checked = made.described["checked"]
+    tried, all_of_them = checked["subsets"], checked["of_subsets"]
+    some = f"{tried} of the {all_of_them:,} subsets" if tried < all_of_them else "every subset"
     make_console().print(
         f"[bold]export[/bold]   {escape(found.uri)} to {escape(str(out / GRAPH))}: "
-        f"{len(made.graph):,} bytes; {several(checked['rows'], 'row')} with every subset of "
+        f"{len(made.graph):,} bytes; {several(checked['rows'], 'row')} with {some} of "
         f"{several(len(encoders), 'modality')} answered by onnxruntime, greatest "
         f"difference {checked['greatest_difference']:.1g}",
         soft_wrap=True,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from features.decoders.base import BadPayload
 from features.payloads import is_inline, locate, shown
+from features.s3 import is_bucket
 
 ROOTS = "SENSORIUM_SERVE_ROOTS"
 """The environment variable that names them, with commas between: `/data/photos,s3://bucket/new`.
@@ -21,6 +22,9 @@ Where it is set, if only to nothing, a model reads nothing else, whoever loads i
 SERVERS = ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "MLSERVER_MODEL_URI", "MLSERVER_MODEL_NAME")
 """What MLflow's scoring server sets, and what MLServer is given."""
 S3 = "s3://"
+MOST_PATH, MOST_KEY = 4096, 1024
+"""Bytes of the longest path of Linux (PATH_MAX, limits.h) and of S3's longest key; no other is
+looked up, which would take time that grows with the square of its length."""
 
 
 class Forbidden(ValueError):
@@ -45,6 +49,8 @@ class Places:
         """
         if is_inline(uri):
             return
+        if len(uri) > MOST_PATH or len(base) > MOST_PATH:
+            raise Forbidden(f"{shown(uri)} is too long for the name of a file; {self._advice()}")
         try:
             place = locate(uri, base=base)
         except (BadPayload, ValueError) as error:
@@ -69,6 +75,18 @@ def places_of(environment: Mapping[str, str]) -> Places | None:
     return Places(roots=tuple(_whole(root) for root in roots if root))
 
 
+def refused_root(root: str) -> str | None:
+    """Why a server reads nothing below what an operator has named; None if it does."""
+    if "," in root:
+        return f"commas stand between folders in {ROOTS}; name one without"
+    if root.startswith(S3):
+        bucket = root.removeprefix(S3).partition("/")[0]
+        return None if is_bucket(bucket) else "it is not of the form s3://BUCKET/PREFIX"
+    if "://" in root:
+        return "it is a URI; name a folder, or s3://BUCKET/PREFIX"
+    return None if os.path.isdir(root) else "there is no such folder"
+
+
 def _whole(root: str) -> str:
     if root.startswith(S3):
         return f"{root.rstrip('/')}/"
@@ -79,7 +97,11 @@ def _is_below(place: str, root: str) -> bool:
     if place.startswith(S3) or root.startswith(S3):
         # A key is not a path, but clients and gateways have taken it for one.
         steps = place.removeprefix(S3).split("/")
+        if len("/".join(steps[1:]).encode(errors="replace")) > MOST_KEY:
+            return False
         return place.startswith(root) and not {".", "..", ""} & {*steps}
+    if not os.path.isabs(place) or len(place) > MOST_PATH:
+        return False
     try:
         return os.path.realpath(place).startswith(root)
     except (OSError, ValueError):

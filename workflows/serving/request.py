@@ -7,8 +7,9 @@ row, a column that is there twice or that the model does not know, a key that is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,8 @@ from features.fingerprint import nearest_hint
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 MOST_ROWS = 10_000
 PARAMS = ("base",)
+SHOWN = 80
+"""Characters of a name that a message repeats; nothing like a longer one is sought."""
 
 
 class InvalidRequest(ValueError):
@@ -34,7 +37,7 @@ class Asked:
     params: Mapping[str, Any]
 
 
-def read_request(body: bytes, *, columns: Sequence[str]) -> Asked:
+def read_request(body: bytes | bytearray, *, columns: Sequence[str]) -> Asked:
     """The rows that a body holds, for a model of these columns; InvalidRequest if it is not one."""
     content = _parsed(body)
     if not isinstance(content, dict):
@@ -48,27 +51,18 @@ def read_request(body: bytes, *, columns: Sequence[str]) -> Asked:
             raise InvalidRequest(
                 f"{_shown(name)} is no part of a request; beside the rows there may be `params`"
             )
-    found = _columns(content[forms[0]], form=forms[0])
+    found = _columns(content[forms[0]], form=forms[0], known=dict.fromkeys(columns))
     if not found:
         raise InvalidRequest(f"{forms[0]}: there is no column; the model's are {_listed(columns)}")
-    for name in found:
-        if name not in columns:
-            hint = nearest_hint(name, columns)
-            raise InvalidRequest(
-                f"column {_shown(name)} is none of the model's; {hint}they are {_listed(columns)}"
-            )
-    rows = len(next(iter(found.values())))
-    if rows > MOST_ROWS:
-        raise InvalidRequest(f"{rows:,} rows; a request has {MOST_ROWS:,} at most")
     return Asked(
         rows=pd.DataFrame(found, columns=list(found), dtype=object),
         params=_params(content.get("params")),
     )
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes | bytearray) -> Any:
     try:
-        return json.loads(body.decode(), object_pairs_hook=_object)
+        return json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_number)
     except InvalidRequest:
         raise
     except RecursionError:
@@ -80,30 +74,67 @@ def _parsed(body: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"{_shown(twice)} is said twice in one object")
+        raise InvalidRequest(
+            f"{_shown(_twice(name for name, _ in pairs))} is said twice in one object"
+        )
     return found
 
 
-def _columns(content: Any, *, form: str) -> dict[str, list[Any]]:
-    """The cells of each column, all of one length."""
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that has been there before."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _no_number(literal: str) -> Any:
+    raise InvalidRequest(
+        f"{literal} is no number of JSON (RFC 8259, section 6); null stands for what is missing"
+    )
+
+
+def _columns(content: Any, *, form: str, known: Mapping[str, object]) -> dict[str, list[Any]]:
+    """The cells of each column, all of one length.
+
+    What is refused is so before anything is made that is larger than the request.
+    """
     if form == "dataframe_split":
-        return _split(content)
+        return _split(content, known=known)
     if form == "inputs" and isinstance(content, dict):
-        return _by_column(content)
+        return _by_column(content, known=known)
     if not isinstance(content, list):
         raise InvalidRequest(f"{form} is a list of objects, one a row")
+    _refuse_many(len(content))
+    names: dict[str, None] = {}
     for row, record in enumerate(content):
         if not isinstance(record, dict):
             raise InvalidRequest(
                 f"{form}, row {row}: it is a {_kind(record)}, and no object of cells by column"
             )
-    names = dict.fromkeys(name for record in content for name in record)
+        for name in record:
+            _refuse_unknown(name, known=known)
+            names[name] = None
     return {name: _cells([record.get(name) for record in content], name) for name in names}
 
 
-def _split(content: Any) -> dict[str, list[Any]]:
+def _refuse_many(rows: int) -> None:
+    if rows > MOST_ROWS:
+        raise InvalidRequest(f"{rows:,} rows; a request has {MOST_ROWS:,} at most")
+
+
+def _refuse_unknown(name: str, *, known: Mapping[str, object]) -> None:
+    if name in known:
+        return
+    hint = nearest_hint(name, known) if len(name) <= SHOWN else ""
+    raise InvalidRequest(
+        f"column {_shown(name)} is none of the model's; {hint}they are {_listed(known)}"
+    )
+
+
+def _split(content: Any, *, known: Mapping[str, object]) -> dict[str, list[Any]]:
     if not isinstance(content, dict) or not {"columns", "data"} <= set(content):
         raise InvalidRequest("dataframe_split is an object with `columns` and `data`")
     for name in content:
@@ -116,9 +147,12 @@ def _split(content: Any) -> dict[str, list[Any]]:
         raise InvalidRequest("dataframe_split: `columns` is a list of names")
     if not isinstance(data, list):
         raise InvalidRequest("dataframe_split: `data` is a list of rows")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise InvalidRequest(f"dataframe_split: there are several columns {_shown(twice[0])}")
+    for name in names:
+        _refuse_unknown(name, known=known)
+    twice = _twice(names)
+    if twice is not None:
+        raise InvalidRequest(f"dataframe_split: there are several columns {_shown(twice)}")
+    _refuse_many(len(data))
     for row, cells in enumerate(data):
         if not isinstance(cells, list) or len(cells) != len(names):
             found = f"{len(cells)} cells" if isinstance(cells, list) else f"a {_kind(cells)}"
@@ -131,7 +165,9 @@ def _split(content: Any) -> dict[str, list[Any]]:
     return {name: _cells([cells[i] for cells in data], name) for i, name in enumerate(names)}
 
 
-def _by_column(content: dict[str, Any]) -> dict[str, list[Any]]:
+def _by_column(content: dict[str, Any], *, known: Mapping[str, object]) -> dict[str, list[Any]]:
+    for name in content:
+        _refuse_unknown(name, known=known)
     lists: dict[str, list[Any]] = {
         name: cells for name, cells in content.items() if isinstance(cells, list)
     }
@@ -147,6 +183,7 @@ def _by_column(content: dict[str, Any]) -> dict[str, list[Any]]:
     if len(lengths) > 1:
         told = ", ".join(f"{_shown(name)} {len(cells)}" for name, cells in lists.items())
         raise InvalidRequest(f"inputs: the columns are of different lengths: {told}")
+    _refuse_many(max(lengths))
     return {name: _cells(cells, name) for name, cells in lists.items()}
 
 
@@ -181,10 +218,10 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "number")
 
 
-def _shown(name: str) -> str:
-    return json.dumps(name if len(name) <= 80 else f"{name[:80]}...")
+def _shown(name: str | None) -> str:
+    return json.dumps(name if name is None or len(name) <= SHOWN else f"{name[:SHOWN]}...")
 
 
 def _listed(names: Any) -> str:
-    found = [_shown(name) for name in names]
+    found = [_shown(name) for name in islice(names, 21)]
     return ", ".join([*found[:20], *(["..."] if len(found) > 20 else [])]) or "nothing"
