@@ -24,13 +24,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from features.by_name import code_digest
 from features.decoders.base import DEFAULT_LIMITS, BadPayload, Limits
 from features.encoders import Encoder, EncoderSpec, parse_encoder
 from features.encoding import Prepared, Rows, encode_rows
+from features.fingerprint import Spec
 from features.payloads import open_payload
 from features.prepare import bytes_of
 from features.store import Store
 from training.answering import embed
+from training.built_in import parse_candidate
 from training.candidate import (
     RECORD_FILE,
     CandidateRecord,
@@ -124,7 +127,10 @@ def log_model(*, store: Store, record: CandidateRecord, inputs: Mapping[str, Inp
             (files / name).parent.mkdir(parents=True, exist_ok=True)
             (files / name).write_bytes(store.storage.read(candidate_path(record.fingerprint, name)))
         (files / RECORD_FILE).write_text(json.dumps(record.to_json(), indent=1))
-        values = {name: dataclasses.asdict(item) for name, item in inputs.items()}
+        values = {
+            name: {**dataclasses.asdict(item), "code": store.code_of(item.encoder_fingerprint)}
+            for name, item in inputs.items()
+        }
         (place / INPUTS).write_text(json.dumps(values, indent=1))
         (place / "model.py").write_text(CODE)
         info = mlflow.pyfunc.log_model(
@@ -146,9 +152,12 @@ class SensoriumModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Read what the model consists of; no weights are loaded yet."""
         values = json.loads(Path(context.artifacts["inputs"]).read_text())
+        code = {name: value.pop("code", None) for name, value in values.items()}
         self.inputs = {name: input_from(value) for name, value in values.items()}
         self._folder = Path(context.artifacts["candidate"])
         self.record = parse_record((self._folder / RECORD_FILE).read_bytes())
+        for text in _changed_code(self.record, inputs=self.inputs, code=code):
+            _log.warning("%s", text)
         self._lock = threading.Lock()
         self._encoders: dict[str, tuple[EncoderSpec, Encoder]] = {}
         # Per modality a row that was encoded once: an encoder that fails for it now is broken.
@@ -415,6 +424,33 @@ class SensoriumModel(PythonModel):
             if self._model is None:
                 self._model = load_model_files(self._folder)
             return self._model
+
+
+def _changed_code(
+    record: CandidateRecord, *, inputs: Mapping[str, Input], code: Mapping[str, str | None]
+) -> Iterator[str]:
+    """What to say of classes of the user's own whose files are not those of when it was fitted.
+
+    `code` is by modality. Classes that cannot be imported are told of when they are needed.
+    """
+    known: dict[str, tuple[str | None, dict[str, Any], Callable[[Any], Spec]]] = {
+        f"modality {name!r}: encoder": (code[name], item.encoder, parse_encoder)
+        for name, item in inputs.items()
+    }
+    known["candidate"] = (record.code, dict(record.spec), parse_candidate)
+    for what, (before, value, parse) in known.items():
+        if before is None:
+            continue
+        try:
+            now = code_digest(type(parse(value)))
+        except (ValueError, OSError, ImportError):
+            continue
+        if now != before:
+            yield (
+                f"{what} {value.get('type')}: its file has changed since {record.name} was fitted, "
+                "and its `version` has not, so this answers by other code than was judged. Put "
+                "the file back, or raise `version` and run again"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

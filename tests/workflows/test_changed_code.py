@@ -6,6 +6,7 @@ import dataclasses
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,7 @@ from training.agenda import Due, Standing
 from training.built_in import parse_candidate
 from training.candidate import CandidateRecord, PlannedCandidate
 from workflows.plan import print_changed_code
+from workflows.scoring import _changed_code
 from workflows.train import print_standing
 
 CODE = """
@@ -115,6 +117,29 @@ def test_a_candidate_whose_code_has_changed_is_named(code: Code) -> None:
     assert "candidates.OwnFusion: the file of own_classes.OwnFusion has changed" in said()
     record = dataclasses.replace(record, code=None)
     assert "has changed" not in said(), "a record of before this was kept says nothing"
+
+
+def test_a_registered_model_says_that_the_code_it_answers_by_is_another(code: Code) -> None:
+    encoder = parse_encoder({"type": "own_classes.OwnSpec"})
+    fusion = parse_candidate({"type": "own_classes.OwnFusion"})
+    fields = {field.name: None for field in dataclasses.fields(CandidateRecord)}
+    spec = fusion.model_dump(mode="json")
+    record = CandidateRecord(
+        **{**fields, "name": "own", "spec": spec, "code": code_digest(type(fusion))}
+    )
+    inputs = {"note": SimpleNamespace(encoder=encoder.model_dump(mode="json"))}
+    before = {"note": code_digest(type(encoder))}
+
+    def said() -> list[str]:
+        return list(_changed_code(record, inputs=inputs, code=before))  # type: ignore[arg-type]
+
+    assert said() == []
+    code.write(CODE.replace("Letters([])", "Letters([0])"))
+    first, second = said()
+    assert "modality 'note': encoder own_classes.OwnSpec: its file has changed since own" in first
+    assert second.startswith("candidate own_classes.OwnFusion: its file has changed")
+    before["note"], record = None, dataclasses.replace(record, code=None)
+    assert said() == [], "a model of before this was kept says nothing"
 
 
 def test_what_is_built_in_has_a_version_and_no_digest() -> None:
