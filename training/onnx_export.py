@@ -73,7 +73,7 @@ def export_onnx(model: nn.Module, *, record: CandidateRecord) -> Exported:
             "name": record.name,
             "task": dict(record.task),
             "opset": OPSET,
-            "inputs": {name: _shape(name, record=record) for name in _inputs(record)},
+            "inputs": {name: _described(name, record=record) for name in _inputs(record)},
             "outputs": _outputs(record),
             "classes": list(record.classes),
             "checked": checked,
@@ -286,10 +286,36 @@ def _inputs(record: CandidateRecord) -> list[str]:
     return names
 
 
-def _outputs(record: CandidateRecord) -> dict[str, list[Any]]:
+MEANING = {
+    "classification": "probabilities, calibrated, in the order of `classes`; a row sums to 1",
+    "multilabel": "the probability of each of `classes` by itself, calibrated",
+    "regression": "the numbers of `classes`, in the units of the table",
+}
+
+
+def _outputs(record: CandidateRecord) -> dict[str, dict[str, Any]]:
     if record.task.get("type") == "retrieval":
-        return {f"{m}_vector": ["batch", "width"] for m in record.modalities}
-    return {"answers": ["batch", len(record.classes)]}
+        means = "a unit vector in the common space; of no account where the modality is missing"
+        return {
+            f"{m}_vector": {"dtype": "float32", "shape": ["batch", "width"], "means": means}
+            for m in record.modalities
+        }
+    shape = ["batch", len(record.classes)]
+    task = str(record.task.get("type"))
+    dtype = "float64" if task == "regression" else "float32"
+    return {"answers": {"dtype": dtype, "shape": shape, "means": MEANING.get(task, "")}}
+
+
+def _described(name: str, *, record: CandidateRecord) -> dict[str, Any]:
+    """An input's type and shape, and what it is to hold."""
+    if name in record.modalities:
+        dtype = "float32"
+        means = "embeddings by its encoder; any numbers, NaN too, where it is missing"
+    else:
+        dtype = "bool"
+        missing = name in map(_present, record.modalities)
+        means = "whether the row has it" if missing else "which of its steps are there"
+    return {"dtype": dtype, "shape": _shape(name, record=record), "means": means}
 
 
 def _shape(name: str, *, record: CandidateRecord) -> list[Any]:

@@ -70,7 +70,7 @@ def print_work(plan: Plan, *, console: Console) -> None:
     """What would be embedded, modality by modality in rows, how much is reused, what it costs."""
     made = table(
         "modality", "encoder", "payloads", "reused", "copied", "to embed", "why",
-        numbers=("payloads", "reused", "copied", "to embed"), wraps=("why",),
+        numbers=("payloads", "reused", "copied", "to embed"), wraps=("why",), folds=("encoder",),
     )  # fmt: skip
     parts = plan.modalities.values()
     for part in parts:

@@ -15,6 +15,7 @@ from training.built_in import parse_candidate
 from training.candidate import CandidateRecord
 from training.models.members import with_members
 from training.onnx_export import (
+    Exported,
     NotExportable,
     _answering,
     _expected,
@@ -68,15 +69,27 @@ def fitted(
     )  # fmt: skip
 
 
+def assert_dtypes(made: Exported) -> None:
+    """The description names the types that onnxruntime wants and gives."""
+    session = onnxruntime.InferenceSession(made.graph)
+    names = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
+    for part, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        assert {item.name: names[item.type] for item in found} == {
+            name: item["dtype"] for name, item in made.described[part].items()
+        }
+
+
 def test_it_answers_as_the_model_for_every_subset_of_its_modalities() -> None:
     model, record = fitted({"type": "attention", "layers": 1, "modalities": ["caption", "steps"]})
     made = export_onnx(model, record=record)
     described = made.described
     assert described["checked"]["subsets"] == 2 ** len(record.modalities)
     assert described["checked"]["greatest_difference"] < 1e-5
-    assert described["inputs"]["caption"] == ["batch", 5]
-    assert described["inputs"]["steps_mask"] == ["batch", "steps"]
+    assert described["inputs"]["caption"]["shape"] == ["batch", 5]
+    assert described["inputs"]["steps_mask"]["shape"] == ["batch", "steps"]
+    assert described["inputs"]["steps_mask"]["dtype"] == "bool"
     assert described["classes"] == ["x", "y", "z"]
+    assert_dtypes(made)
 
 
 def test_numbers_come_in_their_unit_and_another_answer_is_refused() -> None:
@@ -85,6 +98,7 @@ def test_numbers_come_in_their_unit_and_another_answer_is_refused() -> None:
     session = onnxruntime.InferenceSession(made.graph)
     given = random_inputs(record, present=frozenset({"photo"}), rows=9, steps=1, seed=5)
     (numbers,) = session.run(None, given)
+    assert_dtypes(made)
     assert numbers.dtype == np.float64 and abs(numbers[:, 1].mean() + 40) < 40
     # Of targets of a slightly other scale: the check is not passed by what is merely near.
     scale = {"mean": [3.0, -40.0], "std": [0.5, 20.02]}
