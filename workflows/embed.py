@@ -32,7 +32,7 @@ from workflows.outcome import Outcome
 from workflows.pipeline import Pipeline, StageError
 from workflows.plan import check_trainable, plan_embedding, print_changed_code, print_work
 from workflows.quarantine import quarantine_table
-from workflows.repeats import print_repeats, print_untrained
+from workflows.repeats import print_repeats, print_shares, print_untrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +210,7 @@ def _embed(
     # There is no work if splits alone have changed, and all to tell.
     if to_train and lease is not None:
         print_repeats(plan, console=console)
+        print_shares(plan, console=console)
         print_untrained(plan, console=console)
     try:
         write_samples(plan, store=store, run=_tasks(connection))

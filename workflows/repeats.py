@@ -19,6 +19,8 @@ from workflows.runs import without_passwords
 
 SHOWN = 3
 """Pairs of samples that are named for each leak."""
+MOST_OFF = 1 / 3
+"""By which part of it a split's share may be off before that is told."""
 CLASSES = 10
 """Classes without training rows that are named."""
 
@@ -82,6 +84,28 @@ def print_repeats(plan: Plan, *, console: Console) -> None:
         )
         console.print(
             f"         payloads that stand in more than one row: {escape(parts)}", soft_wrap=True
+        )
+
+
+def print_shares(plan: Plan, *, console: Console) -> None:
+    """A line where a split by groups is far from the share of the samples that it is to have."""
+    split = plan.dataset.split
+    rows = sum(plan.splits.values())
+    if split.column is not None or not rows:
+        return
+    wanted = {"validation": split.validation, "test": split.test}
+    far = [
+        f"{name} has {share(plan.splits.get(name, 0), rows)} of the samples and not "
+        f"{share(round(part * rows), rows)}"
+        for name, part in wanted.items()
+        if abs(plan.splits.get(name, 0) / rows / part - 1) > MOST_OFF
+    ]
+    if far:
+        remedy = "" if split.stratify else "; `stratify: COLUMN` counts groups, and comes nearer"
+        console.print(
+            f"[bold yellow]split[/bold yellow]    {', '.join(far)}: groups of "
+            f"{escape(str(split.group))} are few, or some are large{remedy}",
+            soft_wrap=True,
         )
 
 

@@ -27,7 +27,7 @@ from workflows.pipeline import Pipeline, StageError, load_pipeline
 from workflows.plan import check_trainable, plan_embedding, print_changed_code, print_work
 from workflows.promotion.outcome import Promotion
 from workflows.promotion.promote import promote
-from workflows.repeats import print_repeats, print_untrained
+from workflows.repeats import print_repeats, print_shares, print_untrained
 from workflows.reporting.collect import collect
 from workflows.runs import without_passwords
 from workflows.search import standing
@@ -198,6 +198,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     print_work(plan, console=console)
     print_changed_code(plan, store=pipeline.open_store(), console=console)
     print_repeats(plan, console=console)
+    print_shares(plan, console=console)
     print_untrained(plan, console=console)
     print_planned_changes(plan, console=console)
     check_trainable(plan, pipeline=pipeline)

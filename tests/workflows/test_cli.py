@@ -437,6 +437,21 @@ def test_a_payload_on_two_sides_of_a_split_is_told(folder, capsys):
     ]
 
 
+def test_shares_that_a_split_by_groups_misses_are_told(folder, capsys):
+    table = pd.read_csv(folder / "words.csv", dtype=str)
+    table["writer"] = ["anna"] * (len(table) - 6) + list("abcdef")
+    table.to_csv(folder / "words.csv", index=False)
+    text = (folder / "words.yaml").read_text()
+    assert "split    " not in sensorium(capsys, "plan", "words.yaml")[1]
+    changed = text.replace("split: split", "split: {group: writer, validation: 0.3, test: 0.3}")
+    assert changed != text
+    (folder / "words.yaml").write_text(changed)
+    _, out, err = sensorium(capsys, "plan", "words.yaml")
+    (said,) = [line for line in out.splitlines() if line.startswith("split")]
+    assert "of the samples and not 30 %: groups of writer are few, or some are large" in said
+    assert "`stratify: COLUMN`" in said, err
+
+
 def test_classes_without_a_training_row_are_warned_of(folder, capsys):
     assert "warning" not in sensorium(capsys, "plan", "words.yaml")[1]
     table = pd.read_csv(folder / "words.csv", dtype=str)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ def test_both_servers_answer_exactly_as_the_loaded_model(
         assert post(server, form_of(texts, "inputs"))[1]["predictions"] == expected_answers(
             model, texts
         ), kind
+
+
+@pytest.mark.slow
+def test_it_says_which_candidate_answers_and_in_what_order(
+    servers: dict[str, Server], model: Any
+) -> None:
+    port = servers["sensorium"].port
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/model") as answer:
+        said = json.load(answer)
+    assert said["classes"] == list(model.record.classes)
+    assert said["candidate"] == model.record.fingerprint
+    assert said["inputs"].keys() == model.inputs.keys()
 
 
 @pytest.mark.slow

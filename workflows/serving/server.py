@@ -18,7 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.utils.proto_json_utils import NumpyEncoder
@@ -142,14 +142,33 @@ def make_app(model: LoadedModel, *, most_bytes: int, workers: int) -> Starlette:
     async def version(_: Request) -> Response:
         return Response(VERSION, media_type=JSON)
 
+    async def described(_: Request) -> Response:
+        return Response(json.dumps(_described(model), default=str), media_type=JSON)
+
     return Starlette(
         routes=[
+            Route("/model", described),
             Route("/ping", ping),
             Route("/health", ping),
             Route("/version", version),
             Route("/invocations", invocations, methods=["POST"]),
         ]
     )
+
+
+def _described(model: LoadedModel) -> dict[str, Any]:
+    """Which candidate answers, of what columns, and what stands where in lists of numbers."""
+    record = model.record
+    return {
+        "candidate": record.fingerprint,
+        "name": record.name,
+        "task": dict(record.task),
+        "classes": list(record.classes),
+        "inputs": {
+            name: {"kind": item.columns.kind, "columns": list(item.columns.names)}
+            for name, item in model.inputs.items()
+        },
+    }
 
 
 def serve(
