@@ -13,11 +13,16 @@ from features.kept_statistics import (
     gather_statistics,
     read_statistics,
 )
+from features.label_changes import LabelChanges
 from features.plan import Plan
 from features.snapshot import Snapshot
 from features.store import Store
-from workflows.console import count, share, table
+from workflows.console import count, several, share, table
 
+MOST_PAIRS = 3
+"""Changes of a label that are named."""
+MANY_LABELS = 0.05
+"""The share of samples with another label from which that stands out."""
 BEYOND_CHANCE = 5.0
 """How many times what chance does to the directions is worth a remark."""
 
@@ -108,6 +113,25 @@ def print_drift(drift: Drift, *, console: Console) -> None:
         console.print(made)
     for line in _remarks(drift):
         console.print(f"         {line}", soft_wrap=True)
+
+
+def print_label_changes(found: LabelChanges | None, *, samples: int, console: Console) -> None:
+    """A line of the samples whose label is another than before; nothing where there are none."""
+    if found is None or not found.samples:
+        return
+    splits = ", ".join(f"{escape(split)} {count(n)}" for split, n in found.by_split.items())
+    most = ", ".join(
+        f"{escape(was)} → {escape(now)} {count(n)}"
+        for (was, now), n in list(found.pairs.items())[:MOST_PAIRS]
+    )
+    many = found.samples > MANY_LABELS * samples
+    mark = "[bold yellow]labels[/bold yellow]   " if many else "         labels: "
+    console.print(
+        f"{mark}{several(found.samples, 'sample')} ({share(found.samples, samples)}) "
+        f"{'has' if found.samples == 1 else 'have'} another than before: {splits}"
+        + (f"; most: {most}" if most else ""),
+        soft_wrap=True,
+    )
 
 
 def _remarks(drift: Drift) -> Iterator[str]:

@@ -16,6 +16,7 @@ from features.broken_encoder import BrokenEncoder, refuse_broken_snapshot
 from features.commit import draft_snapshot, make_snapshot
 from features.embedding import ShardResult
 from features.kept_statistics import keep_statistics
+from features.label_changes import label_changes
 from features.lease import Lease, announce_job
 from features.plan import Plan, is_there
 from features.quarantine import QuarantineCount, count_quarantine, read_quarantine
@@ -27,7 +28,7 @@ from features.sources import SourceError
 from features.store import Store
 from workflows.cluster import Connection
 from workflows.console import count, duration, progress, several
-from workflows.drift import find_drift, print_drift
+from workflows.drift import find_drift, print_drift, print_label_changes
 from workflows.outcome import Outcome
 from workflows.pipeline import Pipeline, StageError
 from workflows.plan import check_trainable, plan_embedding, print_changed_code, print_work
@@ -252,6 +253,12 @@ def _embed(
     drift = find_drift(store, snapshot, previous=previous, statistics=statistics)
     if drift is not None:
         print_drift(drift, console=console)
+        if previous is not None:
+            print_label_changes(
+                label_changes(store, before=previous, after=snapshot),
+                samples=snapshot.rows,
+                console=console,
+            )
     return Embedded(
         plan=plan,
         snapshot=snapshot,
