@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.chaos_world import left_behind, make_bucket, write_tables
+from benchmarks.chaos_world import left_behind, make_bucket, word_vectors, write_tables
 from benchmarks.nodes import Machines
 from benchmarks.power_cuts import WORKERS, Disturber, Ended, Kill
 from benchmarks.results import report
@@ -39,7 +39,7 @@ dataset:
   split: split
   shard_rows: {{min: 10, target: 20, max: 40}}
 features:
-  text: {{column: text, encoder: {{type: hashing, dim: 64}}}}
+  text: {{column: text, encoder: {{type: word_vectors, path: words.vec}}}}
   photo: {{column: photo, encoder: {{type: hog, size: 32, pixels_per_cell: 8}}}}
 task: {{target: label}}
 candidates:
@@ -170,6 +170,7 @@ class World:
         )
         folder.mkdir()
         (folder / "chaos.yaml").write_text(text)
+        (folder / "words.vec").write_text(word_vectors())  # on the driver's disk alone
         new, answers = f"{self._root}/new.parquet", f"{self._root}/{name}/answers"
         return ("run", "chaos.yaml"), ("score", "chaos.yaml", new, answers)
 

@@ -59,6 +59,14 @@ def write_tables(root: str, *, rows: int, scored: int, seed: int = 0) -> None:
         storage.replace(f"{name}.parquet", parquet_bytes(pa.Table.from_pylist(content)))
 
 
+def word_vectors(*, seed: int = 0) -> str:
+    """A file of vectors of the words in the sentences, of 8 numbers each."""
+    words = ["a", "bar", "number", *CLASSES, *map(str, range(1000))]
+    drawn = np.random.default_rng(seed).normal(size=(len(words), 8))
+    lines = [f"{word} {' '.join(f'{x:.4f}' for x in row)}" for word, row in zip(words, drawn)]
+    return "\n".join([f"{len(words)} 8", *lines, ""])
+
+
 def _said(label: int, number: int, *, rng: np.random.Generator) -> str:
     said = label if rng.random() < 0.8 else int(rng.integers(len(CLASSES)))
     return f"a {CLASSES[said]} bar, number {number}"

@@ -29,6 +29,7 @@ from features.broken_encoder import BrokenEncoder
 from features.copying import Copier
 from features.decoders.base import Limits
 from features.embedding import ShardResult, embed_shards
+from features.encoder_files import read_files, with_files_here
 from features.encoders import Encoder
 from features.isolation import Trial, find_killers
 from features.plan import Plan, Work
@@ -69,6 +70,16 @@ class Actors:
     cpus: float
     gpus: float
     threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFiles:
+    """The local files of an encoder, for machines that lack them."""
+
+    paths: Mapping[str, str]
+    """Where they are on the driver's machine, by name."""
+    content: Any
+    """Reference to what is in them, by name."""
 
 
 def embed(
@@ -249,6 +260,7 @@ class ShardEncoder:
         limits: Limits,
         threads: str,
         attempts: Any,
+        files: Mapping[str, EncoderFiles],
     ) -> None:
         # Ray has set it to the CPUs that the actor reserves, which are fewer than those it may use.
         os.environ["OMP_NUM_THREADS"] = threads
@@ -257,7 +269,8 @@ class ShardEncoder:
         self._store = Store(storage)
         self._copier = Copier(self._store)
         self._source = source
-        self._features = features
+        self._features = dict(features)
+        self._files = dict(files)
         self._key_by = payload_key_by
         self._limits = limits
         self._attempts = attempts
@@ -282,7 +295,7 @@ class ShardEncoder:
                 return
 
     def _embed(self, modality: str, *, works: Sequence[Work]) -> Iterator[ShardResult]:
-        feature = self._features[modality]
+        feature = self._feature(modality)
         columns = feature.payload_columns
         if self._encoder is None or self._reader is None or self._modality != modality:
             self._encoder = None  # the last one's memory first
@@ -302,6 +315,17 @@ class ShardEncoder:
             copier=self._copier,
             on_begin=self._killers,
         )
+
+    def _feature(self, modality: str) -> FeatureSpec:
+        """A modality's feature, whose encoder's files are on this machine."""
+        sent = self._files.pop(modality, None)
+        if sent is not None:
+            feature = self._features[modality]
+            encoder = with_files_here(
+                feature.encoder, paths=sent.paths, fetch=lambda: ray.get(sent.content)
+            )
+            self._features[modality] = feature.model_copy(update={"encoder": encoder})
+        return self._features[modality]
 
     def _load(self, modality: str, *, encoder: str) -> Encoder:
         """Load the encoder, unless this actor's process has died of that before, LOADS times."""
@@ -358,6 +382,19 @@ class ShardEncoder:
         )
 
 
+def _files_of(plan: Plan, *, work: Sequence[Work]) -> dict[str, EncoderFiles]:
+    """By modality with work, the local files of its encoder; none where this is the one machine."""
+    if len(machines()) < 2:
+        return {}
+    found = {}
+    for modality in dict.fromkeys(one.modality for one in work):
+        encoder = plan.modalities[modality].feature.encoder
+        paths = encoder.local_files()
+        if paths:
+            found[modality] = EncoderFiles(paths=paths, content=ray.put(read_files(encoder)))
+    return found
+
+
 def _run(
     plan: Plan, *, work: Sequence[Work], storage: Storage, actors: Actors
 ) -> Iterator[ShardResult]:
@@ -397,6 +434,7 @@ def _run(
                 "limits": plan.dataset.limits,
                 "threads": os.environ.get("OMP_NUM_THREADS") or str(actors.threads),
                 "attempts": attempts,
+                "files": _files_of(plan, work=work),
             },
             ray_remote_args_fn=_lives,
         )

@@ -224,6 +224,18 @@ class EncoderSpec(Spec):
             "`huggingface_text`, `huggingface_image` and `huggingface_audio` have"
         )
 
+    def local_files(self) -> Mapping[str, str]:
+        """The files of this machine that `load` reads, by the names under which `with_files` looks
+        for them in a folder; none if there are none, or if they come from a hub.
+
+        ValueError if one that has to be there is not.
+        """
+        return {}
+
+    def with_files(self, folder: str) -> Self:
+        """The same encoder, whose `local_files` lie in a folder; on another machine, say."""
+        return self
+
     def caution(self) -> str | None:
         """What to tell, before work begins on this machine, the one who has chosen the options.
 

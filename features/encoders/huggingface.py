@@ -91,6 +91,15 @@ class ModelFolderSpec(EncoderSpec):
         folder = self.folder()
         return {name: hash_file(os.path.join(folder, name)) for name in self._files(folder)}
 
+    def local_files(self) -> Mapping[str, str]:
+        if not os.path.isabs(self.model):
+            return {}
+        folder = self.folder()
+        return {name: os.path.join(folder, name) for name in self._files(folder)}
+
+    def with_files(self, folder: str) -> Self:
+        return self.model_copy(update={"model": folder})
+
     def folder(self) -> str:
         """The folder that holds the files, downloaded if need be."""
         if os.path.isabs(self.model):

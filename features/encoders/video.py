@@ -110,6 +110,12 @@ class VideoFramesSpec(EncoderSpec):
     def weights(self) -> Mapping[str, str]:
         return {f"image/{name}": digest for name, digest in self.image.weights().items()}
 
+    def local_files(self) -> Mapping[str, str]:
+        return self.image.local_files()
+
+    def with_files(self, folder: str) -> Self:
+        return self.model_copy(update={"image": self.image.with_files(folder)})
+
     def caution(self) -> str | None:
         return self.image.caution()
 

@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
@@ -73,6 +73,13 @@ class WordVectorsSpec(EncoderSpec):
             raise ValueError(f"`path`: there is no file {self.path!r}")
         read_format(self.path)
         return {"vectors": hash_file(self.path)}
+
+    def local_files(self) -> Mapping[str, str]:
+        return {os.path.basename(self.path): self.path}
+
+    def with_files(self, folder: str) -> Self:
+        path = os.path.join(folder, os.path.basename(self.path))
+        return self.model_copy(update={"path": path})
 
     def load(self) -> Encoder:
         self.weights()

@@ -17,6 +17,7 @@ import pydantic
 import pytest
 import torch
 
+from features.encoder_files import read_files, with_files_here
 from features.encoders import EncoderField, parse_encoder
 from features.encoders.huggingface_text import HuggingFaceTextSpec
 from features.fingerprint import Spec
@@ -178,6 +179,18 @@ def test_a_copy_elsewhere_is_the_same_encoder(tiny: Path, tmp_path: Path) -> Non
     (copy / "config.json").write_text(json.dumps(config, indent=7))
     assert tiny_spec(copy).fingerprint() == tiny_spec(tiny).fingerprint()
     assert tiny_spec(tiny, batch_size=3).fingerprint() == tiny_spec(tiny).fingerprint()
+
+
+def test_it_embeds_the_same_on_a_machine_that_lacks_its_folder(tiny: Path) -> None:
+    (tiny / "notes.md").write_text("no part of the model")
+    spec = tiny_spec(tiny)
+    name, expected = spec.fingerprint(), embed(spec, SENTENCES)
+    paths, content = spec.local_files(), read_files(spec)
+    assert content.keys() == spec.weights().keys() and "notes.md" not in content
+    shutil.rmtree(tiny)
+    here = with_files_here(spec, paths=paths, fetch=lambda: content)
+    assert here.fingerprint() == name
+    np.testing.assert_array_equal(embed(here, SENTENCES), expected)
 
 
 def test_whatever_changes_the_result_changes_the_fingerprint(tiny: Path, tmp_path: Path) -> None:
