@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from features.job import machines_to_come
+from features.actors import machines_to_come
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,7 +20,7 @@ import pytest
 import typer
 import yaml
 
-from features.job import machines_to_come, plan_actors
+from features.actors import machines_to_come, plan_actors
 from workflows.cli import app
 from workflows.upkeep import parse_duration
 

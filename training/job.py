@@ -23,7 +23,8 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from features.job import SCALES_TO, beside_driver, machines
+from features.actors import SCALES_TO
+from features.job import beside_driver, machines
 from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda, Standing

@@ -2,9 +2,10 @@
 
 import pytest
 
+from features.actors import SCALES_TO, machines_to_come, plan_actors
 from features.broken_encoder import BrokenEncoder
 from features.encoders import parse_encoder
-from features.job import LOADS, SCALES_TO, embed, machines, machines_to_come, plan_actors
+from features.job import LOADS, embed, machines
 from features.sample_shards import write_samples
 from tests.features.killers import FaultySpec, StillbornSpec
 

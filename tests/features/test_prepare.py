@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from features import prepare
+from features.actors import MOST_IN_BLOCK, blocks_of
 from features.broken_encoder import BrokenEncoder
 from features.columns import PayloadColumns
 from features.embedding import embed_shards
 from features.encoders import parse_encoder
 from features.encoders.sample_payloads import common_payloads
 from features.encoding import Prepared, Rows, encode_rows
-from features.job import MOST_IN_BLOCK, blocks_of
 from features.payload_keys import payload_key
 from features.plan import Work
 from features.quarantine import read_quarantine

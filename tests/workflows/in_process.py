@@ -39,6 +39,7 @@ def embed_here(plan: Any, *, work: Any, storage: Any, actors: Any) -> Iterator[A
         limits=plan.dataset.limits,
         threads="1",
         attempts=None,
+        files={},
     )
     texts = [features.job._WORK.dump_json(one).decode() for one in work]
     for batch in actor({"work": texts}):

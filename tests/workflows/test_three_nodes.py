@@ -10,7 +10,7 @@ import pytest
 from benchmarks.chaos import Size, differences, world
 from benchmarks.chaos_world import left_behind
 from benchmarks.power_cuts import Ended, Kill
-from features.job import SCALES_TO
+from features.actors import SCALES_TO
 from tests.conftest import BUCKET, make_bucket
 from tests.workflows.command import sensorium
 from tests.workflows.conftest import MlflowServer
