@@ -28,8 +28,9 @@ from features.job import beside_driver, machines
 from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda, Standing
+from training.mailbox import Mailbox
 from training.passes import RUNS_FOLDER
-from training.progress import FitProgress, Mailbox, RoundProgress
+from training.progress import FitProgress, RoundProgress, received
 from training.rounds import fit_on_worker
 from training.tuning.payloads import PayloadSource
 
@@ -42,6 +43,9 @@ MAILBOX_SECONDS = 10.0
 """How long the driver waits for what its mailbox holds."""
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 """How often Ray looks at its workers; a checkpoint takes as long, and by default that is 2 s."""
+NO_WATCHER = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+"""Where there is one machine: an actor that takes seconds to start, and looks for machines that are
+about to be taken away."""
 
 
 class TrainingError(ValueError):
@@ -146,6 +150,8 @@ def _run(
     from. The first to end deletes them, and what the other was fitting is in the store by then.
     """
     os.environ.setdefault(*HEALTH_CHECK)
+    if len(machines()) == 1:
+        os.environ.setdefault(*NO_WATCHER)
     filesystem, root = store.storage.filesystem()
     trainer = ray.train.torch.TorchTrainer(
         cast(Any, fit_on_worker),
@@ -223,11 +229,12 @@ def _mailbox(
         # one that goes on.
         with suppress(GetTimeoutError, RayActorError):
             for item in ray.get(mailbox.take.remote(), timeout=MAILBOX_SECONDS):
-                if isinstance(item, RoundProgress):
+                told = received(item)
+                if isinstance(told, RoundProgress):
                     if on_round is not None:
-                        on_round(item)
+                        on_round(told)
                 elif on_progress is not None:
-                    on_progress(item)
+                    on_progress(told)
 
     def poll() -> None:
         while not over.wait(POLL_SECONDS):

@@ -1,13 +1,14 @@
 """What the workers of a training tell the one who started it: rounds, epochs and ends. No Ray.
 
-They post it to an actor, from which the driver takes it now and then: a driver that is slow, or
-gone, holds up no worker.
+They post it to an actor (`training.mailbox`), from which the driver takes it now and then: a driver
+that is slow, or gone, holds up no worker.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,18 +54,10 @@ class FitProgress:
 Progress = RoundProgress | FitProgress
 
 
-class Mailbox:
-    """An actor that holds what the workers report until the driver takes it."""
-
-    def __init__(self) -> None:
-        self._items: list[Progress] = []
-
-    def post(self, item: Progress) -> None:
-        self._items.append(item)
-
-    def take(self) -> list[Progress]:
-        items, self._items = self._items, []
-        return items
+def received(item: Mapping[str, Any]) -> Progress:
+    """What has come as plain values by the mailbox."""
+    values = {name: value for name, value in item.items() if name != "kind"}
+    return RoundProgress(**values) if item["kind"] == "round" else FitProgress(**values)
 
 
 def post_round(mailbox: Any, *, due: Due, passes: Passes) -> None:
@@ -130,4 +123,5 @@ class Reporter:
 
 def _post(mailbox: Any, item: Progress) -> None:
     if mailbox is not None and worker_rank() == 0:
-        mailbox.post.remote(item)
+        kind = "round" if isinstance(item, RoundProgress) else "fit"
+        mailbox.post.remote({"kind": kind, **dataclasses.asdict(item)})
