@@ -226,7 +226,9 @@ def test_two_jobs_at_once_on_the_same_work_are_like_one(plain, address, tmp_path
     folder = make_world(tmp_path / "both")
     processes = [start(folder, ray=address), start(folder, ray=address)]
     outputs = [finish(process) for process in processes]
-    assert all("snapshot" in output for output in outputs)
+    # One leaves the work to the other, unless that has ended before it looked.
+    assert any("snapshot" in output for output in outputs)
+    assert all("snapshot" in output or "leaves it to that" in output for output in outputs)
     assert_same_store(folder, expected=plain)
     assert list((folder / "store").rglob("*.tmp")) == []
     assert list((folder / "store/leases").iterdir()) == []
