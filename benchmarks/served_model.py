@@ -14,18 +14,11 @@ import pandas as pd
 import soundfile
 from PIL import Image
 
-from features.commit import make_snapshot
-from features.embedding import embed_shard
-from features.planning import make_plan
-from features.quarantine import count_quarantine
-from features.sample_shards import write_samples
+from benchmarks.without_ray import embedded, fitted
 from features.snapshot import Snapshot
-from features.sources import RowReader
 from features.storage import LocalStorage
 from features.store import Store
-from training.candidate import CandidateRecord, plan_candidates
-from training.data.table import load_table
-from training.produce import produce_candidate
+from training.candidate import CandidateRecord
 from workflows import scoring
 from workflows.inputs import inputs_of
 from workflows.pipeline import Pipeline, load_pipeline
@@ -102,8 +95,9 @@ def make_served_model(
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     pipeline = load_pipeline(folder / "served.yaml")
     store = Store(LocalStorage(pipeline.store_root))
-    snapshot = _embed(pipeline, store=store)
-    record = _fit(pipeline, store=store, snapshot=snapshot)
+    snapshot = embedded(pipeline, store)
+    record = fitted(pipeline, store, snapshot)[0].record
+    assert record is not None
     _register(pipeline, store=store, snapshot=snapshot, record=record, uri=uri, folder=folder)
     test = table[table.split == "test"].reset_index(drop=True)
     chosen = test[["text", "picture", "sound", "age", "ward"]]
@@ -142,54 +136,6 @@ def _table(folder: Path, *, rows: int) -> pd.DataFrame:
         table.loc[table.index % 16 == 4 + place, column] = None
     table.to_parquet(folder / "table.parquet")
     return table
-
-
-def _embed(pipeline: Pipeline, *, store: Store) -> Snapshot:
-    source = pipeline.open_source()
-    plan = make_plan(
-        name=pipeline.name,
-        source=source,
-        dataset=pipeline.spec.dataset,
-        features=pipeline.spec.features,
-        target=pipeline.spec.task.target,
-        target_kind=pipeline.spec.task.target_kind,
-        store=store,
-    )
-    write_samples(plan, store=store)
-    for work in plan.work:
-        feature = plan.modalities[work.modality].feature
-        embed_shard(
-            work,
-            store=store,
-            spec=feature.encoder,
-            encoder=feature.encoder.load(),
-            source=source,
-            reader=RowReader(source, columns=feature.payload_columns.names),
-            columns=feature.payload_columns,
-            payload_key_by="stat",
-        )
-    snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))
-    store.commit(snapshot)
-    return snapshot
-
-
-def _fit(pipeline: Pipeline, *, store: Store, snapshot: Snapshot) -> CandidateRecord:
-    task, training = pipeline.spec.task, pipeline.spec.training
-    table = load_table(store, snapshot, task=task, modalities=tuple(snapshot.modalities))
-    for again in (False, True):
-        (planned,) = plan_candidates(
-            store,
-            snapshot=snapshot,
-            task=task,
-            candidates=pipeline.spec.candidates,
-            training=training,
-        )
-        if planned.record is None and not again:
-            produce_candidate(
-                planned, store=store, snapshot=snapshot, task=task, training=training, table=table
-            )
-    assert planned.record is not None
-    return planned.record
 
 
 def _register(

@@ -15,16 +15,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.servers import mlflow_server as serve_mlflow
-from features.commit import make_snapshot
-from features.embedding import embed_shard
-from features.planning import make_plan
-from features.quarantine import count_quarantine
-from features.sample_shards import write_samples
+from benchmarks.without_ray import embedded, fitted
 from features.snapshot import Snapshot
-from features.sources import RowReader
 from features.storage import LocalStorage
 from features.store import Store
-from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
+from training.candidate import CandidateRecord, PlannedCandidate
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion.promote import promote
 
@@ -115,70 +110,8 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str 
     pipeline = load_pipeline(folder / "shapes.yaml")
     store = Store(LocalStorage(pipeline.store_root))
     snapshot = embedded(pipeline, store)
-    fit(_plan(pipeline, store, snapshot), store=store, snapshot=snapshot, pipeline=pipeline)
-    planned = _plan(pipeline, store, snapshot)
+    planned = fitted(pipeline, store, snapshot)
     return Shapes(folder=folder, pipeline=pipeline, store=store, snapshot=snapshot, planned=planned)
-
-
-def embedded(pipeline: Pipeline, store: Store) -> Snapshot:
-    """The snapshot of a pipeline's table, embedded without Ray and committed."""
-    source = pipeline.open_source()
-    plan = make_plan(
-        name=pipeline.name,
-        source=source,
-        dataset=pipeline.spec.dataset,
-        features=pipeline.spec.features,
-        target=pipeline.spec.task.target,
-        target_kind=pipeline.spec.task.target_kind,
-        store=store,
-    )
-    write_samples(plan, store=store)
-    for work in plan.work:
-        feature = pipeline.spec.features[work.modality]
-        embed_shard(
-            work,
-            store=store,
-            spec=feature.encoder,
-            encoder=feature.encoder.load(),
-            source=source,
-            reader=RowReader(source, columns=feature.payload_columns.names),
-            columns=feature.payload_columns,
-            payload_key_by="stat",
-        )
-    snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))
-    store.commit(snapshot)
-    return snapshot
-
-
-def _plan(pipeline: Pipeline, store: Store, snapshot: Snapshot) -> list[PlannedCandidate]:
-    return plan_candidates(
-        store,
-        snapshot=snapshot,
-        task=pipeline.spec.task,
-        candidates=pipeline.spec.candidates,
-        training=pipeline.spec.training,
-    )
-
-
-def fit(
-    candidates: Sequence[PlannedCandidate], *, store: Store, snapshot: Snapshot, pipeline: Pipeline
-) -> None:
-    """Fit the candidates that are not fitted yet, as a training worker does."""
-    from training.data.table import load_table
-    from training.produce import produce_candidate
-
-    task = pipeline.spec.task
-    table = load_table(store, snapshot, task=task, modalities=tuple(snapshot.modalities))
-    for candidate in candidates:
-        if candidate.record is None:
-            produce_candidate(
-                candidate,
-                store=store,
-                snapshot=snapshot,
-                task=task,
-                training=pipeline.spec.training,
-                table=table,
-            )
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+from benchmarks.without_ray import embedded, fitted
 from features.storage import LocalStorage
 from features.store import Store
 from tests.workflows.command import sensorium
-from tests.workflows.conftest import embedded, fit
-from training.candidate import plan_candidates
 from workflows import tracking
 from workflows.pipeline import Pipeline, load_pipeline
 from workflows.promotion import promote as promoting
@@ -73,21 +72,12 @@ def made_space(
     (folder / "drawings.yaml").write_text(YAML)
     pipeline = load_pipeline(folder / "drawings.yaml")
     store = pipeline.open_store()
-    embedded(pipeline, store)
-    snapshot = store.latest("drawings")
-    assert snapshot is not None
-    options: dict[str, Any] = {
-        "snapshot": snapshot,
-        "task": pipeline.spec.task,
-        "candidates": pipeline.spec.candidates,
-        "training": pipeline.spec.training,
-    }
-    fit(plan_candidates(store, **options), store=store, snapshot=snapshot, pipeline=pipeline)
-    records = [plan.record for plan in plan_candidates(store, **options)]
+    snapshot = embedded(pipeline, store)
+    records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         promoted = promoting.promote(
-            pipeline=pipeline, store=store, snapshot=snapshot, records=[r for r in records if r]
+            pipeline=pipeline, store=store, snapshot=snapshot, records=records
         )
     assert promoted.promoted
     return folder
@@ -109,17 +99,8 @@ def fused(made_space: Path) -> list[str]:
     )
     pipeline = load_pipeline(made_space / "fused.yaml")
     store = pipeline.open_store()
-    embedded(pipeline, store)
-    snapshot = store.latest("fused")
-    assert snapshot is not None
-    options: dict[str, Any] = {
-        "snapshot": snapshot,
-        "task": pipeline.spec.task,
-        "candidates": pipeline.spec.candidates,
-        "training": pipeline.spec.training,
-    }
-    fit(plan_candidates(store, **options), store=store, snapshot=snapshot, pipeline=pipeline)
-    records = [plan.record for plan in plan_candidates(store, **options) if plan.record]
+    snapshot = embedded(pipeline, store)
+    records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     aligned = sorted(
         (record for record in records if record.name != "early"),
         key=lambda record: (

@@ -14,18 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from features.commit import make_snapshot
-from features.embedding import embed_shard
-from features.planning import make_plan
-from features.quarantine import count_quarantine
-from features.sample_shards import write_samples
+from benchmarks.without_ray import embedded, fitted
 from features.snapshot import Snapshot
-from features.sources import RowReader
 from features.storage import LocalStorage
 from features.store import Store
-from training.candidate import CandidateRecord, plan_candidates, read_predictions
-from training.data.table import load_table
-from training.produce import produce_candidate
+from training.candidate import CandidateRecord, read_predictions
 from workflows.pipeline import ConfigurationError, Pipeline, load_pipeline
 from workflows.promotion.promote import promote
 from workflows.reporting.report import collect, render
@@ -85,48 +78,6 @@ def pipeline_of(folder: Path, **spec: Any) -> Pipeline:
     return load_pipeline(folder / "things.yaml")
 
 
-def embedded(pipeline: Pipeline, store: Store) -> Snapshot:
-    spec, source = pipeline.spec, pipeline.open_source()
-    plan = make_plan(
-        name=pipeline.name,
-        source=source,
-        dataset=spec.dataset,
-        features=spec.features,
-        target=spec.task.target,
-        target_kind=spec.task.target_kind,
-        store=store,
-    )
-    write_samples(plan, store=store)
-    for work in plan.work:
-        feature = spec.features[work.modality]
-        embed_shard(
-            work,
-            store=store,
-            spec=feature.encoder,
-            encoder=feature.encoder.load(),
-            source=source,
-            reader=RowReader(source, columns=feature.payload_columns.names),
-            columns=feature.payload_columns,
-            payload_key_by="stat",
-        )
-    snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))
-    store.commit(snapshot)
-    return store.latest(pipeline.name) or snapshot
-
-
-def fitted(pipeline: Pipeline, store: Store, snapshot: Snapshot) -> list[CandidateRecord]:
-    options: dict[str, Any] = {
-        "snapshot": snapshot,
-        "task": pipeline.spec.task,
-        "training": pipeline.spec.training,
-    }
-    table = load_table(
-        store, snapshot, task=pipeline.spec.task, modalities=tuple(snapshot.modalities)
-    )
-    planned = plan_candidates(store, candidates=pipeline.spec.candidates, **options)
-    return [produce_candidate(plan, store=store, table=table, **options) for plan in planned]
-
-
 TASKS: dict[str, dict[str, Any]] = {
     "weighted classes": {
         "task": {
@@ -176,7 +127,7 @@ def test_a_task_goes_from_its_table_to_answers(name: str, tmp_path: Path, mlflow
     pipeline = pipeline_of(tmp_path, **options)
     store = Store(LocalStorage(pipeline.store_root))
     snapshot = embedded(pipeline, store)
-    records = fitted(pipeline, store, snapshot)
+    records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     assert [record.status for record in records] == ["fitted"] * 3
 
     metric = pipeline.metric
@@ -257,7 +208,7 @@ def test_a_retrieval_needs_no_labels_and_gives_vectors(tmp_path: Path, mlflow_ur
     pipeline = pipeline_of(tmp_path, **options)
     store = Store(LocalStorage(pipeline.store_root))
     snapshot = embedded(pipeline, store)
-    records = fitted(pipeline, store, snapshot)
+    records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     assert [record.status for record in records] == ["fitted"] * 2
     metrics = records[0].metrics
     assert metrics is not None
