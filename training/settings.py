@@ -43,6 +43,16 @@ class Settled:
     good luck."""
 
 
+def settle(reached: Sequence[float | None]) -> Settled | None:
+    """What the fits of a setting come to, each with what it reached; None for one that failed, and
+    of a setting of which all did.
+    """
+    known = [value for value in reached if value is not None]
+    if not known:
+        return None
+    return Settled(mean=fmean(known), sound=2 * len(known) >= len(reached))
+
+
 def over_seeds(
     records: Sequence[CandidateRecord], *, reached: Mapping[str, float]
 ) -> dict[str, Settled]:
@@ -53,8 +63,7 @@ def over_seeds(
     """
     found = {}
     for group in settings_of(records):
-        values = {r.fingerprint: reached[r.fingerprint] for r in group if r.fingerprint in reached}
-        if values:
-            settled = Settled(mean=fmean(values.values()), sound=2 * len(values) >= len(group))
-            found.update(dict.fromkeys(values, settled))
+        settled = settle([reached.get(record.fingerprint) for record in group])
+        if settled is not None:
+            found.update({r.fingerprint: settled for r in group if r.fingerprint in reached})
     return found

@@ -15,13 +15,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from features.fingerprint import fingerprint
 from features.snapshot import Snapshot
 from features.store import Store
 from training.candidate import CandidateRecord, PlannedCandidate, plan_candidates
 from training.search.spec import SearchSpec, Value
+from training.settings import settle
 from training.spec import CandidateSpec
 from training.task import TaskSpec
 from training.training_spec import Monitored, TrainingSpec
@@ -52,9 +52,8 @@ class Trial:
         """What these values come to: the mean over the seeds of a finalist, of any other trial its
         one fit on the last rung; None if fewer than half of these were fitted.
         """
-        fits = self.by_seed or self.reached[-1:]
-        known = [value for value in fits if value is not None]
-        return fmean(known) if known and 2 * len(known) >= len(fits) else None
+        found = settle(self.by_seed or self.reached[-1:])
+        return found.mean if found is not None and found.sound else None
 
 
 @dataclass(frozen=True, kw_only=True)
