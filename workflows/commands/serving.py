@@ -116,6 +116,7 @@ def export(
     With normalisation, temperature and whatever is missing in the graph; the encoders are not.
     A graph whose answers differ is not written. Needs pip install 'sensorium\\[onnx]'.
     """
+    from features.storage import LocalStorage
     from training.onnx_export import NotExportable, described_text, export_onnx
     from workflows.pipeline import ConfigurationError, StageError
 
@@ -137,14 +138,10 @@ def export(
             for name, item in found.model.inputs.items()
         }
     described = {"model": found.uri, **made.described, "encoders": encoders}
-    graph = out / f".{GRAPH}.{os.getpid()}"
-    try:
-        graph.write_bytes(made.graph)
-        (out / DESCRIPTION).unlink(missing_ok=True)
-        os.replace(graph, out / GRAPH)
-    finally:
-        graph.unlink(missing_ok=True)
-    (out / DESCRIPTION).write_text(described_text(described))
+    place = LocalStorage(out)
+    place.delete([DESCRIPTION])
+    place.replace(GRAPH, made.graph)
+    place.replace(DESCRIPTION, described_text(described).encode())
     checked = made.described["checked"]
     tried, all_of_them = checked["subsets"], checked["of_subsets"]
     some = f"{tried} of the {all_of_them:,} subsets" if tried < all_of_them else "every subset"
