@@ -2,8 +2,8 @@
 
 What an encoder's weights are read from may lie on the driver's machine alone: a folder beside the
 YAML file, or the tuned encoder of a registered model, which is fetched for the time of a job. They
-are read whole into memory, of the driver and of each worker that lacks them, one file of an encoder
-at a time beside those that are read: as much as the weights take.
+are held whole in the memory of the driver and of each worker that lacks them, for the time of the
+copying: as much as the weights take.
 """
 
 from __future__ import annotations

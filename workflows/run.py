@@ -196,7 +196,8 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     )
     _print_unused(plan, pipeline=pipeline, console=console)
     print_work(plan, console=console)
-    print_changed_code(plan, store=pipeline.open_store(), console=console)
+    store = pipeline.open_store()
+    print_changed_code(plan, store=store, console=console)
     print_repeats(plan, console=console)
     print_shares(plan, console=console)
     print_untrained(plan, console=console)
@@ -205,7 +206,7 @@ def print_plan(pipeline: Pipeline, *, console: Console) -> None:
     snapshot = draft_snapshot(plan)
     found = standing(pipeline, snapshot=snapshot)
     print_standing(found, console=console)
-    last = pipeline.open_store().latest(pipeline.name)
+    last = store.latest(pipeline.name)
     if last is not None and last.samples == snapshot.samples:
         print_outlook(pipeline, snapshot=last, console=console)
     for due in found.rounds:

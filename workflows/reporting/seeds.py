@@ -6,6 +6,7 @@ that is no lead of the setting.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,15 +55,7 @@ def find_seeds(
             overtaken = next(
                 (other.names[0] for other in others if metric.gain(other.mean, worst) > 0), None
             )
-        found.append(
-            SeedFindings(
-                names=item.names,
-                validation=item.validation,
-                test=item.test,
-                wins=item.wins,
-                overtaken=overtaken,
-            )
-        )
+        found.append(dataclasses.replace(item, overtaken=overtaken))
     return tuple(found)
 
 
