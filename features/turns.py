@@ -7,7 +7,9 @@ disk, `If-None-Match` in S3), so of several that want it one gets it. Its holder
 again every `seconds / 6`; a turn that was not renewed for `seconds` is of a process that died, and
 the next number is free. Numbers only rise, so a holder that stood still sees that it was passed
 over, and who looked at an old state cannot take what is another's by now. Times are those that the
-storage gives its files, so that no two clocks matter.
+storage gives its files, so that no two clocks matter. On the machine of a holder nobody waits so
+long: a process that is not there any more has no turn (by kernel and namespace of process numbers,
+which Linux tells; a number that was given to another process since means to wait after all).
 
 To look costs a listing, and a read if there was a turn before: who finds nothing to do takes no
 turn, and writes nothing.
@@ -24,6 +26,8 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from features.lease import LeaseLost
@@ -37,6 +41,15 @@ _TURN = re.compile(r"(\d{8})\.json")
 
 class Overtaken(Exception):
     """Another took a turn since the look: what was seen in the store may have changed."""
+
+
+class _Holder(NamedTuple):
+    """Who has a turn that is not free."""
+
+    entry: Entry
+    who: str
+    alive: bool
+    """Whether it is known to be."""
 
 
 class Turn:
@@ -58,20 +71,26 @@ class Turn:
 
     def look(self) -> str | None:
         """Who has the turn now, for a person; None if it is free. Writes only if it is not."""
-        entries = self._turns()
-        self._seen = max(entries, default=0)
-        if not entries:
-            return None
-        try:
-            body = json.loads(self._storage.read(entries[self._seen].path))
-            ended, who = bool(body["ended"]), str(body["who"])
-        except FileNotFoundError:
-            return self.look()  # a later one has been taken, and this one cleared away
-        except (ValueError, KeyError, TypeError):
-            ended, who = False, entries[self._seen].path
-        if ended or self._now() - entries[self._seen].modified > self._seconds:
-            return None
-        return who
+        holder = self._holder()
+        return None if holder is None else holder.who
+
+    def is_used(
+        self, *, every: float = 5.0, on_wait: Callable[[str], None] | None = None
+    ) -> str | None:
+        """Who has the turn and is alive, for a person; None once it is free.
+
+        One that runs on this machine is seen to be alive. Of another its next renewal tells, for
+        which this waits, and `on_wait` is told for whom: `seconds / 6`, or `seconds` if it is dead.
+        """
+        first = None
+        while (holder := self._holder()) is not None:
+            if holder.alive or (first is not None and holder.entry != first.entry):
+                return holder.who
+            if first is None and on_wait:
+                on_wait(holder.who)
+            first = first or holder
+            time.sleep(every)
+        return None
 
     def wait(
         self,
@@ -130,6 +149,24 @@ class Turn:
 
     def __exit__(self, *error: object) -> None:
         self.end()
+
+    def _holder(self) -> _Holder | None:
+        entries = self._turns()
+        self._seen = max(entries, default=0)
+        if not entries:
+            return None
+        entry = entries[self._seen]
+        try:
+            body = json.loads(self._storage.read(entry.path))
+            ended, who = bool(body["ended"]), str(body["who"])
+            alive = _is_alive(place=body.get("place"), process=body.get("process"))
+        except FileNotFoundError:
+            return self._holder()  # a later one has been taken, and this one cleared away
+        except (ValueError, KeyError, TypeError):
+            ended, who, alive = False, entry.path, None
+        if ended or alive is False or self._now() - entry.modified > self._seconds:
+            return None
+        return _Holder(entry, who, bool(alive))
 
     def _take(self) -> None:
         turn = self._seen + 1
@@ -200,4 +237,29 @@ class Turn:
         return f"{self._storage.root}/{self._path(turn)}"
 
     def _body(self, *, ended: bool) -> bytes:
-        return json.dumps({"who": self._who, "ended": ended}).encode()
+        return json.dumps(
+            {"who": self._who, "ended": ended, "place": _place(), "process": os.getpid()}
+        ).encode()
+
+
+def _place() -> str | None:
+    """Within what the number of this process is unique; None where the system does not tell."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {kernel} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _is_alive(*, place: object, process: object) -> bool | None:
+    """Whether a process runs, not as a dead child that nobody awaits; None if it cannot be told."""
+    if not isinstance(process, int) or place is None or place != _place():
+        return None
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return None  # another user's, or it has ended just now
+    return state not in "ZX"

@@ -35,8 +35,9 @@ def one_at_a_time(
 
     It is given a function to call before it changes anything, which takes the pipeline's turn
     (`features.turns`) or makes sure of it, and first calls `check`; who changes nothing takes none.
-    Where another is at work this waits for its end, or raises LeftToAnother. Where another was
-    quicker between the look and the change, `work` is called again.
+    Where another is at work this waits for its end, or raises LeftToAnother; never for one that
+    died, or a job that is tried again after a crash would end well and have done nothing. Where
+    another was quicker between the look and the change, `work` is called again.
     """
     what = f"run {pipeline.name}"
     with Turn(pipeline.open_store().storage, name=what, what=what) as lease:
@@ -59,16 +60,21 @@ def _look(lease: Turn, *, on_overlap: OnOverlap, outcome: Outcome, console: Cons
 
     The turn itself is taken when there is something to change.
     """
-    if on_overlap == "leave":
-        who = lease.look()
-        if who is not None:
-            raise LeftToAnother(
-                f"another run is at work, and this one leaves it to that: {who} (`--on-overlap "
-                "wait` would wait for its end)"
-            )
+
+    def say(what: str) -> None:
+        console.print(f"[bold]run[/bold]      waiting {escape(what)}")
+
+    if lease.look() is None:
         return
     with outcome.stage("wait"):
-        lease.wait(
-            every=WAIT_SECONDS,
-            on_wait=lambda who: console.print(f"[bold]run[/bold]      waiting for {escape(who)}"),
+        if on_overlap == "wait":
+            lease.wait(every=WAIT_SECONDS, on_wait=lambda who: say(f"for {who}"))
+            return
+        who = lease.is_used(
+            every=WAIT_SECONDS, on_wait=lambda who: say(f"to see whether this is alive: {who}")
+        )
+    if who is not None:
+        raise LeftToAnother(
+            f"another run is at work, and this one leaves it to that: {who} (`--on-overlap wait` "
+            "would wait for its end)"
         )

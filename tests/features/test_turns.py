@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 import threading
 import time
 
@@ -108,6 +112,68 @@ def test_the_lease_of_a_dead_holder_lapses_and_its_ghost_changes_nothing(storage
     heir.confirm()  # what the ghost writes last is of its own number
     assert lease(storage).look() is not None
     heir.end()
+
+
+def hold(folder, taken):
+    held = lease(LocalStorage(folder), what="a run")
+    held.take()
+    taken.set()
+    time.sleep(600)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells where a process number counts"
+)
+def test_nobody_waits_for_a_holder_that_was_killed_on_the_same_machine(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    taken = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path, taken))
+    holder.start()
+    try:
+        assert taken.wait(60)
+        heir = lease(LocalStorage(tmp_path))
+        assert heir.look().startswith("a run on ")
+        with pytest.raises(TimeoutError):
+            heir.take(every=0.05, most=0.2)
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+    assert heir.look() is None, "a child whose end nobody has asked for yet"
+    holder.join()
+    assert heir.look() is None
+    (path,) = (tmp_path / "turns/nightly").glob("*.json")
+    body = json.loads(path.read_bytes())
+    for other in ({"place": "elsewhere"}, {"place": None}, {"process": os.getpid()}):
+        path.write_text(json.dumps(body | other))
+        assert heir.look() is not None, other
+    path.write_text(json.dumps(body))
+    heir.take(every=0.05, most=0.2)
+    heir.end()
+
+
+def test_a_turn_is_used_only_by_who_is_seen_to_be_alive(tmp_path, monkeypatch):
+    storage = LocalStorage(tmp_path)
+    waited = []
+    assert lease(storage).is_used(on_wait=waited.append) is None
+    with lease(storage, what="here") as held:
+        held.take()
+        assert lease(storage).is_used(on_wait=waited.append).startswith("here on ")
+    assert waited == []
+
+    far = lease(storage, what="far", seconds=1.2)
+    body = far._body
+    monkeypatch.setattr(
+        far,
+        "_body",
+        lambda *, ended: json.dumps(json.loads(body(ended=ended)) | {"place": "far"}).encode(),
+    )
+    far.take()
+    watcher = lease(storage, seconds=1.2)
+    assert watcher.is_used(every=0.01, on_wait=waited.append).startswith("far on ")
+    die(far)
+    assert watcher.is_used(every=0.01, on_wait=waited.append) is None
+    assert [who.partition(" ")[0] for who in waited] == ["far", "far"]
+    assert watcher.look() is None
 
 
 def test_a_number_that_was_cleared_away_is_not_taken_again(tmp_path):

@@ -200,6 +200,19 @@ def test_a_run_leaves_it_to_another_that_is_at_work(file, another):
     assert told["rows"] is None, "it has not looked at the table"
 
 
+def test_a_run_leaves_nothing_to_one_that_may_be_dead(file, story, monkeypatch):
+    """A pod that is started again after a crash is to do the work, not to end well without it."""
+    with Turn(LocalStorage(story.folder / "store"), name="run shapes", what="a dead run") as lease:
+        with monkeypatch.context() as patch:
+            patch.setattr(turns, "_place", lambda: "a pod that was there before")
+            lease.take()
+        end_when_waited_for(lease, monkeypatch)
+        code, said, told = call(file)
+    assert (code, told["status"]) == (0, "unchanged"), said
+    assert "waiting to see whether this is alive: a dead run on " in said
+    assert told["seconds"]["wait"] > 0
+
+
 @pytest.mark.parametrize("stage", ["embed", "train", "promote"])
 def test_a_stage_by_itself_is_a_run_too(file, another, capsys, monkeypatch, stage):
     before = files(file.parent)
