@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.malformed_requests import JSON
 from benchmarks.served_model import ServedModel
+from workflows.tracking import connected
 
 
 class Server:
@@ -124,5 +125,5 @@ def load(served: ServedModel) -> Any:
     """The model as anyone loads it, in this process."""
     import mlflow
 
-    mlflow.set_tracking_uri(served.uri)
-    return mlflow.pyfunc.load_model(served.model)
+    with connected(served.uri):
+        return mlflow.pyfunc.load_model(served.model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -92,6 +93,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _is_slow(item: pytest.Item) -> bool:
     return item.get_closest_marker("slow") is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that would send those after it elsewhere: to its cluster, server or database."""
+    yield
+    left = {name: os.environ.pop(name) for name in ELSEWHERE if name in os.environ}
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is not None and mlflow.is_tracking_uri_set():
+        left["mlflow.set_tracking_uri"] = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(None)
+    assert not left, f"{item.nodeid} has left, for all tests after it: {left}"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
