@@ -1,7 +1,8 @@
 """What all tests share: their environment, one small Ray, and a check that nothing is left.
 
-They may run in several processes (`pytest -n 3 --dist loadgroup`): those that start Ray in two of
-them, each with a Ray of its own, the others where there is room.
+They may run in several processes (`pytest -n 3 --dist loadgroup --no-loadscope-reorder`): those
+that start Ray in two of them, each with a Ray of its own, the others file by file where there is
+room, so that what is prepared for a file is prepared once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Or Ray's workers would get next to nothing while other tests run beside them.
+    "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Variables of the tests and of every process they start: no network, one thread, no noise."""
@@ -84,15 +87,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_is_slow)
     for item in items:
         if _is_slow(item) or "ray_cluster" in getattr(item, "fixturenames", ()):
             second = item.path.name in SECOND_RAY
             item.add_marker(pytest.mark.xdist_group("ray-2" if second else "ray-1"))
+        elif item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+    # In one process the slow ones last. In several, the longest groups first, or one of them would
+    # be alone at the end.
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=_length if several else _is_slow, reverse=several)
 
 
 def _is_slow(item: pytest.Item) -> bool:
     return item.get_closest_marker("slow") is not None
+
+
+def _length(item: pytest.Item) -> int:
+    """How long the group of a test takes: the ones with Ray, then the one with faults, the rest."""
+    marker = item.get_closest_marker("xdist_group")
+    return {"ray-1": 2, "ray-2": 2, "faults": 1}.get(str(marker and marker.args[0]), 0)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -167,9 +181,11 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
     """
     import ray
 
+    from workflows.cluster import start_ray
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-        ray.init(
+        start_ray(
             num_cpus=2,
             include_dashboard=False,
             log_to_driver=False,

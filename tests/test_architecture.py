@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -121,9 +122,10 @@ def _import_by_name(call: ast.Call) -> list[str]:
     return []
 
 
-def imports_in(path: Path) -> set[str]:
-    return imports_of(
-        path.read_text(), module=module_of(path), is_package=path.name == "__init__.py"
+@cache
+def imports_in(path: Path) -> frozenset[str]:
+    return frozenset(
+        imports_of(path.read_text(), module=module_of(path), is_package=path.name == "__init__.py")
     )
 
 

@@ -39,8 +39,9 @@ def strict(schema: Any) -> Any:
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
+    named = isinstance(schema.get("properties"), dict)  # a field may be called so, too
+    found = {k: v if named and k == "properties" else strict(v) for k, v in schema.items()}
+    if named:
         # A field may have any of these names.
         found["properties"] = {k: strict(v) for k, v in schema["properties"].items()}
         preserves = schema.get("x-kubernetes-preserve-unknown-fields")

@@ -19,6 +19,8 @@ ENVIRONMENT = {
 }
 """Ray's own bars would mix with ours, and nothing is sent anywhere unless asked for."""
 LOGGERS = ("ray.data", "ray.train", "ray._private.authentication")
+STARTS = 3
+"""How often a Ray of this machine's own is tried to be started."""
 METERS = {
     "rows": ("Payloads embedded, copied or found bad.", ("pipeline", "modality", "kind")),
     "shards": ("Shards written.", ("pipeline", "modality")),
@@ -60,12 +62,29 @@ class Connection:
         self._stack.enter_context(_without_noise())
         local = not os.environ.get("RAY_ADDRESS")
         with _own_signals():
-            ray.init(
+            start_ray(
                 include_dashboard=False if local else None,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
         self._stack.callback(ray.shutdown)
+
+
+def start_ray(**options: Any) -> None:
+    """`ray.init`, again where a Ray of this machine's own has not come up within Ray's 30 seconds.
+
+    A machine that is busy takes as long now and then, and Ray's limit is fixed. What had started
+    of it is idle, and ends with this process.
+    """
+    import ray
+
+    for last in (*[False] * (STARTS - 1), True):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # a bare one, of all that may go wrong
+            if last or "timed out during startup" not in str(error):
+                raise
 
 
 def _quieten() -> None:

@@ -16,15 +16,15 @@ if sys.argv[1] == "kept":
 x = torch.zeros(2**21)
 def step():  # as one of a fit does: blocks that are freed together
     blocks = [x + i for i in range(8)]
-for _ in range(40):  # until the allocator has found its place
+for _ in range(20):  # until the allocator has found its place
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(5):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-TOUCHED = 20 * 8 * 2**21 * 4 // 4096
+TOUCHED = 5 * 8 * 2**21 * 4 // 4096
 """Pages of all blocks."""
 
 

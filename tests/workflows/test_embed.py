@@ -10,6 +10,7 @@ from features.store import Store
 from features.stored_embeddings import read_embeddings
 from tests.features.vision_models import save_vit
 from tests.workflows.command import sensorium
+from tests.workflows.in_process import without_ray
 from training.candidate import read_predictions
 from workflows import tracking
 from workflows.pipeline import load_pipeline
@@ -53,9 +54,8 @@ def rewrite(folder, old, new):
     (folder / "words.yaml").write_text(text.replace(old, new))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_sequences_are_embedded_trained_on_and_scored(folder, capsys):
+def test_sequences_are_embedded_trained_on_and_scored(folder, capsys, monkeypatch):
+    without_ray(monkeypatch)
     code, out, err = sensorium(capsys, "run", "words.yaml")
     assert code == 0, out + err
     pipeline = load_pipeline(folder / "words.yaml")
@@ -94,9 +94,8 @@ def _never(_: np.ndarray) -> pd.DataFrame:
     raise AssertionError("the store has all embeddings")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_what_is_amiss_in_labels_is_told_once_though_it_embeds_nothing(folder, capsys):
+def test_what_is_amiss_in_labels_is_told_once_though_it_embeds_nothing(folder, capsys, monkeypatch):
+    without_ray(monkeypatch)
     assert sensorium(capsys, "embed", "words.yaml")[0] == 0
     table = pd.read_parquet(folder / "words.parquet")
     table.loc[table["split"] == "test", "label"] = 7

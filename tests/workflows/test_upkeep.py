@@ -4,8 +4,6 @@ import contextlib
 import io
 import os
 import shutil
-import subprocess
-import sys
 import time
 import uuid
 
@@ -26,6 +24,7 @@ from features.stored_embeddings import read_embeddings
 from features.verification import verify
 from tests.conftest import BUCKET, make_bucket
 from tests.workflows.command import sensorium
+from tests.workflows.in_process import without_ray
 from workflows.cluster import Connection
 from workflows.pipeline import StageError, load_pipeline
 from workflows.upkeep import parse_duration
@@ -278,9 +277,12 @@ store: {store}
 """
 
 
-@pytest.mark.slow
-def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(s3_endpoint, tmp_path, monkeypatch):
-    """On a real server if there is one; a whole pipeline is run on moto's elsewhere."""
+def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(
+    s3_endpoint, tmp_path, monkeypatch, capsys
+):
+    """On a real server if there is one; pipelines run on it over several machines elsewhere."""
+    without_ray(monkeypatch)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     make_bucket(BUCKET)
     s3_root = f"s3://{BUCKET}/{uuid.uuid4().hex}"
@@ -302,16 +304,9 @@ def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(s3_endpoint, tmp_
     (tmp_path / "words.yaml").write_text(PIPELINE.format(store=s3_root))
 
     def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "workflows", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.getcwd()},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done.stdout
+        code, out, err = sensorium(capsys, *arguments)
+        assert code == 0, f"{out}\n{err}"
+        return out
 
     said = run("embed", "words.yaml")
     assert "179 payloads embedded" in said and "there is no such" in said
@@ -323,11 +318,11 @@ def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(s3_endpoint, tmp_
     hog = HogSpec().load()
     expected = hog.encode([hog.prepare(pixels) for pixels in drawn[found.rows]])
     np.testing.assert_allclose(found.values, expected, atol=1e-3)
-    assert "1 candidate fitted" in run("train", "words.yaml")
+    assert "1 to fit on 1 worker" in run("train", "words.yaml")
     kinds = {entry.path.partition("/")[0] for entry in store.storage.walk()}
     assert kinds == {
         "samples", "embeddings", "encoders", "snapshots", "statistics", "latest", "scans",
-        "candidates", "quarantine",
+        "candidates", "quarantine", "turns",
     }  # fmt: skip
     before = {(entry.path, entry.modified) for entry in store.storage.walk()}
     assert "nothing to do" in run("embed", "words.yaml")

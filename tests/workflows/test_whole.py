@@ -15,6 +15,7 @@ import yaml
 from features.storage import LocalStorage
 from features.store import Store
 from tests.workflows import command
+from tests.workflows.in_process import without_ray
 from training.candidate import read_predictions
 from workflows.pipeline import load_pipeline
 from workflows.search import standing
@@ -211,11 +212,14 @@ def test_over_budget_ends_with_4_and_the_reasons(world, capsys):
     assert "drawing" in output and "speech" in output and "sentence" in output
 
 
-def test_a_changed_encoder_recomputes_its_modality_and_asks_the_champion_raw_rows(world, capsys):
+def test_a_changed_encoder_recomputes_its_modality_and_asks_the_champion_raw_rows(
+    world, capsys, monkeypatch
+):
     """A challenger of other encoders: the champion answers today's rows through its own."""
     original = read(world)
     finer = json.loads(json.dumps(original))
     finer["features"]["speech"]["encoder"]["n_mels"] = 48
+    without_ray(monkeypatch)
     write(world, finer)
     before = tree(world)
     try:
