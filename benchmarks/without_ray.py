@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from features.commit import make_snapshot
 from features.embedding import embed_shard
-from features.planning import make_plan
 from features.quarantine import count_quarantine
 from features.sample_shards import write_samples
 from features.snapshot import Snapshot
@@ -12,20 +11,12 @@ from features.sources import RowReader
 from features.store import Store
 from training.candidate import PlannedCandidate, plan_candidates
 from workflows.pipeline import Pipeline
+from workflows.plan import plan_embedding
 
 
 def embedded(pipeline: Pipeline, store: Store) -> Snapshot:
     """The snapshot of a pipeline's table, committed."""
-    spec, source = pipeline.spec, pipeline.open_source()
-    plan = make_plan(
-        name=pipeline.name,
-        source=source,
-        dataset=spec.dataset,
-        features=spec.features,
-        target=spec.task.target,
-        target_kind=spec.task.target_kind,
-        store=store,
-    )
+    plan = plan_embedding(pipeline)
     write_samples(plan, store=store)
     for work in plan.work:
         feature = plan.modalities[work.modality].feature
@@ -34,8 +25,8 @@ def embedded(pipeline: Pipeline, store: Store) -> Snapshot:
             store=store,
             spec=feature.encoder,
             encoder=feature.encoder.load(),
-            source=source,
-            reader=RowReader(source, columns=feature.payload_columns.names),
+            source=plan.source,
+            reader=RowReader(plan.source, columns=feature.payload_columns.names),
             columns=feature.payload_columns,
             payload_key_by="stat",
         )

@@ -60,9 +60,7 @@ _fault_table = FaultTable()
 
 SECOND_RAY = (
     "test_interruption.py",
-    "test_three_nodes.py",
     "test_train_job.py",
-    "test_upkeep.py",
 )
 """Files whose tests take about as long as all others that start Ray."""
 

@@ -78,12 +78,12 @@ def start_ray(**options: Any) -> None:
     """
     import ray
 
-    for last in (*[False] * (STARTS - 1), True):
+    for left in reversed(range(STARTS)):
         try:
             ray.init(**options)
             return
         except Exception as error:  # a bare one, of all that may go wrong
-            if last or "timed out during startup" not in str(error):
+            if not left or "timed out during startup" not in str(error):
                 raise
 
 

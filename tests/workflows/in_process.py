@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from features.storage import open_storage
 from features.store import Store
 from training.agenda import Agenda, Standing
 from training.data.table import load_table
+from training.passes import divide
 from training.produce import produce_candidate
+from training.progress import FitProgress, Reporter, RoundProgress, post_round, received
 from workflows.cluster import Connection
 
 
@@ -52,14 +55,34 @@ def load_here(actor: Any, modality: str, *, encoder: str) -> Any:
     return actor._features[modality].encoder.load()
 
 
-def fit_here(*, store_root: str, snapshot_id: str, agenda: Agenda, **_: Any) -> Standing:
-    """What the training's one worker does, candidate by candidate."""
+def fit_here(
+    *,
+    store_root: str,
+    snapshot_id: str,
+    agenda: Agenda,
+    on_round: Callable[[RoundProgress], None] | None = None,
+    on_progress: Callable[[FitProgress], None] | None = None,
+    **_: Any,
+) -> Standing:
+    """What the training's one worker does, candidate by candidate; told as it goes."""
+
+    def tell(item: Mapping[str, Any]) -> None:
+        told = received(item)
+        if isinstance(told, RoundProgress):
+            if on_round is not None:
+                on_round(told)
+        elif on_progress is not None:
+            on_progress(told)
+
+    mailbox = SimpleNamespace(post=SimpleNamespace(remote=tell))
     store = Store(open_storage(store_root))
     snapshot = store.read_snapshot(snapshot_id)
     table = load_table(store, snapshot, task=agenda.task, modalities=tuple(snapshot.modalities))
     while (due := agenda.standing(store, snapshot=snapshot, keep=True).next()) is not None:
-        for candidate in due.missing():
-            produce_candidate(
+        missing = due.missing()
+        post_round(mailbox, due=due, passes=divide(missing, training=due.training))
+        for number, candidate in enumerate(missing, 1):
+            record = produce_candidate(
                 candidate,
                 store=store,
                 snapshot=snapshot,
@@ -67,6 +90,14 @@ def fit_here(*, store_root: str, snapshot_id: str, agenda: Agenda, **_: Any) -> 
                 training=due.training,
                 table=table,
             )
+            reporter = Reporter(
+                mailbox=mailbox,
+                candidate=candidate,
+                number=number,
+                of=len(missing),
+                training=due.training,
+            )
+            reporter.end(record.failure["reason"] if record.failure else None)
     return agenda.standing(store, snapshot=snapshot, keep=True)
 
 

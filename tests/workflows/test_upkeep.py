@@ -318,7 +318,7 @@ def test_stages_1_and_2_take_photos_from_s3_and_keep_all_there(
     hog = HogSpec().load()
     expected = hog.encode([hog.prepare(pixels) for pixels in drawn[found.rows]])
     np.testing.assert_allclose(found.values, expected, atol=1e-3)
-    assert "1 to fit on 1 worker" in run("train", "words.yaml")
+    assert "1 candidate fitted" in run("train", "words.yaml")
     kinds = {entry.path.partition("/")[0] for entry in store.storage.walk()}
     assert kinds == {
         "samples", "embeddings", "encoders", "snapshots", "statistics", "latest", "scans",
