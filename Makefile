@@ -28,7 +28,7 @@ demo: $(READY) ## run the whole pipeline in ./demo, on data it makes itself
 	@$(BIN)/sensorium demo --dir demo
 
 test: $(READY) ## run all tests
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	@$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """What all tests share: their environment, one small Ray, and a check that nothing is left.
 
-They may run in several processes (`pytest -n 3 --dist loadgroup --no-loadscope-reorder`): those
-that start Ray in two of them, each with a Ray of its own, the others file by file where there is
-room, so that what is prepared for a file is prepared once.
+They may run in several processes (`pytest -n 2 --dist loadgroup --no-loadscope-reorder`): those
+that start Ray in one of them, or two that start at once on a small machine would be too slow for
+Ray's own limits; the others file by file, so that what is prepared for a file is prepared once.
 """
 
 from __future__ import annotations
@@ -58,13 +58,6 @@ _faults: list[str] = []
 _fault_table = FaultTable()
 
 
-SECOND_RAY = (
-    "test_interruption.py",
-    "test_train_job.py",
-)
-"""Files whose tests take about as long as all others that start Ray."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
     global _folder
     for name in ELSEWHERE:
@@ -87,8 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_slow(item) or "ray_cluster" in getattr(item, "fixturenames", ()):
-            second = item.path.name in SECOND_RAY
-            item.add_marker(pytest.mark.xdist_group("ray-2" if second else "ray-1"))
+            item.add_marker(pytest.mark.xdist_group("ray"))
         elif item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
     # In one process the slow ones last. In several, the longest groups first, or one of them would
@@ -102,9 +94,9 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 def _length(item: pytest.Item) -> int:
-    """How long the group of a test takes: the ones with Ray, then the one with faults, the rest."""
+    """How long the group of a test takes: the one with Ray, then the one with faults, the rest."""
     marker = item.get_closest_marker("xdist_group")
-    return {"ray-1": 2, "ray-2": 2, "faults": 1}.get(str(marker and marker.args[0]), 0)
+    return {"ray": 2, "faults": 1}.get(str(marker and marker.args[0]), 0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,7 +30,7 @@ class Done:
     output: str
 
 
-pytestmark = pytest.mark.xdist_group("ray-1")
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture
