@@ -5,6 +5,9 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint lock
 
+# Images often set it; here it would have every process compile all that it imports, each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 READY := .venv/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 UNFINISHED := .venv/.unfinished
@@ -63,7 +66,8 @@ $(READY):
 	@echo "Setting up .venv with $$("$(PYTHON)" --version):" \
 		"$$(grep -c == requirements.lock) packages, a few minutes, once."
 	@"$(PYTHON)" -m venv .venv
-	@# Not compiled ahead: of what is installed a small part is ever imported.
+	@# Of what is installed a small part is ever imported, so pip does not compile it all. What Ray's
+	@# processes import is compiled below: they start at once, and would each do it.
 	@set -euo pipefail; $(call pip,$(BIN)/python) install --no-compile --progress-bar off -r requirements.lock \
 	| { n=0; while read -r word rest; do case "$$word" in \
 		Collecting|Processing) n=$$((n + 1)); \
@@ -71,4 +75,5 @@ $(READY):
 		Installing) echo "  installing (the longest part)";; \
 		esac; done; }
 	@$(call pip,$(BIN)/python) install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/python -W ignore -c 'import mlflow.pyfunc, ray.dashboard.agent, ray.train.torch'
 	@touch $@; rm $(UNFINISHED); echo "Ready."

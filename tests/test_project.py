@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -252,3 +253,18 @@ def test_the_readme_lists_every_module(package: str) -> None:
 
 def test_the_changelog_knows_this_version(project: dict[str, Any]) -> None:
     assert f"## [{project['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_make_lets_python_keep_what_it_compiles() -> None:
+    """Or each of Ray's processes compiles torch and pandas anew, in an image that sets this."""
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "--eval", "shown:; @env", "shown"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "IN_THE_IMAGE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    names = {line.partition("=")[0] for line in shown}
+    assert "IN_THE_IMAGE" in names
+    assert "PYTHONDONTWRITEBYTECODE" not in names
