@@ -8,8 +8,10 @@ again every `seconds / 6`; a turn that was not renewed for `seconds` is of a pro
 the next number is free. Numbers only rise, so a holder that stood still sees that it was passed
 over, and who looked at an old state cannot take what is another's by now. Times are those that the
 storage gives its files, so that no two clocks matter. On the machine of a holder nobody waits so
-long: a process that is not there any more has no turn (by kernel and namespace of process numbers,
-which Linux tells; a number that was given to another process since means to wait after all).
+long: a process that is not there any more has no turn. A process is known by its number, when it
+was started, and by host, kernel and namespace of process numbers, all of which Linux tells and no
+two processes share, unless a running machine is copied with its memory; without Linux, and between
+two containers of a machine, one waits.
 
 To look costs a listing, and a read if there was a turn before: who finds nothing to do takes no
 turn, and writes nothing.
@@ -27,7 +29,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from features.lease import LeaseLost
@@ -37,6 +39,8 @@ FOLDER = "turns"
 LEASE_SECONDS = 180.0
 STALE_PROBE_SECONDS = 3600.0
 _TURN = re.compile(r"(\d{8})\.json")
+_held: set[str] = set()
+"""The marks of the turns that this process has: what it could not give back, it has no more."""
 
 
 class Overtaken(Exception):
@@ -62,6 +66,7 @@ class Turn:
         self._storage = storage
         self._folder = f"{FOLDER}/{quote(name, safe='')}"
         self._who = f"{what} on {platform.node()}, process {os.getpid()}"
+        self._mark = uuid.uuid4().hex
         self._seconds = seconds
         self._seen = 0
         self._number: int | None = None
@@ -74,21 +79,25 @@ class Turn:
         holder = self._holder()
         return None if holder is None else holder.who
 
-    def is_used(
+    def living_holder(
         self, *, every: float = 5.0, on_wait: Callable[[str], None] | None = None
     ) -> str | None:
         """Who has the turn and is alive, for a person; None once it is free.
 
-        One that runs on this machine is seen to be alive. Of another its next renewal tells, for
-        which this waits, and `on_wait` is told for whom: `seconds / 6`, or `seconds` if it is dead.
+        One that runs on this machine and has renewed its turn lately is alive. Of any other its
+        next renewal tells, which this waits for after it has told `on_wait` of whom: up to
+        `seconds / 6` for a living one, up to `seconds` for a dead one.
         """
         first = None
         while (holder := self._holder()) is not None:
-            if holder.alive or (first is not None and holder.entry != first.entry):
+            if holder.alive:
                 return holder.who
-            if first is None and on_wait:
-                on_wait(holder.who)
-            first = first or holder
+            if first is None or holder.entry.path != first.entry.path:
+                first = holder
+                if on_wait:
+                    on_wait(holder.who)
+            elif holder.entry != first.entry:
+                return holder.who
             time.sleep(every)
         return None
 
@@ -140,8 +149,7 @@ class Turn:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        with suppress(OSError):
-            self._storage.replace(self._path(self._number), self._body(ended=True))
+        self._give_back(self._number)
         self._number = None
 
     def __enter__(self) -> Turn:
@@ -159,24 +167,34 @@ class Turn:
         try:
             body = json.loads(self._storage.read(entry.path))
             ended, who = bool(body["ended"]), str(body["who"])
-            alive = _is_alive(place=body.get("place"), process=body.get("process"))
+            alive = _is_alive(body)
         except FileNotFoundError:
             return self._holder()  # a later one has been taken, and this one cleared away
         except (ValueError, KeyError, TypeError):
             ended, who, alive = False, entry.path, None
-        if ended or alive is False or self._now() - entry.modified > self._seconds:
+        if ended or alive is False or (age := self._now() - entry.modified) > self._seconds:
             return None
-        return _Holder(entry, who, bool(alive))
+        # A process may live on, and have lost its turn without a way to say so.
+        return _Holder(entry, who, alive=bool(alive) and age < self._seconds / 3)
 
     def _take(self) -> None:
         turn = self._seen + 1
         begun = time.monotonic()
-        if not self._storage.write_once(self._path(turn), self._body(ended=False)):
-            raise Overtaken(self._path(turn))
-        # The name is free again where a later turn's holder has cleared it away.
-        entries = self._turns()
-        if max(entries, default=0) != turn:
-            raise Overtaken(self._path(turn))
+        _held.add(self._mark)
+        try:
+            if not self._storage.write_once(self._path(turn), self._body(ended=False)):
+                raise Overtaken(self._path(turn))
+        except BaseException:
+            _held.discard(self._mark)
+            raise
+        try:
+            # The name is free again where a later turn's holder has cleared it away.
+            entries = self._turns()
+            if max(entries, default=0) != turn:
+                raise Overtaken(self._path(turn))
+        except BaseException:
+            self._give_back(turn)
+            raise
         self._number, self._renewed = turn, begun
         self._over.clear()
         self._thread = threading.Thread(target=self._keep, name="turn", daemon=True)
@@ -205,10 +223,16 @@ class Turn:
         while not self._over.wait(self._seconds / 6):
             begun = time.monotonic()
             if begun - self._renewed > self._seconds / 2:
+                _held.discard(self._mark)
                 return  # others may pass over it, and are not to be kept from that
             with suppress(OSError):  # `confirm` tells, if it lasts
                 self._storage.replace(self._path(turn), self._body(ended=False))
                 self._renewed = begun
+
+    def _give_back(self, turn: int) -> None:
+        with suppress(OSError):
+            self._storage.replace(self._path(turn), self._body(ended=True))
+        _held.discard(self._mark)
 
     def _turns(self) -> dict[int, Entry]:
         """The files of turns by their number."""
@@ -237,29 +261,40 @@ class Turn:
         return f"{self._storage.root}/{self._path(turn)}"
 
     def _body(self, *, ended: bool) -> bytes:
-        return json.dumps(
-            {"who": self._who, "ended": ended, "place": _place(), "process": os.getpid()}
-        ).encode()
+        said = {"who": self._who, "ended": ended, "mark": self._mark, "process": _process()}
+        return json.dumps(said).encode()
 
 
-def _place() -> str | None:
-    """Within what the number of this process is unique; None where the system does not tell."""
+def _process(number: int | None = None) -> dict[str, Any] | None:
+    """What tells this process, or that of a number here, from all others; None if nothing does.
+
+    ProcessLookupError if there is none of that number, or it is a dead child that nobody awaits.
+    """
+    number = os.getpid() if number is None else number
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{platform.node()} {kernel} {os.readlink('/proc/self/ns/pid')}"
+        place = f"{platform.node()} {kernel} {os.readlink('/proc/self/ns/pid')}"
+        os.kill(number, 0)
+        state, *fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except ProcessLookupError:
+        raise
     except OSError:
-        return None
+        return None  # another system, another user's process, or one that has ended just now
+    if state in "ZX":
+        raise ProcessLookupError(number)
+    return {"place": place, "number": number, "started": fields[18]}
 
 
-def _is_alive(*, place: object, process: object) -> bool | None:
-    """Whether a process runs, not as a dead child that nobody awaits; None if it cannot be told."""
-    if not isinstance(process, int) or place is None or place != _place():
+def _is_alive(body: dict[str, Any]) -> bool | None:
+    """Whether the holder of a turn runs, and has it yet; None if that cannot be told from here."""
+    process = body.get("process")
+    here = _process()
+    if not isinstance(process, dict) or here is None or process.get("place") != here["place"]:
         return None
+    if process == here:
+        return body.get("mark") in _held
     try:
-        os.kill(process, 0)
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        now = _process(int(process["number"]))
     except ProcessLookupError:
         return False
-    except OSError:
-        return None  # another user's, or it has ended just now
-    return state not in "ZX"
+    return None if now is None else now == process

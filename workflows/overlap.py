@@ -35,9 +35,9 @@ def one_at_a_time(
 
     It is given a function to call before it changes anything, which takes the pipeline's turn
     (`features.turns`) or makes sure of it, and first calls `check`; who changes nothing takes none.
-    Where another is at work this waits for its end, or raises LeftToAnother; never for one that
-    died, or a job that is tried again after a crash would end well and have done nothing. Where
-    another was quicker between the look and the change, `work` is called again.
+    Where another is at work this waits for its end, or raises LeftToAnother. It is left to the
+    living alone, or a job that is tried again after a crash would end well and have done nothing.
+    Where another was quicker between the look and the change, `work` is called again.
     """
     what = f"run {pipeline.name}"
     with Turn(pipeline.open_store().storage, name=what, what=what) as lease:
@@ -70,7 +70,7 @@ def _look(lease: Turn, *, on_overlap: OnOverlap, outcome: Outcome, console: Cons
         if on_overlap == "wait":
             lease.wait(every=WAIT_SECONDS, on_wait=lambda who: say(f"for {who}"))
             return
-        who = lease.is_used(
+        who = lease.living_holder(
             every=WAIT_SECONDS, on_wait=lambda who: say(f"to see whether this is alive: {who}")
         )
     if who is not None:

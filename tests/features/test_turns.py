@@ -9,9 +9,11 @@ import signal
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
+from features import turns
 from features.lease import LeaseLost
 from features.storage import LocalStorage, open_storage
 from features.turns import Overtaken, Turn
@@ -143,37 +145,125 @@ def test_nobody_waits_for_a_holder_that_was_killed_on_the_same_machine(tmp_path)
     assert heir.look() is None
     (path,) = (tmp_path / "turns/nightly").glob("*.json")
     body = json.loads(path.read_bytes())
-    for other in ({"place": "elsewhere"}, {"place": None}, {"process": os.getpid()}):
-        path.write_text(json.dumps(body | other))
+    for other in ({"place": "elsewhere"}, {"place": None}, {"number": "?"}):
+        path.write_text(json.dumps(body | {"process": body["process"] | other}))
         assert heir.look() is not None, other
+    path.write_text(json.dumps(body | {"process": None}))
+    assert heir.look() is not None
+    # As in a container that was started again: its first process has the number of the dead one.
+    path.write_text(json.dumps(body | {"process": body["process"] | {"number": os.getpid()}}))
+    assert heir.living_holder() is None
     path.write_text(json.dumps(body))
     heir.take(every=0.05, most=0.2)
     heir.end()
 
 
-def test_a_turn_is_used_only_by_who_is_seen_to_be_alive(tmp_path, monkeypatch):
+def test_a_turn_that_could_not_be_given_back_is_free_in_its_process(tmp_path, monkeypatch):
+    """A process that goes on, as a notebook's, does not take itself for another run."""
+    storage = LocalStorage(tmp_path)
+
+    def unreachable(*_):
+        raise OSError("the store is not to be reached")
+
+    held = lease(storage)
+    held.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "replace", unreachable)
+        held.end()
+    assert not json.loads((tmp_path / "turns/nightly/00000001.json").read_bytes())["ended"]
+    heir = lease(storage)
+    assert heir.look() is None and heir.living_holder() is None
+    with heir:
+        heir.take(most=0.2)
+
+
+@pytest.mark.parametrize("end", [OSError("no answer"), SystemExit(15)])
+def test_a_turn_that_was_taken_but_not_seen_to_be_is_given_back(tmp_path, monkeypatch, end):
+    storage = LocalStorage(tmp_path)
+    late = lease(storage)
+    assert late.look() is None
+    write_once = storage.write_once
+
+    def then_ends(*arguments):
+        write_once(*arguments)
+        monkeypatch.setattr(late, "_turns", Mock(side_effect=end))
+        return True
+
+    monkeypatch.setattr(storage, "write_once", then_ends)
+    with pytest.raises(type(end)):
+        late.confirm()
+    (path,) = (tmp_path / "turns/nightly").glob("*.json")
+    assert json.loads(path.read_bytes())["ended"]
+    assert lease(LocalStorage(tmp_path)).look() is None
+
+
+def test_of_a_living_process_that_has_not_renewed_its_turn_the_next_renewal_tells(tmp_path):
+    storage = LocalStorage(tmp_path)
+    held = lease(storage)
+    held.take()
+    (path,) = (tmp_path / "turns/nightly").glob("*.json")
+    aged = time.time() - 61
+    os.utime(path, (aged, aged))
+    waited = []
+
+    def renew(who):
+        waited.append(who)
+        storage.replace("turns/nightly/00000001.json", held._body(ended=False))
+
+    assert lease(storage).living_holder(every=0.01, on_wait=renew).startswith("run on ")
+    assert len(waited) == 1
+    held.end()
+
+
+def test_a_holder_is_alive_who_is_seen_to_be(tmp_path, monkeypatch):
     storage = LocalStorage(tmp_path)
     waited = []
-    assert lease(storage).is_used(on_wait=waited.append) is None
+    assert lease(storage).living_holder(on_wait=waited.append) is None
     with lease(storage, what="here") as held:
         held.take()
-        assert lease(storage).is_used(on_wait=waited.append).startswith("here on ")
+        assert lease(storage).living_holder(on_wait=waited.append).startswith("here on ")
     assert waited == []
 
-    far = lease(storage, what="far", seconds=1.2)
-    body = far._body
-    monkeypatch.setattr(
-        far,
-        "_body",
-        lambda *, ended: json.dumps(json.loads(body(ended=ended)) | {"place": "far"}).encode(),
-    )
-    far.take()
-    watcher = lease(storage, seconds=1.2)
-    assert watcher.is_used(every=0.01, on_wait=waited.append).startswith("far on ")
+    far = lease(storage, what="far")
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_process", lambda: None)
+        far.take()
+        renewed = far._body(ended=False)
+    path = tmp_path / f"turns/nightly/{far._number:08}.json"
+
+    def renew(who):
+        waited.append(who)
+        storage.replace(f"turns/nightly/{path.name}", renewed)
+
+    assert lease(storage).living_holder(every=0.01, on_wait=renew).startswith("far on ")
+    assert [who.partition(" ")[0] for who in waited] == ["far"]
+
+    def lapse(who):
+        waited.append(who)
+        os.utime(path, (0, 0))
+
     die(far)
-    assert watcher.is_used(every=0.01, on_wait=waited.append) is None
-    assert [who.partition(" ")[0] for who in waited] == ["far", "far"]
-    assert watcher.look() is None
+    assert lease(storage).living_holder(every=0.01, on_wait=lapse) is None
+    assert [who.partition(" ")[0] for who in waited] == ["far"] * 2
+
+
+def test_who_took_the_turn_of_one_that_was_watched_may_be_dead_too(tmp_path, monkeypatch):
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setattr(turns, "_process", lambda: None)
+    first, second = lease(storage, what="first"), lease(storage, what="second")
+    first.take()
+    die(first)
+    waited = []
+
+    def lapse(who):
+        waited.append(who.partition(" ")[0])
+        os.utime(tmp_path / f"turns/nightly/{len(waited):08}.json", (0, 0))
+        if len(waited) == 1:
+            second.take(most=0.2)
+            die(second)
+
+    assert lease(storage).living_holder(every=0.01, on_wait=lapse) is None
+    assert waited == ["first", "second"]
 
 
 def test_a_number_that_was_cleared_away_is_not_taken_again(tmp_path):

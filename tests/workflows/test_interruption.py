@@ -92,8 +92,8 @@ def shards(folder):
 
 
 def kill_when(process, *, folder, count):
-    """Kill the whole group once `count` shards are there; what was finished then."""
-    while len(shards(folder)) < count:
+    """Kill the whole group once its turn is taken and `count` shards are there; what was then."""
+    while not list(folder.glob("store/turns/*/*.json")) or len(shards(folder)) < count:
         assert process.poll() is None, f"ended before the kill: {process.stdout.read()}"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

@@ -122,12 +122,12 @@ def another(story):
         yield lease
 
 
-def end_when_waited_for(turn, patch):
-    """End a turn as soon as somebody waits for that."""
+def when_waited_for(turn, patch, act):
+    """Do something to a turn as soon as somebody waits for it."""
 
     def sleep(seconds):
         assert seconds == overlap.WAIT_SECONDS
-        turn.end()
+        act(turn)
 
     patch.setattr(turns, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
 
@@ -200,16 +200,24 @@ def test_a_run_leaves_it_to_another_that_is_at_work(file, another):
     assert told["rows"] is None, "it has not looked at the table"
 
 
-def test_a_run_leaves_nothing_to_one_that_may_be_dead(file, story, monkeypatch):
+def lapse(turn):
+    os.utime(turn._at(turn._number), (0, 0))
+
+
+def renew(turn):
+    turn._storage.replace(turn._path(turn._number), turn._body(ended=False))
+
+
+@pytest.mark.parametrize(("sign", "status"), [(lapse, "unchanged"), (renew, "left")])
+def test_a_run_leaves_nothing_to_one_that_may_be_dead(file, story, monkeypatch, sign, status):
     """A pod that is started again after a crash is to do the work, not to end well without it."""
-    with Turn(LocalStorage(story.folder / "store"), name="run shapes", what="a dead run") as lease:
-        with monkeypatch.context() as patch:
-            patch.setattr(turns, "_place", lambda: "a pod that was there before")
-            lease.take()
-        end_when_waited_for(lease, monkeypatch)
+    with Turn(LocalStorage(story.folder / "store"), name="run shapes", what="a run afar") as lease:
+        monkeypatch.setattr(turns, "_process", lambda: None)
+        lease.take()
+        when_waited_for(lease, monkeypatch, sign)
         code, said, told = call(file)
-    assert (code, told["status"]) == (0, "unchanged"), said
-    assert "waiting to see whether this is alive: a dead run on " in said
+    assert (code, told["status"]) == (0, status), said
+    assert "waiting to see whether this is alive: a run afar on " in said
     assert told["seconds"]["wait"] > 0
 
 
@@ -219,7 +227,7 @@ def test_a_stage_by_itself_is_a_run_too(file, another, capsys, monkeypatch, stag
     code, out, err = sensorium(capsys, stage, file)
     assert (code, err) == (0, "") and "another run is at work" in out
     assert files(file.parent) == before
-    end_when_waited_for(another, monkeypatch)
+    when_waited_for(another, monkeypatch, Turn.end)
     code, out, err = sensorium(capsys, stage, file, "--on-overlap", "wait")
     assert (code, err) == (0, "") and "waiting for the other run on " in out
     assert "nothing to do" in out or "is the champion already" in out, out
@@ -231,7 +239,7 @@ def test_a_dry_run_is_in_nobody_s_way(file, another, capsys):
 
 
 def test_a_run_waits_for_another_and_then_does_what_is_left(file, another, monkeypatch):
-    end_when_waited_for(another, monkeypatch)
+    when_waited_for(another, monkeypatch, Turn.end)
     code, said, told = call(file, "--on-overlap", "wait")
     assert (code, told["status"]) == (0, "unchanged"), said
     assert "waiting for the other run on " in said

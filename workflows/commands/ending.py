@@ -19,7 +19,8 @@ OnOverlap = Annotated[
     Literal["leave", "wait"],
     typer.Option(
         help="Where another run of the pipeline is at work: `leave` it to that and end with 0, as "
-        "a schedule comes again; or `wait` for its end, then look what is left to do."
+        "a schedule comes again (once it is seen to be alive, within 30 s; what a dead one left is "
+        "done, within 3 minutes); or `wait` for its end, then look what is left to do."
     ),
 ]
 Deadline = Annotated[
