@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -73,18 +74,40 @@ class Connection:
 def start_ray(**options: Any) -> None:
     """`ray.init`, again where a Ray of this machine's own has not come up within Ray's 30 seconds.
 
-    A machine that is busy takes as long now and then, and Ray's limit is fixed. What had started
-    of it is idle, and ends with this process.
+    A machine that is busy takes as long now and then, and Ray's limit is fixed. StageError after
+    STARTS of them.
     """
     import ray
 
-    for left in reversed(range(STARTS)):
+    from workflows.console import make_console
+    from workflows.pipeline import StageError
+
+    for start in range(1, STARTS + 1):
         try:
             ray.init(**options)
             return
         except Exception as error:  # a bare one, of all that may go wrong
-            if not left or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            _end_what_has_started(error)
+            if start == STARTS:
+                raise StageError(
+                    f"Ray has not come up on this machine within 30 s, {STARTS} times: it is too "
+                    "busy. Run again when it is less so, or name a cluster in RAY_ADDRESS"
+                ) from error
+        make_console(stderr=True).print(
+            f"Ray has not come up within 30 s; starting it again ({start + 1} of {STARTS})"
+        )
+
+
+def _end_what_has_started(error: BaseException) -> None:
+    """End the processes of a node that Ray has given up on: it forgets them, and they run on."""
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
 def _quieten() -> None:
