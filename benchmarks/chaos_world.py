@@ -104,6 +104,7 @@ def left_behind(root: str, *, name: str) -> dict[str, str]:
     found["temporary files"] = str(
         [e.path for e in store.storage.walk() if e.path.endswith(".tmp")]
     )
+    found["unfinished fits"] = str(sorted(e.path for e in store.storage.walk("train-runs")))
     found["leases"] = str(sorted(store.storage.list("leases")))
     answers = Store(open_storage(f"{root}/{name}/answers"))
     for entry in answers.storage.walk():

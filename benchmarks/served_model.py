@@ -95,7 +95,7 @@ def make_served_model(
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     pipeline = load_pipeline(folder / "served.yaml")
     store = Store(LocalStorage(pipeline.store_root))
-    snapshot = embedded(pipeline, store)
+    snapshot = embedded(pipeline)
     record = fitted(pipeline, store, snapshot)[0].record
     assert record is not None
     _register(pipeline, store=store, snapshot=snapshot, record=record, uri=uri, folder=folder)

@@ -14,9 +14,9 @@ from workflows.pipeline import Pipeline
 from workflows.plan import plan_embedding
 
 
-def embedded(pipeline: Pipeline, store: Store) -> Snapshot:
+def embedded(pipeline: Pipeline) -> Snapshot:
     """The snapshot of a pipeline's table, committed."""
-    plan = plan_embedding(pipeline)
+    plan, store = plan_embedding(pipeline), pipeline.open_store()
     write_samples(plan, store=store)
     for work in plan.work:
         feature = plan.modalities[work.modality].feature
@@ -28,7 +28,8 @@ def embedded(pipeline: Pipeline, store: Store) -> Snapshot:
             source=plan.source,
             reader=RowReader(plan.source, columns=feature.payload_columns.names),
             columns=feature.payload_columns,
-            payload_key_by="stat",
+            payload_key_by=plan.dataset.payload_key,
+            limits=plan.dataset.limits,
         )
     snapshot = make_snapshot(plan, store=store, quarantine=count_quarantine(plan, store=store))
     store.commit(snapshot)

@@ -109,7 +109,7 @@ def make_shapes(folder: Path, *, promotion: str = "", size: int = 16, text: str 
     (folder / "shapes.yaml").write_text(YAML.format(promotion=promotion, size=size, text=text))
     pipeline = load_pipeline(folder / "shapes.yaml")
     store = Store(LocalStorage(pipeline.store_root))
-    snapshot = embedded(pipeline, store)
+    snapshot = embedded(pipeline)
     planned = fitted(pipeline, store, snapshot)
     return Shapes(folder=folder, pipeline=pipeline, store=store, snapshot=snapshot, planned=planned)
 

@@ -64,7 +64,7 @@ def fit_here(
     on_progress: Callable[[FitProgress], None] | None = None,
     **_: Any,
 ) -> Standing:
-    """What the training's one worker does, candidate by candidate; told as it goes."""
+    """What the training's one worker does, candidate by candidate; told epoch by epoch."""
 
     def tell(item: Mapping[str, Any]) -> None:
         told = received(item)
@@ -82,6 +82,13 @@ def fit_here(
         missing = due.missing()
         post_round(mailbox, due=due, passes=divide(missing, training=due.training))
         for number, candidate in enumerate(missing, 1):
+            reporter = Reporter(
+                mailbox=mailbox,
+                candidate=candidate,
+                number=number,
+                of=len(missing),
+                training=due.training,
+            )
             record = produce_candidate(
                 candidate,
                 store=store,
@@ -89,13 +96,7 @@ def fit_here(
                 task=agenda.task,
                 training=due.training,
                 table=table,
-            )
-            reporter = Reporter(
-                mailbox=mailbox,
-                candidate=candidate,
-                number=number,
-                of=len(missing),
-                training=due.training,
+                on_epoch=reporter.epoch,
             )
             reporter.end(record.failure["reason"] if record.failure else None)
     return agenda.standing(store, snapshot=snapshot, keep=True)

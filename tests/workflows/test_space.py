@@ -72,7 +72,7 @@ def made_space(
     (folder / "drawings.yaml").write_text(YAML)
     pipeline = load_pipeline(folder / "drawings.yaml")
     store = pipeline.open_store()
-    snapshot = embedded(pipeline, store)
+    snapshot = embedded(pipeline)
     records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
@@ -99,7 +99,7 @@ def fused(made_space: Path) -> list[str]:
     )
     pipeline = load_pipeline(made_space / "fused.yaml")
     store = pipeline.open_store()
-    snapshot = embedded(pipeline, store)
+    snapshot = embedded(pipeline)
     records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     aligned = sorted(
         (record for record in records if record.name != "early"),
@@ -247,7 +247,7 @@ def test_added_rows_make_their_own_parts_alone(space: Space, search: Any) -> Non
         sample_id=[f"t{i}" for i in range(30)], text=[f"a new text, number {i}" for i in range(30)]
     )
     pd.concat([table, more]).to_parquet("table.parquet")
-    embedded(space.pipeline, space.store)
+    embedded(space.pipeline)
     found = search("a new text, number 7", "--snapshot", "latest", "--in", "caption", "-k", "3")
     assert found["results"][0]["sample_id"] == "t7"
     assert found["results"][0]["similarity"] == pytest.approx(1, abs=1e-6)
@@ -262,7 +262,7 @@ def test_payloads_that_repeat_are_found_once(space: Space, search: Any) -> None:
     table = pd.read_parquet("table.parquet")
     table.loc[:119, "text"] = "the very same"
     table.to_parquet("table.parquet")
-    embedded(space.pipeline, space.store)
+    embedded(space.pipeline)
     options = ("--snapshot", "latest", "--in", "caption", "-k", "4")
     results = search("the very same", *options)["results"]
     assert results[0]["sample_id"] == "s000" and results[0]["repeats"] == 119
@@ -275,7 +275,7 @@ def test_fewer_payloads_than_are_wanted_are_said_to_be_all(
     table = pd.read_parquet("table.parquet")
     table["text"] = ["one", "two", "three"] * (len(table) // 3)
     table.to_parquet("table.parquet")
-    embedded(space.pipeline, space.store)
+    embedded(space.pipeline)
     options = ("two", "--snapshot", "latest", "--in", "caption")
     found = search(*options)
     assert sorted(r["what"] for r in found["results"]) == ["one", "three", "two"]
@@ -518,7 +518,7 @@ def test_embeddings_of_another_encoder_are_refused(
 ) -> None:
     other = YAML.replace("dim: 64", "dim: 32").replace("name: drawings", "name: others")
     Path("others.yaml").write_text(other)
-    embedded(load_pipeline("others.yaml"), space.store)
+    embedded(load_pipeline("others.yaml"))
     snapshot = space.store.latest("others")
     assert snapshot is not None
     command = ["search", "drawings.yaml", "a flat bar", "--snapshot", snapshot.id[:8]]

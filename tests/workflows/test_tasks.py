@@ -126,7 +126,7 @@ def test_a_task_goes_from_its_table_to_answers(name: str, tmp_path: Path, mlflow
     options = {key: case[key] for key in ("task", "promotion") if key in case}
     pipeline = pipeline_of(tmp_path, **options)
     store = Store(LocalStorage(pipeline.store_root))
-    snapshot = embedded(pipeline, store)
+    snapshot = embedded(pipeline)
     records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     assert [record.status for record in records] == ["fitted"] * 3
 
@@ -207,7 +207,7 @@ def test_a_retrieval_needs_no_labels_and_gives_vectors(tmp_path: Path, mlflow_ur
     options = {"task": {"type": "retrieval"}, "candidates": candidates}
     pipeline = pipeline_of(tmp_path, **options)
     store = Store(LocalStorage(pipeline.store_root))
-    snapshot = embedded(pipeline, store)
+    snapshot = embedded(pipeline)
     records = [item.record for item in fitted(pipeline, store, snapshot) if item.record]
     assert [record.status for record in records] == ["fitted"] * 2
     metrics = records[0].metrics
