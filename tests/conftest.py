@@ -1,8 +1,9 @@
 """What all tests share: their environment, one small Ray, and a check that nothing is left.
 
 They may run in several processes (`pytest -n 2 --dist loadgroup --no-loadscope-reorder`): those
-that start Ray in one of them, or two that start at once on a small machine would be too slow for
-Ray's own limits; the others file by file, so that what is prepared for a file is prepared once.
+that are slow in one of them, since most start Ray, and two that start at once on a small machine
+would be too slow for Ray's own limits; the others file by file, so that what is prepared for a file
+is prepared once; unless a test names its group.
 """
 
 from __future__ import annotations
@@ -79,10 +80,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _is_slow(item) or "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+        if item.get_closest_marker("xdist_group") is not None:
+            continue
+        ray = _is_slow(item) or "ray_cluster" in getattr(item, "fixturenames", ())
+        group = "ray" if ray else str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
     # In one process the slow ones last. In several, the longest groups first, or one of them would
     # be alone at the end.
     several = "PYTEST_XDIST_WORKER" in os.environ
@@ -101,13 +103,21 @@ def _length(item: pytest.Item) -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that would send those after it elsewhere: to its cluster, server or database."""
-    yield
-    left = {name: os.environ.pop(name) for name in ELSEWHERE if name in os.environ}
-    mlflow = sys.modules.get("mlflow")
-    if mlflow is not None and mlflow.is_tracking_uri_set():
-        left["mlflow.set_tracking_uri"] = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(None)
+    """Fail a test that would send those after it elsewhere: to its cluster, server or database.
+
+    Or that keeps the processor from them.
+    """
+    try:
+        yield
+    finally:
+        left = {name: os.environ.pop(name) for name in ELSEWHERE if name in os.environ}
+        mlflow = sys.modules.get("mlflow")
+        if mlflow is not None and mlflow.is_tracking_uri_set():
+            left["mlflow.set_tracking_uri"] = mlflow.get_tracking_uri()
+            mlflow.set_tracking_uri(None)
+    if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        left["os.sched_setscheduler"] = str(os.sched_getscheduler(0))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     assert not left, f"{item.nodeid} has left, for all tests after it: {left}"
 
 

@@ -95,6 +95,9 @@ def film(
             return file.read()
     finally:
         os.remove(path)
+        # SVT-AV1 gives its caller real-time priority, and no other process its processor from then.
+        if codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _tone(voice: Any, *, seconds: float) -> list[Any]:
