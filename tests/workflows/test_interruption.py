@@ -124,10 +124,18 @@ def assert_same_store(folder, *, expected):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def address(ray_cluster):
+    """A Ray that jobs run on as they do on a cluster."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def plain(address, tmp_path_factory):
     """A world whose stage 1 nobody disturbed."""
     folder = make_world(tmp_path_factory.mktemp("undisturbed") / "plain")
-    finish(start(folder))
+    finish(start(folder, ray=address))
     assert len(shards(folder)) > 30
     return folder
 
@@ -211,14 +219,6 @@ def test_rows_that_kill_the_process_are_quarantined_and_the_others_embedded(tmp_
 
 
 # ------------------------------------------------------------------ two at once
-
-
-@pytest.fixture
-def address(ray_cluster):
-    """The Ray that both jobs run on, as they do on a cluster."""
-    import ray
-
-    return ray.get_runtime_context().gcs_address
 
 
 @pytest.mark.slow
