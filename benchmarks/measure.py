@@ -24,9 +24,11 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "TRANSFORMERS_VERBOSITY": "error",
     "DO_NOT_TRACK": "1",
+    "PYTHONDONTWRITEBYTECODE": "",
     "PYTHONPATH": str(ROOT),
 }
-"""For every process of a benchmark: nothing is asked of a network, and no bars are drawn.
+"""For every process of a benchmark: nothing is asked of a network, no bars are drawn, and what is
+imported has been compiled before, whatever the environment says.
 
 Threads of OpenMP that spin while they wait are of no use where others want the CPUs too: on a busy
 machine they slow a loop by four, and what is measured is chance.
