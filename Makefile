@@ -75,5 +75,7 @@ $(READY):
 		Installing) echo "  installing (the longest part)";; \
 		esac; done; }
 	@$(call pip,$(BIN)/python) install -q --no-deps --no-build-isolation -e .
-	@$(BIN)/python -W ignore -c 'import mlflow.pyfunc, ray.dashboard.agent, ray.train.torch'
-	@touch $@; rm $(UNFINISHED); echo "Ready."
+	@touch $@; rm $(UNFINISHED)
+	@$(BIN)/python -W ignore -c 'import mlflow.pyfunc, ray.dashboard.agent, ray.train.torch' \
+		|| echo "What Ray imports is not compiled ahead; its first start will be slow."
+	@echo "Ready."

@@ -26,7 +26,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ LEASE_SECONDS = 180.0
 STALE_PROBE_SECONDS = 3600.0
 _TURN = re.compile(r"(\d{8})\.json")
 _held: set[str] = set()
-"""The marks of the turns that this process has: what it could not give back, it has no more."""
+"""Marks of the turns that this process has; a file of its own with another mark is a leftover."""
 
 
 class Overtaken(Exception):
@@ -53,7 +53,7 @@ class _Holder(NamedTuple):
     entry: Entry
     who: str
     alive: bool
-    """Whether it is known to be."""
+    """True only if it is seen to run here, and has renewed its turn lately."""
 
 
 class Turn:
@@ -75,7 +75,7 @@ class Turn:
         self._thread: threading.Thread | None = None
 
     def look(self) -> str | None:
-        """Who has the turn now, for a person; None if it is free. Writes only if it is not."""
+        """Who has the turn now, for a person; None if it is free. Writes if one has not ended."""
         holder = self._holder()
         return None if holder is None else holder.who
 
@@ -147,10 +147,12 @@ class Turn:
         if self._number is None:
             return
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._give_back(self._number)
-        self._number = None
+        try:
+            if self._thread is not None:
+                self._thread.join()
+        finally:
+            self._give_back(self._number)
+            self._number = None
 
     def __enter__(self) -> Turn:
         return self
@@ -172,7 +174,15 @@ class Turn:
             return self._holder()  # a later one has been taken, and this one cleared away
         except (ValueError, KeyError, TypeError):
             ended, who, alive = False, entry.path, None
-        if ended or alive is False or (age := self._now() - entry.modified) > self._seconds:
+        if ended or alive is False:
+            return None
+        # It may have renewed its turn since it was read, however long that took.
+        now, entries = self._now()
+        renewed = entries.get(self._seen)
+        if renewed is None:
+            return self._holder()
+        age = now - renewed.modified
+        if age > self._seconds:
             return None
         # A process may live on, and have lost its turn without a way to say so.
         return _Holder(entry, who, alive=bool(alive) and age < self._seconds / 3)
@@ -230,21 +240,30 @@ class Turn:
                 self._renewed = begun
 
     def _give_back(self, turn: int) -> None:
-        with suppress(OSError):
-            self._storage.replace(self._path(turn), self._body(ended=True))
-        _held.discard(self._mark)
+        try:
+            with suppress(OSError):
+                self._storage.replace(self._path(turn), self._body(ended=True))
+        finally:
+            _held.discard(self._mark)
 
     def _turns(self) -> dict[int, Entry]:
         """The files of turns by their number."""
+        return self._numbered(self._storage.walk(self._folder))
+
+    @staticmethod
+    def _numbered(entries: Iterable[Entry]) -> dict[int, Entry]:
         found = {}
-        for entry in self._storage.walk(self._folder):
+        for entry in entries:
             name = _TURN.fullmatch(entry.path.rpartition("/")[2])
             if name:
                 found[int(name[1])] = entry
         return found
 
-    def _now(self) -> float:
-        """The storage's clock, in seconds since 1970: a small write, a listing, a deletion."""
+    def _now(self) -> tuple[float, dict[int, Entry]]:
+        """The storage's clock, in seconds since 1970, and the files of turns as they are then.
+
+        A small write, a listing, a deletion.
+        """
         path = f"{self._folder}/probe-{uuid.uuid4().hex}"
         self._storage.replace(path, b"")
         entries = list(self._storage.walk(self._folder))
@@ -252,7 +271,7 @@ class Turn:
         probes = [e for e in entries if "/probe-" in e.path]
         stale = [e.path for e in probes if now - e.modified > STALE_PROBE_SECONDS]
         self._storage.delete([path, *stale])
-        return now
+        return now, self._numbered(entries)
 
     def _path(self, turn: int) -> str:
         return f"{self._folder}/{turn:08}.json"
@@ -273,6 +292,8 @@ def _process(number: int | None = None) -> dict[str, Any] | None:
     number = os.getpid() if number is None else number
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return None  # it tells of another namespace than this process's
         place = f"{platform.node()} {kernel} {os.readlink('/proc/self/ns/pid')}"
         os.kill(number, 0)
         state, *fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()

@@ -115,9 +115,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         if mlflow is not None and mlflow.is_tracking_uri_set():
             left["mlflow.set_tracking_uri"] = mlflow.get_tracking_uri()
             mlflow.set_tracking_uri(None)
-    if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
-        left["os.sched_setscheduler"] = str(os.sched_getscheduler(0))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if hasattr(os, "SCHED_FIFO") and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
+            left["os.sched_setscheduler"] = "real-time priority"
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     assert not left, f"{item.nodeid} has left, for all tests after it: {left}"
 
 

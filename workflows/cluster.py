@@ -22,6 +22,8 @@ ENVIRONMENT = {
 LOGGERS = ("ray.data", "ray.train", "ray._private.authentication")
 STARTS = 3
 """How often a Ray of this machine's own is tried to be started."""
+LIMITS = ("timed out during startup", "Timed out waiting for file", "Failed to start GCS")
+"""What Ray says where one of its processes has not come up in time."""
 METERS = {
     "rows": ("Payloads embedded, copied or found bad.", ("pipeline", "modality", "kind")),
     "shards": ("Shards written.", ("pipeline", "modality")),
@@ -87,9 +89,9 @@ def start_ray(**options: Any) -> None:
             ray.init(**options)
             return
         except Exception as error:  # a bare one, of all that may go wrong
-            if "timed out during startup" not in str(error):
-                raise
             _end_what_has_started(error)
+            if not any(limit in str(error) for limit in LIMITS):
+                raise
             if start == STARTS:
                 raise StageError(
                     f"Ray has not come up on this machine within 30 s, {STARTS} times: it is too "

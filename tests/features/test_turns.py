@@ -231,6 +231,9 @@ def test_a_holder_is_alive_who_is_seen_to_be(tmp_path, monkeypatch):
         renewed = far._body(ended=False)
     path = tmp_path / f"turns/nightly/{far._number:08}.json"
 
+    aged = time.time() - 1
+    os.utime(path, (aged, aged))
+
     def renew(who):
         waited.append(who)
         storage.replace(f"turns/nightly/{path.name}", renewed)
