@@ -109,7 +109,7 @@ def _end_what_has_started(error: BaseException) -> None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         node = frame.f_locals.get("self")
         if isinstance(node, Node):
-            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
 
 
 def _quieten() -> None:

@@ -73,10 +73,16 @@ def children():
     found = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            found[process.pid] = process.name()
+            found[process.pid] = process.name() + " " + " ".join(process.cmdline())[:300]
         except psutil.NoSuchProcess:
             pass
     return found
+
+def runs(number):
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE  # not awaited by the system
+    except psutil.NoSuchProcess:
+        return False
 
 def never(*arguments):
     late.append(children())
@@ -89,21 +95,26 @@ def init(**options):
 
 ray.init = init
 start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)
-end = time.monotonic() + 30
-while (left := [p for p in late[0] if psutil.pid_exists(p)]) and time.monotonic() < end:
+end = time.monotonic() + 10
+while (left := [p for p in late[0] if runs(p)]) and time.monotonic() < end:
     time.sleep(0.1)
 print(json.dumps([late, left, children()]))
 """
 """The first start is told that there is no node, and that a minute has passed."""
 
 
+def names(processes: dict[str, str]) -> set[str]:
+    return {command.partition(" ")[0] for command in processes.values()}
+
+
 @pytest.mark.slow
-def test_nothing_is_left_of_a_start_that_took_too_long() -> None:
+def test_no_ray_is_left_of_a_start_that_took_too_long() -> None:
+    """But for an agent of Ray's whose raylet went while it started; it ends with this process."""
     done = subprocess.run(
         [sys.executable, "-c", START_TWICE], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     first, left, second = json.loads(done.stdout.splitlines()[-1])
-    assert {"gcs_server", "raylet"} <= set(first[0].values()), "the first start was under way"
-    assert "gcs_server" in second.values()
-    assert left == [], [first[0][f"{pid}"] for pid in left]
+    assert {"gcs_server", "raylet"} <= names(first[0]), "the first start was under way"
+    assert "gcs_server" in names(second)
+    assert not {"gcs_server", "raylet"} & names({pid: first[0][f"{pid}"] for pid in left})
