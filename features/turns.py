@@ -191,19 +191,17 @@ class Turn:
         turn = self._seen + 1
         begun = time.monotonic()
         _held.add(self._mark)
+        written = False
         try:
-            if not self._storage.write_once(self._path(turn), self._body(ended=False)):
-                raise Overtaken(self._path(turn))
-        except BaseException:
-            _held.discard(self._mark)
-            raise
-        try:
+            written = self._storage.write_once(self._path(turn), self._body(ended=False))
             # The name is free again where a later turn's holder has cleared it away.
-            entries = self._turns()
-            if max(entries, default=0) != turn:
+            if not written or max(entries := self._turns(), default=0) != turn:
                 raise Overtaken(self._path(turn))
-        except BaseException:
-            self._give_back(turn)
+        except BaseException:  # a SIGTERM too: a turn that nobody keeps is in others' way
+            if written:
+                self._give_back(turn)
+            else:
+                _held.discard(self._mark)
             raise
         self._number, self._renewed = turn, begun
         self._over.clear()
